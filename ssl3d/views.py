@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['COLOURS', 'PLANES', 'draw_slice', 'busiest', 'planes', 'row', 'training_curve']
 
-# %% ../nbs/03_views.ipynb #dfe525e2
+# %% ../nbs/03_views.ipynb #b1299b49
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 # %% ../nbs/03_views.ipynb #944a4069
@@ -72,22 +73,31 @@ def busiest(mask, plane: str = "axial") -> int:  # (X, Y, Z) -> index of a slice
     axes = tuple(axis for axis in range(3) if axis != PLANES[plane])
     return int((mask > 0).sum(axis=axes).argmax())
 
-# %% ../nbs/03_views.ipynb #767b4f74
+# %% ../nbs/03_views.ipynb #86f6ff43
+def _legend(fig, classes: dict[int, str] | None) -> None:
+    """Name the colours of a mask below a figure."""
+    if classes:
+        named = [Patch(color=COLOURS[(value - 1) % len(COLOURS)], label=name) for value, name in classes.items() if value]
+        fig.legend(handles=named, loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
+
+# %% ../nbs/03_views.ipynb #6cda53cb
 def planes(
     volume,  # (X, Y, Z) in RAS
     mask=None,  # classes on the same grid
     title: str = "",
+    classes: dict[int, str] | None = None,  # names of the mask's classes, for a legend
     anatomical: bool = True,  # False for a volume whose axes are not RAS
 ) -> list[Axes]:
     """Sagittal, coronal and axial slice side by side: through the middle, or through most of the mask."""
-    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.4), dpi=72, layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), dpi=72, layout="constrained")
     for ax, plane in zip(axes, PLANES):
         draw_slice(ax, volume, plane, None if mask is None else busiest(mask, plane), mask, anatomical)
         ax.set_title(plane if anatomical else f"across axis {PLANES[plane]}", fontsize=10)
     fig.suptitle(title, fontsize=11)
+    _legend(fig, classes)
     return list(axes)
 
-# %% ../nbs/03_views.ipynb #ab4497bd
+# %% ../nbs/03_views.ipynb #d1c43ce2
 def row(
     volumes,  # sequence of (X, Y, Z) volumes or of pictures
     titles=None,  # one for each
@@ -97,6 +107,7 @@ def row(
     anatomical: bool = True,
     columns: int | None = None,  # all in one row where it is not given
     limits: tuple[float, float] | None = None,
+    classes: dict[int, str] | None = None,  # names of the masks' classes, for a legend
 ) -> list[Axes]:
     """The same slice of several volumes, in rows."""
     n = len(volumes)
@@ -110,9 +121,10 @@ def row(
             continue
         draw_slice(ax, volumes[i], plane, at, None if masks is None else masks[i], anatomical, limits)
         ax.set_title(titles[i] if titles else "", fontsize=10)
+    _legend(fig, classes)
     return list(grid.flat[:n])
 
-# %% ../nbs/03_views.ipynb #df4c760a
+# %% ../nbs/03_views.ipynb #b43a8744
 def training_curve(
     log: dict[str, np.ndarray],  # columns of a run's log.csv: step, loss, and where known accuracy and chance
     title: str = "",

@@ -1,0 +1,58 @@
+# make demo   the whole path on the sample scans, in a few minutes
+# make test   everything that CI checks
+# make lab    JupyterLab at the index
+# Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter (3.11 to 3.13).
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test test-long lab sync notebooks results clean
+
+$(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "ssl3d needs Python 3.11 to 3.13, and $(PYTHON) is another one. Try: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/ssl3d demo --out runs/demo
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+test: $(READY)
+	$(BIN)/python tools/check_sync.py
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing --n_workers 2
+	rm -rf build
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
+	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest
+
+test-long: $(READY)
+	rm -rf build
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
+	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -m long
+
+# notebooks -> ssl3d/, README.md; run after every change of a notebook
+sync: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python tools/make_readme.py
+
+# run every notebook and keep its outputs
+notebooks: $(READY)
+	$(BIN)/nbdev_export
+	for nb in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
+	$(MAKE) sync
+
+# what the notebooks and README quote of the demo
+results: $(READY)
+	rm -rf runs/demo
+	$(BIN)/ssl3d demo --out runs/demo
+	mkdir -p results/demo
+	cp runs/demo/results.csv runs/demo/summary.txt runs/demo/curves.png runs/demo/case.png results/demo/
+
+clean:
+	rm -rf .venv build runs *.egg-info

@@ -1,0 +1,162 @@
+"""Reading and preparing single scans."""
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import SAMPLES, write_nifti
+from PIL import Image
+from ssl3d.cohorts import InputError
+from ssl3d.scans import content_box, crop, orient, prepare_scan, read_scan, resize, scale
+
+RNG = np.random.default_rng(0)
+
+
+def test_nifti_3d_and_4d(tmp_path):
+    three, four = RNG.random((5, 6, 7), dtype=np.float32), RNG.random((5, 6, 7, 2), dtype=np.float32)
+    assert torch.equal(read_scan(write_nifti(tmp_path / "a.nii.gz", three))[0].as_tensor(), torch.tensor(three))
+    assert torch.equal(read_scan(write_nifti(tmp_path / "b.nii", four)).as_tensor(), torch.tensor(four).movedim(-1, 0))
+
+
+def test_nifti_scale_and_slope(tmp_path):
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    image.header.set_slope_inter(0.5, 10)
+    nib.save(image, tmp_path / "a.nii")
+    expected = np.asarray(nib.load(tmp_path / "a.nii").dataobj, dtype=np.float32)
+    assert np.array_equal(read_scan(tmp_path / "a.nii")[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("shape, expected", [((30, 20), (1, 30, 20)), ((30, 20, 3), (3, 30, 20)),
+                                             ((9, 8, 7), (1, 9, 8, 7)), ((9, 8, 7, 2), (2, 9, 8, 7)),
+                                             ((4, 9, 8, 7), (4, 9, 8, 7))])
+def test_npy(tmp_path, shape, expected):
+    np.save(tmp_path / "a.npy", RNG.random(shape))
+    assert read_scan(tmp_path / "a.npy").shape == expected
+
+
+def test_npy_is_never_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="a.npy"):
+        read_scan(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("mode, channels", [("L", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("CMYK", 3)])
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_pictures_keep_rows_and_columns(tmp_path, mode, channels, suffix):
+    if (suffix == ".jpg" and mode in ("RGBA", "P")) or (suffix == ".png" and mode == "CMYK"):
+        pytest.skip("no such file")
+    picture = np.zeros((20, 30), np.uint8)
+    picture[:5] = 200  # a bright bar on top
+    Image.fromarray(picture).convert("RGB").convert(mode).save(tmp_path / f"a{suffix}")
+    scan = read_scan(tmp_path / f"a{suffix}")
+    assert scan.shape == (channels, 20, 30) and scan[:, 0].mean() > 150 > 50 > scan[:, -1].mean()
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PSR", "AIL", "SRA"])
+def test_every_orientation_comes_to_ras_without_a_changed_voxel(tmp_path, codes):
+    original = nib.Nifti1Image(RNG.random((5, 6, 7), dtype=np.float32), np.diag([1, 2, 3, 1]))
+    turn = nib.orientations.ornt_transform(nib.io_orientation(original.affine), nib.orientations.axcodes2ornt(codes))
+    nib.save(original.as_reoriented(turn), tmp_path / "a.nii")
+    scan = orient(read_scan(tmp_path / "a.nii"))
+    assert np.array_equal(scan[0].numpy(), np.asarray(original.dataobj, dtype=np.float32))
+    assert np.allclose(scan.affine.numpy(), original.affine) and np.allclose(scan.pixdim.numpy(), [1, 2, 3])
+
+
+def test_the_box_holds_the_last_plane():
+    scan = torch.zeros(2, 5, 6, 7)
+    scan[1, 4, 5, 6] = 1
+    scan[0, 1, 1, 1] = 1
+    assert content_box(scan) == ((1, 1, 1), (5, 6, 7))
+
+
+def test_the_background_need_not_be_zero():
+    scan = torch.full((1, 5, 6, 7), -1000.0)
+    scan[0, 1:3, 2:4, 3:6] = 40
+    assert content_box(scan) == ((1, 2, 3), (3, 4, 6))
+
+
+@pytest.mark.parametrize("size", [8, 13, 40, 64])
+def test_masks_never_get_a_new_class(tmp_path, size):
+    mask = read_scan(write_nifti(tmp_path / "m.nii", (RNG.integers(0, 2, (20, 22, 18)) * 4).astype(np.uint8)))
+    assert set(resize(mask, (size,) * 3, mask=True).unique().tolist()) == {0, 4}
+
+
+def test_resize_keeps_the_field_of_view(tmp_path):
+    scan = read_scan(write_nifti(tmp_path / "a.nii", RNG.random((20, 20, 20)), np.diag([2, 2, 2, 1])))
+    small = resize(scan, (10, 10, 10))
+    assert np.allclose(small.pixdim.numpy(), 4) and abs(float(small.mean() - scan.mean())) < 0.01
+
+
+@pytest.mark.parametrize("percentiles", [None, (1, 99)])
+def test_scale_is_per_channel_and_within_0_and_1(percentiles):
+    scan = torch.stack([torch.rand(6, 6, 6) * 1000 - 500, torch.rand(6, 6, 6)])
+    scaled = scale(scan, percentiles)
+    assert scaled.flatten(1).min(1).values.tolist() == [0, 0] and scaled.flatten(1).max(1).values.tolist() == [1, 1]
+
+
+def test_prepared_whole_and_content(tmp_path):
+    image = np.zeros((20, 20, 20), np.float32)
+    image[5:15, 5:15, 5:15] = RNG.random((10, 10, 10)) + 1
+    mask = (image > 1.5).astype(np.uint8)
+    ready = prepare_scan((write_nifti(tmp_path / "a.nii", image),), write_nifti(tmp_path / "m.nii", mask), size=20)
+    assert ready.box == ((5, 5, 5), (15, 15, 15)) and ready.shape == (20, 20, 20)
+    assert np.array_equal(ready.mask[0].numpy(), mask), "the mask is on the grid of the whole scan"
+    assert (ready.image == 0).float().mean() > 0.8 > 0.1 > (ready.content == 0).float().mean()
+    again = crop(read_scan(tmp_path / "a.nii"), ready.box)
+    assert torch.allclose(ready.content, scale(resize(again, (20, 20, 20))), atol=1e-6)
+    assert prepare_scan((tmp_path / "a.nii",), size=20, crop_content=False).content is None
+
+
+def _cut(path, tmp_path):
+    (tmp_path / "bad.nii.gz").write_bytes(path.read_bytes()[:3000])
+    return tmp_path / "bad.nii.gz"
+
+
+def _nonsense(path, tmp_path):
+    (tmp_path / "bad.nii.gz").write_bytes(gzip.compress(b"not a scan" * 100))
+    return tmp_path / "bad.nii.gz"
+
+
+def _nan(path, tmp_path):
+    return write_nifti(tmp_path / "bad.nii.gz", np.full((5, 5, 5), np.nan, np.float32))
+
+
+def _flat(path, tmp_path):
+    return write_nifti(tmp_path / "bad.nii.gz", np.ones((5, 5, 5), np.float32))
+
+
+def _five(path, tmp_path):
+    return write_nifti(tmp_path / "bad.nii.gz", RNG.random((3, 3, 3, 2, 2)))
+
+
+def _absent(path, tmp_path):
+    return tmp_path / "bad.nii.gz"
+
+
+@pytest.mark.parametrize("spoil", [_cut, _nonsense, _nan, _flat, _five, _absent])
+def test_bad_files_are_named(tmp_path, spoil):
+    with pytest.raises(InputError, match="bad.nii.gz"):
+        prepare_scan((spoil(SAMPLES / "imagesTr" / "brain_001.nii.gz", tmp_path),), size=8)
+
+
+@pytest.mark.parametrize("mask, affine, said", [
+    (np.ones((5, 5, 6)), None, "voxels"),
+    (np.full((5, 5, 5), 0.5), None, "is not a mask"),
+    (np.full((5, 5, 5), -1.0), None, "is not a mask"),
+    (np.ones((5, 5, 5)), np.diag([1, 1, 1, 1]) + np.array([[0, 0, 0, 9]] + [[0] * 4] * 3), "mm away"),
+])
+def test_a_mask_that_is_not_of_its_image_is_refused(tmp_path, mask, affine, said):
+    image = write_nifti(tmp_path / "a.nii", RNG.random((5, 5, 5)))
+    with pytest.raises(InputError, match=said) as error:
+        prepare_scan((image,), write_nifti(tmp_path / "m.nii", mask, affine), size=8)
+    assert "m.nii" in str(error.value) and "a.nii" in str(error.value)
+
+
+def test_modalities_of_a_case_are_stacked(tmp_path):
+    files = tuple(write_nifti(tmp_path / f"{i}.nii", RNG.random((6, 6, 6))) for i in range(3))
+    assert prepare_scan(files, size=6).image.shape == (3, 6, 6, 6)
+    write_nifti(tmp_path / "2.nii", RNG.random((6, 6, 7)))
+    with pytest.raises(InputError, match="2.nii"):
+        prepare_scan(files, size=6)

@@ -1,0 +1,42 @@
+"""Make README.md and its pictures (nbs/pictures/) from the committed outputs of nbs/index.ipynb."""
+
+import shutil
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = Path("nbs") / "pictures"
+
+
+def shown(cell):
+    """The cell as a reader of the README sees it, or None for one that is hidden."""
+    directives = [line for line in cell.source.splitlines() if line.startswith("#|")]
+    if any("hide" in line for line in directives):
+        return None
+    if cell.cell_type == "code":
+        echo = not any("echo: false" in line for line in directives)
+        code = [line for line in cell.source.splitlines() if not line.startswith("#|")]
+        cell.source = "\n".join(code).strip() if echo else ""
+    return cell
+
+
+def main() -> None:
+    notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    notebook.cells = [cell for cell in map(shown, notebook.cells) if cell is not None]
+    exporter = MarkdownExporter()
+    text, resources = exporter.from_notebook_node(notebook, {"unique_key": "index",
+                                                             "output_files_dir": PICTURES.as_posix()})
+    text = text.replace("```python\n\n```", "").replace("```python\n```", "")
+    shutil.rmtree(ROOT / PICTURES, ignore_errors=True)
+    for name, data in resources.get("outputs", {}).items():
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).write_bytes(data)
+    lines = [line.rstrip() for line in text.splitlines()]
+    kept = [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
+    (ROOT / "README.md").write_text("\n".join(kept).strip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
