@@ -115,7 +115,7 @@ def crop(scan: MetaTensor, box: Box) -> MetaTensor:
     """The voxels inside the box, with the affine moved along."""
     return SpatialCrop(roi_start=box[0], roi_end=box[1])(scan)
 
-# %% ../nbs/01_scans.ipynb #fbb8d813
+# %% ../nbs/01_scans.ipynb #9e35aac8
 def resize(
     scan: MetaTensor,  # (C, *space)
     size: tuple[int, ...],  # voxels per axis
@@ -124,7 +124,8 @@ def resize(
     """The scan on a grid of another size over the same field of view."""
     if mask:
         return Resize(size, mode="nearest-exact")(scan)
-    return Resize(size, mode="trilinear" if len(size) == 3 else "bilinear", anti_aliasing=True)(scan)
+    linear = Resize(size, mode="trilinear" if len(size) == 3 else "bilinear", anti_aliasing=True)
+    return linear(scan) / linear(torch.ones_like(scan.as_tensor()[:1]))  # the blur takes zeros from beyond the border
 
 # %% ../nbs/01_scans.ipynb #46847826
 def scale(

@@ -26,7 +26,7 @@ def test_wheel_holds_the_package_only(tmp_path):
 
 # Blocks every distribution that is not needed, directly or through others, by ssl3d without extras.
 ONLY_RUNTIME = """
-import sys, re, importlib.metadata as md, importlib.abc
+import sys, re, importlib.metadata as md
 from packaging.requirements import Requirement
 
 def closure(name, extras=(), seen=None):
@@ -45,13 +45,17 @@ def closure(name, extras=(), seen=None):
 allowed = {name for name, _ in closure("ssl3d")}
 owners = {top: {re.sub(r"[-_.]+", "-", d).lower() for d in dists} for top, dists in md.packages_distributions().items()}
 
-class Block(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
+class Only:
+    """Finds what the runtime requirements own, and nothing else."""
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
         top = name.partition(".")[0]
         if top in owners and top != "ssl3d" and not owners[top] & allowed:
-            raise ModuleNotFoundError(f"{name} is not a runtime requirement", name=name)
+            return None
+        return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Block())
+sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
 for blocked in ("nbdev", "fastcore", "jupyterlab", "nilearn", "pytest"):
     try: __import__(blocked)
     except ModuleNotFoundError: pass

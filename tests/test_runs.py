@@ -1,0 +1,246 @@
+"""Training runs: killed and continued, refused, frozen, compared."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from conftest import SMALL
+from ssl3d.cohorts import InputError
+from ssl3d.experiments import bootstrap_interval, compare, paired, verdict
+from ssl3d.finetune import finetune, load_segmenter, make_segmenter, score, segment
+from ssl3d.metrics import dice_per_class, read_scores
+from ssl3d.networks import load_encoder
+from ssl3d.pretrain import pretrain
+from ssl3d.runs import read_card, read_log
+from ssl3d.store import Store
+from ssl3d.training import images_of_step, steps_per_epoch
+
+PRETRAIN = """
+import sys
+from ssl3d.pretrain import pretrain
+pretrain("rotation", sys.argv[1], sys.argv[2], epochs=20, batch_size=2, widths=(8, 16, 32), progress=False,
+         accelerator="cpu")
+"""
+FINETUNE = """
+import sys
+from ssl3d.finetune import finetune
+finetune(sys.argv[1], sys.argv[2], encoder=sys.argv[3], labels=0.3, epochs=30, warmup=10, progress=False,
+         accelerator="cpu")
+"""
+
+
+@pytest.fixture(scope="session")
+def encoder(store, tmp_path_factory):
+    """A short pretraining run on the sample brains."""
+    return pretrain("rotation", store.folder, tmp_path_factory.mktemp("runs") / "rot", epochs=2, widths=SMALL,
+                    progress=False)
+
+
+def run(code, *args):
+    subprocess.run([sys.executable, "-c", code, *map(str, args)], check=True, cwd="/")
+
+
+def kill_once(code, out, when, *args):
+    """Start a run and kill it as soon as `when()` is true; False where it had ended before."""
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, args)], cwd="/")
+    while process.poll() is None and not when():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL) if process.poll() is None else None
+    return process.wait() == -signal.SIGKILL
+
+
+def logged(out, step):
+    try:
+        return read_log(out)["step"][-1] >= step
+    except (InputError, IndexError, OSError, ValueError):
+        return False
+
+
+def test_killed_and_continued_is_never_killed(store, tmp_path):
+    run(PRETRAIN, store.folder, tmp_path / "a")
+    assert kill_once(PRETRAIN, tmp_path / "b", lambda: logged(tmp_path / "b", 70), store.folder, tmp_path / "b")
+    assert (tmp_path / "b" / "last.ckpt").exists() and not (tmp_path / "b" / "encoder.json").exists()
+    with pytest.raises(InputError, match="not finished"):
+        read_card(tmp_path / "b")
+    run(PRETRAIN, store.folder, tmp_path / "b")
+    for name in ("encoder.safetensors", "encoder.json", "log.csv", "settings.yaml"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["pretrain", "finetune"])
+def test_killed_at_many_random_moments(store, encoder, tmp_path, what):
+    code, args = (PRETRAIN, ()) if what == "pretrain" else (FINETUNE, (encoder,))
+    weights = "encoder.safetensors" if what == "pretrain" else "segmenter.safetensors"
+    run(code, store.folder, tmp_path / "a", *args)
+    rng, kills = random.Random(0), 0
+    for _ in range(12):
+        end = time.time() + rng.uniform(6, 25)
+        if not kill_once(code, tmp_path / "b", lambda end=end: time.time() > end, store.folder, tmp_path / "b", *args):
+            break
+        kills += 1
+    run(code, store.folder, tmp_path / "b", *args)
+    assert kills > 2
+    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+    assert (tmp_path / "a" / "log.csv").read_bytes() == (tmp_path / "b" / "log.csv").read_bytes()
+
+
+def test_every_epoch_deals_out_every_image():
+    for n, size in ((10, 3), (8, 4), (5, 5)):
+        per = steps_per_epoch(n, size)
+        for epoch in range(3):
+            seen = [i for s in range(per) for i in images_of_step(n, size, seed=1, step=epoch * per + s)]
+            assert len(seen) == len(set(seen)) == per * size
+    assert steps_per_epoch(3, 8) == 1 and sorted(images_of_step(3, 8, 0, 5)) == [0, 1, 2]
+
+
+def test_run_folder(store, encoder):
+    assert {p.name for p in encoder.iterdir()} == {"settings.yaml", "log.csv", "last.ckpt", "encoder.safetensors",
+                                                   "encoder.json"}
+    settings, card, log = yaml.safe_load((encoder / "settings.yaml").read_text()), read_card(encoder), read_log(encoder)
+    assert settings["task"] == card["task"] == "rotation" and settings["store"] == card["store"] == store.hash
+    assert (card["in_channels"], card["spatial_dims"], card["widths"]) == (4, 3, list(SMALL))
+    assert set(log) == {"step", "loss", "accuracy", "chance"} and log["step"][-1] == card["steps"]
+    seen = {store.cases[n]["fingerprint"] for n in store.split("test")}
+    assert not seen & set(card["trained_on"]), "no test image was looked at"
+
+
+def test_finished_runs_return_and_other_settings_are_refused(store, encoder):
+    before = (encoder / "encoder.safetensors").stat().st_mtime_ns
+    pretrain("rotation", store.folder, encoder, epochs=2, widths=SMALL, progress=False)
+    assert (encoder / "encoder.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="seed was 0 and is now 1"):
+        pretrain("rotation", store.folder, encoder, epochs=2, widths=SMALL, seed=1, progress=False)
+    with pytest.raises(InputError, match="not empty"):
+        pretrain("rotation", store.folder, store.folder, epochs=2, widths=SMALL, progress=False)
+
+
+def test_unknown_task_and_option(store, tmp_path):
+    with pytest.raises(InputError, match="'rotate' is not a task"):
+        pretrain("rotate", store.folder, tmp_path / "x")
+    with pytest.raises(InputError, match="options"):
+        pretrain("rotation", store.folder, tmp_path / "x", options={"n_turns": 3})
+    assert not (tmp_path / "x").exists()
+
+
+def test_frozen_means_frozen(store, encoder, tmp_path):
+    out = finetune(store.folder, tmp_path / "warm", encoder=encoder, labels=0.2, epochs=3, warmup=3, progress=False)
+    before, after = load_encoder(encoder).state_dict(), load_segmenter(out, store).encoder.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    decoder = make_segmenter(store, encoder).decoder.state_dict()
+    assert any(not torch.equal(decoder[k], v) for k, v in load_segmenter(out, store).decoder.state_dict().items())
+    out = finetune(store.folder, tmp_path / "free", encoder=encoder, labels=0.2, epochs=3, warmup=2, progress=False)
+    after = load_segmenter(out, store).encoder.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_the_encoder_is_used(store, encoder):
+    loaded = safetensors.torch.load_file(encoder / "encoder.safetensors")
+    assert all(torch.equal(v, loaded[k]) for k, v in make_segmenter(store, encoder).encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("change, said", [({"in_channels": 2}, "2 channels"), ({"spatial_dims": 2}, "2 dimensions"),
+                                          ({"widths": [8, 16]}, "Nothing was loaded")])
+def test_an_encoder_of_another_shape_is_refused(store, encoder, tmp_path, change, said):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/encoder.safetensors").write_bytes((encoder / "encoder.safetensors").read_bytes())
+    (tmp_path / "e/encoder.json").write_text(json.dumps(read_card(encoder) | change))
+    with pytest.raises(InputError, match=said):
+        finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, progress=False)
+    assert not (tmp_path / "ft").exists()
+
+
+def test_an_encoder_that_saw_a_test_image_is_refused(store, encoder, tmp_path):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/encoder.safetensors").write_bytes((encoder / "encoder.safetensors").read_bytes())
+    leaked = store.cases[store.split("test")[0]]["fingerprint"]
+    card = read_card(encoder)
+    (tmp_path / "e/encoder.json").write_text(json.dumps(card | {"trained_on": [*card["trained_on"], leaked]}))
+    with pytest.raises(InputError, match="keeps for testing"):
+        finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, progress=False)
+
+
+def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
+    out = finetune(store.folder, tmp_path / "ft", encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
+    again = score(segment(load_segmenter(out, store), store, store.split("test")), store)
+    assert read_scores(out / "scores.csv") == again
+    assert {r["case"] for r in again} == set(store.split("test"))
+
+
+def test_dice_agrees_with_counting():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 4, (2, 6, 8, 8, 8))
+    a[0][a[0] == 2] = 0  # a class absent from the prediction
+    a[1][a[1] == 3] = b[1][b[1] == 3] = 0  # absent from both
+    b[2] = 0  # empty truth
+    a[3] = b[3] = 0  # both empty
+    expected = np.array([[2 * ((x == c) & (y == c)).sum() / max(1, (x == c).sum() + (y == c).sum())
+                          if ((x == c) | (y == c)).any() else 1 for c in (1, 2, 3)] for x, y in zip(a, b)])
+    assert np.allclose(dice_per_class(torch.tensor(a), torch.tensor(b), 4), expected, atol=1e-6)
+
+
+def test_same_command_same_bytes(store, encoder, tmp_path):
+    for name in ("a", "b"):
+        finetune(store.folder, tmp_path / name, encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
+    for name in ("segmenter.safetensors", "scores.csv", "log.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_compare_gives_every_arm_the_same(store, tmp_path):
+    rows = compare(store.folder, tmp_path, labels=(0.2, 1.0), seeds=2, widths=SMALL, pretraining={"epochs": 1},
+                   finetuning={"steps": 4, "warmup": 1}, progress=False)
+    runs = [yaml.safe_load((tmp_path / f"{arm}-{share}-{seed}/settings.yaml").read_text())
+            for arm in ("scratch", "rotation") for share in ("0.2", "1") for seed in (0, 1)]
+    without_encoder = [{k: v for k, v in r.items() if k != "encoder"} for r in runs]
+    assert without_encoder[:4] == without_encoder[4:]
+    trained = [json.loads((tmp_path / f"{arm}-{share}-0/segmenter.json").read_text())["trained_on"]
+               for arm in ("scratch", "rotation") for share in ("0.2", "1")]
+    assert trained[0] == trained[2] and set(trained[0]) < set(trained[1]) == set(store.split("train"))
+    steps = {read_log(p)["step"][-1] for p in tmp_path.glob("*-*-*") if "pretrain" not in p.name}
+    assert steps == {4}
+    assert len({r["encoder"] for r in runs[4:]}) == 2, "each seed has its own pretraining"
+    assert verdict(rows)[0]["seeds"] == 2 and read_scores(tmp_path / "results.csv") == rows
+
+
+def test_pairs_are_of_one_seed_and_case():
+    rows = [{"arm": arm, "share": 0.1, "seed": s, "case": f"c{c}", "class": k, "dice": s + 10 * c + 100 * (arm == "x") * c}
+            for arm in ("scratch", "x") for s in range(2) for c in range(3) for k in "ab"]
+    random.Random(0).shuffle(rows)
+    assert paired(rows, "x", "scratch", 0.1).tolist() == [[0, 100, 200]] * 2
+
+
+def test_many_cases_do_not_make_up_for_few_seeds():
+    rng = np.random.default_rng(0)
+
+    def width(n_seeds, n_cases):
+        widths = []
+        for _ in range(20):  # seeds differ by 1, cases hardly
+            differences = rng.normal(0, 1, (n_seeds, 1)) + rng.normal(0, 0.1, (n_seeds, n_cases))
+            low, high = bootstrap_interval(differences, draws=500)
+            widths.append(high - low)
+        return np.mean(widths)
+
+    assert width(5, 20) > 0.8 * width(5, 5) and width(5, 20) > 1.5 * width(20, 20) > 0.3
+    fixed = rng.normal(size=(3, 4))
+    assert bootstrap_interval(fixed) == bootstrap_interval(fixed) != bootstrap_interval(fixed, seed=1)
+
+
+def test_a_store_without_masks_is_refused(tmp_path):
+    from ssl3d.store import prepare
+
+    for i in range(4):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        np.save(tmp_path / f"scans/{i}.npy", np.random.default_rng(i).random((8, 8, 8)))
+    store = prepare(tmp_path / "scans", tmp_path / "store", size=8, progress=False)
+    assert isinstance(store, Store)
+    with pytest.raises(InputError, match="masks"):
+        finetune(store.folder, tmp_path / "ft", epochs=1, progress=False)
