@@ -60,18 +60,7 @@ class Cohort:
             lines.append("grades:   " + ", ".join(f"{k}: {n}" for k, n in sorted(grades.items())))
         return "\n".join(lines)
 
-# %% ../nbs/00_cohorts.ipynb #4dbc7f52
-def _cohort(source: Path, layout: str, cases: list[Case], **names) -> Cohort:
-    """Sort the cases by id, and refuse an empty table and two cases of one id."""
-    if not cases:
-        raise InputError(f"{source}: holds no scan that can be read as layout '{layout}'. "
-                         f"Files ending in {', '.join(SUFFIXES)} are read.")
-    twice = [name for name, n in Counter(c.id for c in cases).items() if n > 1]
-    if twice:
-        raise InputError(f"{source}: {len(twice)} case id(s) occur twice, the first is '{twice[0]}'. Rename one file.")
-    return Cohort(source, layout, tuple(sorted(cases, key=lambda c: c.id)), **names)
-
-# %% ../nbs/00_cohorts.ipynb #3ff22f4f
+# %% ../nbs/00_cohorts.ipynb #269ee9d1
 SUFFIXES = (".nii.gz", ".nii", ".npy", ".png", ".jpg", ".jpeg")
 
 
@@ -90,7 +79,18 @@ def _existing(path: Path, named_in: Path) -> Path:
         raise InputError(f"{path}: named in {named_in}, but there is no such file.")
     return path
 
-# %% ../nbs/00_cohorts.ipynb #1a7ec7ee
+# %% ../nbs/00_cohorts.ipynb #40b0d079
+def _cohort(source: Path, layout: str, cases: list[Case], **names) -> Cohort:
+    """Sort the cases by id, and refuse an empty table and two cases of one id."""
+    if not cases:
+        raise InputError(f"{source}: holds no scan that can be read as layout '{layout}'. "
+                         f"Files ending in {', '.join(SUFFIXES)} are read.")
+    twice = [name for name, n in Counter(c.id for c in cases).items() if n > 1]
+    if twice:
+        raise InputError(f"{source}: {len(twice)} case id(s) occur twice, the first is '{twice[0]}'. Rename one file.")
+    return Cohort(source, layout, tuple(sorted(cases, key=lambda c: c.id)), **names)
+
+# %% ../nbs/00_cohorts.ipynb #28c89c3b
 def read_folder(folder: Path) -> Cohort:
     """A folder of NIfTI, NPY, PNG or JPEG files, at any depth: one case a file, no labels."""
     files = [f for f in sorted(folder.rglob("*")) if f.name.lower().endswith(SUFFIXES) and f.is_file()]
@@ -98,7 +98,7 @@ def read_folder(folder: Path) -> Cohort:
     names = ["-".join((*f.relative_to(folder).parts[:-1], _stem(f))) for f in files]
     return _cohort(folder, "folder", [Case(name, (f,)) for name, f in zip(names, files)])
 
-# %% ../nbs/00_cohorts.ipynb #9c95a687
+# %% ../nbs/00_cohorts.ipynb #9967738d
 def read_msd(folder: Path) -> Cohort:
     """Medical Segmentation Decathlon: `dataset.json` with `training` pairs and unlabelled `test` images."""
     index = folder / "dataset.json"
@@ -116,7 +116,7 @@ def read_msd(folder: Path) -> Cohort:
         cases.append(Case(_stem(image), (image,), _existing(folder / mask, index) if mask else None))
     return _cohort(folder, "msd", cases, channels=channels, classes=classes)
 
-# %% ../nbs/00_cohorts.ipynb #5020e1a5
+# %% ../nbs/00_cohorts.ipynb #c0e7d195
 def read_medmnist(file: Path) -> Cohort:
     """A MedMNIST `.npz`: arrays `{train,val,test}_images` (N, ...) and `{train,val,test}_labels` (N, 1)."""
     cases = []
@@ -132,7 +132,7 @@ def read_medmnist(file: Path) -> Cohort:
         raise InputError(f"{file}: cannot be read as a MedMNIST archive ({type(e).__name__}: {e}).") from None
     return _cohort(file, "medmnist", cases)
 
-# %% ../nbs/00_cohorts.ipynb #2781a59b
+# %% ../nbs/00_cohorts.ipynb #afb70de2
 def read_csv(file: Path) -> Cohort:
     """A CSV with the column `image` and, where known, `mask` or `label`, and `subject`."""
     try:
@@ -153,7 +153,7 @@ def read_csv(file: Path) -> Cohort:
                           int(grade) if grade else None, row.get("subject", "")))
     return _cohort(file, "csv", cases)
 
-# %% ../nbs/00_cohorts.ipynb #95b92de3
+# %% ../nbs/00_cohorts.ipynb #2da49b03
 LAYOUTS = {"msd": read_msd, "medmnist": read_medmnist, "csv": read_csv, "folder": read_folder}
 
 
@@ -166,7 +166,7 @@ def recognise(source: Path) -> str:
         raise InputError(f"{source}: is a file, but no table. Give a folder of scans, a .csv or a MedMNIST .npz.")
     return layouts[source.suffix.lower()]
 
-# %% ../nbs/00_cohorts.ipynb #aed99302
+# %% ../nbs/00_cohorts.ipynb #6f7cb1b8
 def open_cohort(
     source: str | Path,  # a folder of scans, a CSV or a MedMNIST archive
     layout: str | None = None,  # one of LAYOUTS; recognised where it is not given
@@ -183,7 +183,7 @@ def open_cohort(
         raise InputError(f"'{layout}' is not a layout. Known are: {', '.join(LAYOUTS)}.")
     return LAYOUTS[layout](source)
 
-# %% ../nbs/00_cohorts.ipynb #7050e354
+# %% ../nbs/00_cohorts.ipynb #f9e1253b
 def split_subjects(
     subjects: list[str],  # one entry per case; repeated entries are one person
     test: float = 0.2,  # share of the subjects that is kept for testing
@@ -199,7 +199,7 @@ def split_subjects(
     chosen = {people[i] for i in order[:n_test]}
     return {"train": [p for p in people if p not in chosen], "test": sorted(chosen)}
 
-# %% ../nbs/00_cohorts.ipynb #01374fdc
+# %% ../nbs/00_cohorts.ipynb #c029da40
 def label_subset(
     ids: list[str],  # labelled training cases
     fraction: float,  # share of them to use, in (0, 1]

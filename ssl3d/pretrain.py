@@ -19,7 +19,7 @@ from .tasks import NAMES, TASKS
 from .tasks.task import Batch, ProxyTask
 from .training import draw, images_of_step, read_batch, steps_per_epoch, train
 
-# %% ../nbs/31_pretrain.ipynb #343221cf
+# %% ../nbs/31_pretrain.ipynb #141fbf1b
 def _measure(seed: int):
     """The loss and scores of a task in one step; its questions depend on the seed and the step."""
     def measure(task: ProxyTask, batch: Batch, step: int) -> dict:
@@ -28,7 +28,7 @@ def _measure(seed: int):
         return {"loss": task.loss(outputs, targets), **task.scores(outputs.detach(), targets)}
     return measure
 
-# %% ../nbs/31_pretrain.ipynb #f8b1eb7c
+# %% ../nbs/31_pretrain.ipynb #c31a1488
 def make_task(
     task: str,  # one of `ssl3d.tasks.NAMES`
     store: Store,  # whose images it will ask about
@@ -46,7 +46,7 @@ def make_task(
     except TypeError as e:
         raise InputError(f"task '{task}' does not take the options {options}: {e}.") from None
 
-# %% ../nbs/31_pretrain.ipynb #ecb4fa72
+# %% ../nbs/31_pretrain.ipynb #4f29e2bc
 def pretrain(
     task: str,  # one of `ssl3d.tasks.NAMES`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at

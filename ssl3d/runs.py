@@ -79,11 +79,11 @@ def read_card(
             else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
     return read_json(folder / "encoder.json")
 
-# %% ../nbs/05_runs.ipynb #29866417
+# %% ../nbs/05_runs.ipynb #082cd654
 def check_card(card: dict, store: Store, folder: str | Path) -> None:
     """Refuse an encoder that does not fit a store, or has seen one of its test images."""
-    for what, has, needs in (("dimensions", card["spatial_dims"], store.spatial_dims),
-                             ("channels", card["in_channels"], store.channels)):
+    for what, has, needs in (("dimension(s)", card["spatial_dims"], store.spatial_dims),
+                             ("channel(s)", card["in_channels"], store.channels)):
         if has != needs:
             raise InputError(f"{folder}: its encoder is made for {has} {what}, but {store.folder} holds images with "
                              f"{needs}. Pretrain on a store of the same kind.")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Box', 'read_scan', 'fingerprint', 'orient', 'content_box', 'crop', 'resize', 'scale', 'Prepared', 'prepare_scan']
 
-# %% ../nbs/01_scans.ipynb #9a51d765
+# %% ../nbs/01_scans.ipynb #18563ee5
 import hashlib
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,21 +139,21 @@ def scale(
     lower, upper = percentiles
     return ScaleIntensityRangePercentiles(lower, upper, 0.0, 1.0, clip=True, channel_wise=True)(scan)
 
-# %% ../nbs/01_scans.ipynb #32f962c1
+# %% ../nbs/01_scans.ipynb #d352c996
 def _check_mask(mask: MetaTensor, scan: MetaTensor, mask_path: Path, image_path: Path) -> None:
     """Refuse a mask that lies elsewhere than its image, or whose values are no classes."""
     if mask.shape[1:] != scan.shape[1:]:
         raise InputError(f"{mask_path}: has {tuple(mask.shape[1:])} voxels, but its image {image_path} has "
                          f"{tuple(scan.shape[1:])}. Is it the mask of another image?")
-    far = torch.tensor([*(n - 1 for n in scan.shape[1:]), *[0] * (4 - scan.ndim), 1.0], dtype=torch.float64)
-    corners = torch.stack([far, torch.tensor([0, 0, 0, 1.0], dtype=torch.float64)], dim=1)
-    shift = ((mask.affine - scan.affine).double() @ corners)[:3].abs().max()
+    ends = [(0, n - 1) for n in scan.shape[1:]] + [(0,)] * (4 - scan.ndim)
+    corners = torch.tensor([[*corner, 1] for corner in product(*ends)], dtype=torch.float64).T
+    shift = ((mask.affine - scan.affine).double() @ corners)[:3].norm(dim=0).max()
     if shift > 0.5 * scan.pixdim.min():
         raise InputError(f"{mask_path}: lies {shift:.1f} mm away from its image {image_path}. Their affines differ.")
     if mask.shape[0] != 1 or (mask != mask.round()).any() or mask.min() < 0 or mask.max() > 255:
         raise InputError(f"{mask_path}: is not a mask. A mask has one channel and whole numbers from 0 to 255.")
 
-# %% ../nbs/01_scans.ipynb #2731444f
+# %% ../nbs/01_scans.ipynb #3a00c018
 def _read_image(paths: tuple[Path, ...]) -> MetaTensor:
     """The modalities of one case, stacked as channels (the paper's early fusion) in the axes of the first."""
     scans = [orient(read_scan(p)) for p in paths]
@@ -167,7 +168,7 @@ def _read_image(paths: tuple[Path, ...]) -> MetaTensor:
                          "Mend or leave out this file.")
     return stacked
 
-# %% ../nbs/01_scans.ipynb #9ab18444
+# %% ../nbs/01_scans.ipynb #24b70804
 class Prepared(NamedTuple):
     """One case, ready for a network."""
 
@@ -178,7 +179,7 @@ class Prepared(NamedTuple):
     shape: tuple[int, ...]  # of the oriented scan
     spacing: tuple[float, ...]  # of the oriented scan, in mm
 
-# %% ../nbs/01_scans.ipynb #d4f0bb85
+# %% ../nbs/01_scans.ipynb #d4fba5b6
 def prepare_scan(
     images: tuple[Path, ...],  # the files of one case
     mask: Path | None = None,  # its segmentation

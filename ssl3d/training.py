@@ -54,7 +54,7 @@ def read_batch(
     image = torch.from_numpy(np.stack([read(name) for name in names]).astype(np.float32))
     return Batch(image, torch.tensor([subjects[store.cases[name]["subject"]] for name in names]))
 
-# %% ../nbs/30_training.ipynb #d8e57de2
+# %% ../nbs/30_training.ipynb #6006c570
 class _Steps(Dataset):
     """What `read` returns for each step."""
 
@@ -80,14 +80,14 @@ class _StepsLeft(Sampler):
     def __len__(self):
         return self.n_steps
 
-# %% ../nbs/30_training.ipynb #8c219ff3
+# %% ../nbs/30_training.ipynb #c19ee771
 class _WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then moves it there."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         write_whole(Path(path), lambda f: torch.save(checkpoint, f))
 
-# %% ../nbs/30_training.ipynb #588f741c
+# %% ../nbs/30_training.ipynb #be01fe64
 class _Keep(pl.Callback):
     """Writes the log, and a checkpoint every so many steps and at the end."""
 
@@ -106,7 +106,7 @@ class _Keep(pl.Callback):
         if last or step % self.checkpoint_every == 0:
             trainer.save_checkpoint(self.out / "last.ckpt")
 
-# %% ../nbs/30_training.ipynb #b9af6e72
+# %% ../nbs/30_training.ipynb #a16ea008
 class _Progress(TQDMProgressBar):
     """Lightning's bar with the name of the run in front."""
 
@@ -121,7 +121,7 @@ class _Progress(TQDMProgressBar):
     def get_metrics(self, trainer, module):
         return {k: f"{v:.3f}" for k, v in getattr(module, "measured", {}).items()}
 
-# %% ../nbs/30_training.ipynb #625aa6db
+# %% ../nbs/30_training.ipynb #69afdc9c
 class Learner(pl.LightningModule):
     """Trains `network` by Adam on a loss that is a function of a batch and of the step."""
 
@@ -143,7 +143,7 @@ class Learner(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.Adam(self.network.parameters(), lr=self._lr)
 
-# %% ../nbs/30_training.ipynb #e775cecb
+# %% ../nbs/30_training.ipynb #04cdb200
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning without its greetings and advice, for as long as the context lasts."""
@@ -160,7 +160,7 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
 
-# %% ../nbs/30_training.ipynb #4b91690d
+# %% ../nbs/30_training.ipynb #2b21d048
 def train(
     network: torch.nn.Module,  # trained in place
     measure: Callable,  # (network, batch, step) -> {"loss": tensor, name: number, ...}

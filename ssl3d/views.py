@@ -73,11 +73,12 @@ def busiest(mask, plane: str = "axial") -> int:  # (X, Y, Z) -> index of a slice
     axes = tuple(axis for axis in range(3) if axis != PLANES[plane])
     return int((mask > 0).sum(axis=axes).argmax())
 
-# %% ../nbs/03_views.ipynb #86f6ff43
+# %% ../nbs/03_views.ipynb #eb719dba
 def _legend(fig, classes: dict[int, str] | None) -> None:
     """Name the colours of a mask below a figure."""
     if classes:
-        named = [Patch(color=COLOURS[(value - 1) % len(COLOURS)], label=name) for value, name in classes.items() if value]
+        named = [Patch(color=COLOURS[(value - 1) % len(COLOURS)], label=name)
+                 for value, name in classes.items() if value]
         fig.legend(handles=named, loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
 
 # %% ../nbs/03_views.ipynb #6cda53cb
