@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'prepare', 'pretrain', 'finetune', 'demo', 'main']
 
-# %% ../nbs/60_cli.ipynb #b6b295f0
+# %% ../nbs/60_cli.ipynb #5cbed4fb
 import inspect
 import sys
 
@@ -13,11 +13,11 @@ from jsonargparse import ArgumentParser
 
 from . import __version__
 from .cohorts import InputError, open_cohort, split_subjects
-from .runs import check_card, read_card
+from .runs import check_card, check_numbers, read_card
 from .store import Store
 from .tasks import NAMES
 
-# %% ../nbs/60_cli.ipynb #05a8b147
+# %% ../nbs/60_cli.ipynb #af9694c1
 def prepare(source: str, out: str, *, size: int = 128, crop: bool = True,
             percentiles: tuple[float, float] | None = None, layout: str | None = None, test: float = 0.2,
             seed: int = 0):
@@ -33,6 +33,7 @@ def prepare(source: str, out: str, *, size: int = 128, crop: bool = True,
         test: share of the subjects that is kept for testing
         seed: of the split
     """
+    check_numbers(seed=seed)
     cohort = open_cohort(source, layout)
     split_subjects([case.subject for case in cohort.cases], test, seed)
     from ssl3d import store
@@ -41,25 +42,27 @@ def prepare(source: str, out: str, *, size: int = 128, crop: bool = True,
     print(store.prepare(source, out, size=size, crop=crop, percentiles=percentiles, layout=layout, test=test,
                         seed=seed))
 
-# %% ../nbs/60_cli.ipynb #18447a5b
+# %% ../nbs/60_cli.ipynb #6dcea1e1
 def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: int = 4, lr: float | None = None,
-             widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0, options: dict | None = None,
-             accelerator: str = "auto", precision: str = "32-true"):
+             widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
+             options: dict[str, int | float | bool | str] | None = None, accelerator: str = "auto",
+             precision: str = "32-true"):
     """Train an encoder on a proxy task, without labels.
 
     Args:
         task: what the network has to find out (rotation)
         store: folder of a prepared store; its test subjects are not looked at
         out: folder of the run; one that was begun with the same settings goes on
-        epochs: passes over the training images
+        epochs: passes over the training images, in full batches
         batch_size: images per step
         lr: learning rate; 1e-3 for volumes and 5e-4 for pictures if not given
         widths: filters per level of the encoder, as [32,64,128,256,512]
         seed: of weights, order and questions
-        options: further settings of the task, as --options.samples_per_image 2
+        options: further settings of the task, as '{samples_per_image: 2}'
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
     """
+    check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
     Store(store)
     if task not in NAMES:
         raise InputError(f"'{task}' is not a task. Known are: {', '.join(NAMES)}.")
@@ -68,9 +71,9 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: 
     print(pretrain.pretrain(task, store, out, epochs=epochs, batch_size=batch_size, lr=lr, widths=widths,
                             seed=seed, options=options, accelerator=accelerator, precision=precision))
 
-# %% ../nbs/60_cli.ipynb #5f2a5149
+# %% ../nbs/60_cli.ipynb #ada170e7
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
-             warmup: int = 25, steps: int | None = None, batch_size: int = 2, lr: float = 1e-3,
+             warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float = 1e-3,
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0, accelerator: str = "auto",
              precision: str = "32-true"):
     """Train a segmentation network from an encoder or from scratch, and score it on the test subjects.
@@ -80,8 +83,8 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         out: folder of the run; one that was begun with the same settings goes on
         encoder: folder of a pretraining run; from scratch if not given
         labels: share of the labelled training cases to use; subsets of one seed are nested
-        epochs: passes over the labelled cases
-        warmup: epochs, the first of them, with a frozen encoder
+        epochs: passes over the labelled cases, in full batches
+        warmup: epochs, the first of them, with a frozen encoder; a quarter of the training if not given
         steps: a fixed number of steps instead; warmup is then counted in steps, too
         batch_size: cases per step
         lr: learning rate
@@ -90,6 +93,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
     """
+    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
     opened = Store(store)
     if encoder is not None:
         check_card(read_card(encoder), opened, encoder)
@@ -100,7 +104,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
                             precision=precision)
     print(finetune.summary(run))
 
-# %% ../nbs/60_cli.ipynb #ef6d671e
+# %% ../nbs/60_cli.ipynb #fcc59ac0
 def demo(folder: str | None = None, *, out: str = "runs/demo", seeds: int = 3, steps: int = 200, epochs: int = 30):
     """From scans to a curve in a few minutes: does pretraining help? Takes the sample brains unless told otherwise.
 
@@ -111,13 +115,14 @@ def demo(folder: str | None = None, *, out: str = "runs/demo", seeds: int = 3, s
         steps: of fine-tuning
         epochs: of pretraining
     """
+    check_numbers(seeds=seeds, steps=steps, epochs=epochs)
     if folder is not None:
         open_cohort(folder)
     from ssl3d import demo
 
     demo.demo(folder, out, seeds=seeds, steps=steps, epochs=epochs)
 
-# %% ../nbs/60_cli.ipynb #c02a5ffa
+# %% ../nbs/60_cli.ipynb #4e66b45c
 def _parser() -> ArgumentParser:
     """One subcommand per function: what it cannot do without comes in order, the rest by name."""
     parser = ArgumentParser(prog="ssl3d", version=__version__,
@@ -127,7 +132,8 @@ def _parser() -> ArgumentParser:
         about = inspect.getdoc(function).splitlines()[0]
         command = ArgumentParser(description=about)
         if function is demo:
-            command.add_argument("folder", nargs="?", type=str | None, help="scans with masks; the sample brains if none")
+            command.add_argument("folder", nargs="?", type=str | None,
+                                 help="scans with masks; the sample brains of the clone if not given")
         command.add_function_arguments(function, as_group=False, as_positional=True,
                                        skip={"folder"} if function is demo else None)
         commands.add_subcommand(function.__name__, command, help=about)
@@ -142,7 +148,7 @@ def main(args: list[str] | None = None) -> None:
     chosen = _parser().parse_args(args)
     try:
         COMMANDS[chosen.command](**chosen[chosen.command].as_dict())
-    except InputError as e:
+    except (InputError, OSError) as e:
         print(f"ssl3d: {e}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

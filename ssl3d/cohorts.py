@@ -98,13 +98,14 @@ def read_folder(folder: Path) -> Cohort:
     names = ["-".join((*f.relative_to(folder).parts[:-1], _stem(f))) for f in files]
     return _cohort(folder, "folder", [Case(name, (f,)) for name, f in zip(names, files)])
 
-# %% ../nbs/00_cohorts.ipynb #9967738d
+# %% ../nbs/00_cohorts.ipynb #fd56d931
 def read_msd(folder: Path) -> Cohort:
     """Medical Segmentation Decathlon: `dataset.json` with `training` pairs and unlabelled `test` images."""
     index = folder / "dataset.json"
     try:
         info = json.loads(index.read_text(encoding="utf-8"))
-        pairs = [(row["image"], row["label"]) for row in info["training"]] + [(f, None) for f in info.get("test", [])]
+        pairs = [(str(row["image"]), str(row["label"])) for row in info["training"]]
+        pairs += [(f["image"] if isinstance(f, dict) else str(f), None) for f in info.get("test", [])]
         channels = tuple(name for _, name in sorted(info.get("modality", {}).items(), key=lambda kv: int(kv[0])))
         classes = {int(k): name for k, name in info.get("labels", {}).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
@@ -132,7 +133,15 @@ def read_medmnist(file: Path) -> Cohort:
         raise InputError(f"{file}: cannot be read as a MedMNIST archive ({type(e).__name__}: {e}).") from None
     return _cohort(file, "medmnist", cases)
 
-# %% ../nbs/00_cohorts.ipynb #afb70de2
+# %% ../nbs/00_cohorts.ipynb #32fbe6d0
+def _grade(text: str) -> int | None:
+    """A whole number, also where a spreadsheet wrote it as 3.0; None for anything else."""
+    try:
+        return int(float(text)) if float(text).is_integer() else None
+    except ValueError:
+        return None
+
+# %% ../nbs/00_cohorts.ipynb #1b46fc2f
 def read_csv(file: Path) -> Cohort:
     """A CSV with the column `image` and, where known, `mask` or `label`, and `subject`."""
     try:
@@ -143,17 +152,19 @@ def read_csv(file: Path) -> Cohort:
         raise InputError(f"{file}: cannot be read as a CSV in UTF-8 ({e}).") from None
     if rows and "image" not in rows[0]:
         raise InputError(f"{file}: has no column 'image', only {', '.join(rows[0])}. Name the column of files 'image'.")
+    names = [_stem(Path(row["image"])) for row in rows]
+    if len(set(names)) < len(names):  # as in sub1/T1.nii, sub2/T1.nii
+        names = ["-".join((*Path(row["image"]).parts[:-1], name)) for row, name in zip(rows, names)]
     cases = []
-    for row in rows:
-        image = _existing(file.parent / row["image"], file)
-        mask, grade = row.get("mask", ""), row.get("label", "")
-        if grade and not grade.lstrip("-").isdigit():
-            mask, grade = grade, ""
-        cases.append(Case(_stem(image), (image,), _existing(file.parent / mask, file) if mask else None,
-                          int(grade) if grade else None, row.get("subject", "")))
+    for name, row in zip(names, rows):
+        mask, grade = row.get("mask", ""), _grade(row.get("label", ""))
+        if grade is None:
+            mask = row.get("label", "") or mask
+        cases.append(Case(name.strip("-/\\."), (_existing(file.parent / row["image"], file),),
+                          _existing(file.parent / mask, file) if mask else None, grade, row.get("subject", "")))
     return _cohort(file, "csv", cases)
 
-# %% ../nbs/00_cohorts.ipynb #2da49b03
+# %% ../nbs/00_cohorts.ipynb #a3abeeda
 LAYOUTS = {"msd": read_msd, "medmnist": read_medmnist, "csv": read_csv, "folder": read_folder}
 
 
@@ -166,7 +177,7 @@ def recognise(source: Path) -> str:
         raise InputError(f"{source}: is a file, but no table. Give a folder of scans, a .csv or a MedMNIST .npz.")
     return layouts[source.suffix.lower()]
 
-# %% ../nbs/00_cohorts.ipynb #6f7cb1b8
+# %% ../nbs/00_cohorts.ipynb #6474603d
 def open_cohort(
     source: str | Path,  # a folder of scans, a CSV or a MedMNIST archive
     layout: str | None = None,  # one of LAYOUTS; recognised where it is not given
@@ -181,9 +192,13 @@ def open_cohort(
     layout = layout or recognise(source)
     if layout not in LAYOUTS:
         raise InputError(f"'{layout}' is not a layout. Known are: {', '.join(LAYOUTS)}.")
+    needed = {"msd": source / "dataset.json", "folder": source / ".", "csv": source, "medmnist": source}[layout]
+    if needed.is_dir() != (layout == "folder") or not needed.exists():
+        raise InputError(f"{source}: is not of layout '{layout}', which needs "
+                         f"{'a folder' if layout == 'folder' else 'a file ' + needed.name}.")
     return LAYOUTS[layout](source)
 
-# %% ../nbs/00_cohorts.ipynb #f9e1253b
+# %% ../nbs/00_cohorts.ipynb #42809590
 def split_subjects(
     subjects: list[str],  # one entry per case; repeated entries are one person
     test: float = 0.2,  # share of the subjects that is kept for testing
@@ -199,16 +214,17 @@ def split_subjects(
     chosen = {people[i] for i in order[:n_test]}
     return {"train": [p for p in people if p not in chosen], "test": sorted(chosen)}
 
-# %% ../nbs/00_cohorts.ipynb #c029da40
+# %% ../nbs/00_cohorts.ipynb #987953a2
 def label_subset(
-    ids: list[str],  # labelled training cases
-    fraction: float,  # share of them to use, in (0, 1]
+    cases: dict[str, str],  # labelled training cases: id -> subject
+    fraction: float,  # share of the subjects to use, in (0, 1]
     seed: int = 0,  # another seed is another shuffle
 ) -> list[str]:
-    """The first `fraction` of one seeded shuffle of `ids` (at least one): subsets of one seed are nested."""
-    if not 0 < fraction <= 1 or not ids:
-        raise InputError(f"a share of {fraction} of {len(ids)} labelled case(s) cannot be taken. "
+    """Case ids of the first `fraction` of one seeded shuffle of the subjects (at least one): subsets are nested."""
+    if not 0 < fraction <= 1 or not cases:
+        raise InputError(f"a share of {fraction} of {len(cases)} labelled case(s) cannot be taken. "
                          "Give a share above 0 and up to 1, and cases that have labels.")
-    ids = sorted(ids)
-    order = np.random.default_rng([seed, len(ids)]).permutation(len(ids))
-    return [ids[i] for i in order[: max(1, round(fraction * len(ids)))]]
+    people = sorted(set(cases.values()))
+    order = np.random.default_rng([seed, len(people)]).permutation(len(people))
+    chosen = [people[i] for i in order[: max(1, round(fraction * len(people)))]]
+    return [name for person in chosen for name in sorted(cases) if cases[name] == person]

@@ -21,7 +21,7 @@ def _points(rows: list[dict], arm: str) -> dict[float, list[float]]:
                     for seed in sorted({r["seed"] for r in rows})]
             for share in sorted({r["share"] for r in rows})}
 
-# %% ../nbs/51_curves.ipynb #35a55242
+# %% ../nbs/51_curves.ipynb #fa30f42e
 def data_efficiency(
     rows: list[dict],  # from `ssl3d.experiments.compare`
     title: str = "",
@@ -36,15 +36,16 @@ def data_efficiency(
         points = _points(rows, arm)
         left.plot(range(len(shares)), [np.mean(points[s]) for s in shares], color=colours[arm], label=arm,
                   marker="os^v"[i % 4], ls="--" if arm == baseline else "-")
-        nudge = (i - (len(arms) - 1) / 2) * 0.08
+        nudge = (i - (len(arms) - 1) / 2) * 0.16
         for x, share in enumerate(shares):
             left.scatter([x + nudge] * len(points[share]), points[share], color=colours[arm], s=14, alpha=0.6, lw=0)
-    for i, a in enumerate(verdict(rows, baseline)):
+    answers = verdict(rows, baseline)
+    for i, a in enumerate(answers):
         x = shares.index(a["share"]) + (i % max(1, len(arms) - 1)) * 0.1
         right.errorbar([x], [a["difference"]], [[a["difference"] - a["low"]], [a["high"] - a["difference"]]],
                        color=colours[a["arm"]], marker="o", capsize=4)
     right.axhline(0, color=colours[baseline], ls="--")
-    n = verdict(rows, baseline)[0]
+    n = answers[0]
     left.set(ylabel="Dice, mean over classes", title=f"mean and each of {n['seeds']} seeds")
     right.set(ylabel=f"difference to {baseline}", title=f"95 % interval, {n['cases']} test cases")
     for ax in (left, right):

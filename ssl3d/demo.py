@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['SAMPLES', 'find_samples', 'draw_case', 'demo']
 
-# %% ../nbs/52_demo.ipynb #caba444f
+# %% ../nbs/52_demo.ipynb #84daf2c9
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 import ssl3d
-from .cohorts import InputError
+from .cohorts import InputError, open_cohort
 from .curves import data_efficiency
 from .experiments import compare, verdict, verdict_table
-from .finetune import load_segmenter, segment
+from .finetune import load_segmenter, score, segment
 from .store import prepare, write_whole
 from .views import busiest, row
 
@@ -30,16 +31,18 @@ def find_samples() -> Path:
     raise InputError("no folder was given, and the sample scans come with a clone of the repository only. Run this in "
                      "a clone, or name a folder of scans with masks, such as a Medical Segmentation Decathlon task.")
 
-# %% ../nbs/52_demo.ipynb #25edbdaa
+# %% ../nbs/52_demo.ipynb #1e5436ed
 def draw_case(store, runs: dict[str, Path], channel: int = -1) -> None:
-    """The test case with the largest mask: image, truth, and the prediction of each run, through most of its mask."""
+    """The test case with the largest mask: image, truth, and each run's prediction with its Dice."""
     case = max((n for n in store.split("test") if store.cases[n]["classes"]), key=lambda n: (store.mask(n) > 0).sum())
     image, truth = store.image(case)[channel], store.mask(case)
     predictions = [segment(load_segmenter(run, store), store, [case])[case] for run in runs.values()]
-    row([image] * (2 + len(runs)), masks=[truth * 0, truth, *predictions], titles=[case, "truth", *runs],
+    dice = [np.mean([r["dice"] for r in score({case: prediction}, store)]) for prediction in predictions]
+    titles = [case, "truth", *(f"{arm}: {d:.2f}" for arm, d in zip(runs, dice))]
+    row([image] * (2 + len(runs)), masks=[truth * 0, truth, *predictions], titles=titles,
         at=busiest(truth), classes=store.classes)
 
-# %% ../nbs/52_demo.ipynb #839fcede
+# %% ../nbs/52_demo.ipynb #9ffd42e9
 def demo(
     folder: str | Path | None = None,  # scans with masks, in any layout that has them; the sample brains if None
     out: str | Path = "runs/demo",  # where everything goes
@@ -57,15 +60,15 @@ def demo(
     labels = (0.15, 0.75)
     rows = compare(store.folder, out, tasks=("rotation",), labels=labels, seeds=seeds, widths=(8, 16, 32, 64, 128),
                    pretraining={"epochs": epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
-                   finetuning={"steps": steps, "warmup": min(20, steps), "lr": 5e-3}, progress=progress)
+                   finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3}, progress=progress)
     data_efficiency(rows, title=f"{source.name}: rotation against scratch")
     _save_figure(out / "curves.png")
     draw_case(store, {arm: out / f"{arm}-{labels[0]:g}-0" for arm in ("rotation", "scratch")})
     _save_figure(out / "case.png")
     answers = verdict(rows)
-    summary = f"{store}\n\n{verdict_table(answers)}\n"
+    summary = f"{open_cohort(source)}\n\n{verdict_table(answers)}\n"
     write_whole(out / "summary.txt", lambda f: f.write(summary.encode()))
-    print(f"{summary}\nresults.csv, curves.png, case.png and the encoders (pretrain-rotation-*) are in {out}")
+    print(summary)
     return answers
 
 # %% ../nbs/52_demo.ipynb #0c28494a

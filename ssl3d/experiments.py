@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compare', 'paired', 'bootstrap_interval', 'verdict', 'verdict_table']
 
-# %% ../nbs/50_experiments.ipynb #22bdc4de
+# %% ../nbs/50_experiments.ipynb #9e296913
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,11 @@ from tqdm.auto import tqdm
 
 from .finetune import finetune
 from .metrics import read_scores, write_scores
+from .networks import WIDTHS
 from .pretrain import pretrain
+from .runs import check_numbers
 
-# %% ../nbs/50_experiments.ipynb #130e9ea5
+# %% ../nbs/50_experiments.ipynb #e4414547
 def compare(
     store: str | Path,  # folder of a prepared store with masks
     out: str | Path,  # folder of the experiment; cells that are there are not made again
@@ -25,10 +27,11 @@ def compare(
     seeds: int = 5,  # repetitions
     pretraining: dict | None = None,  # settings of `pretrain`: epochs, batch_size, lr, options
     finetuning: dict | None = None,  # settings of `finetune`: steps, warmup, batch_size, lr
-    widths: tuple[int, ...] = (32, 64, 128, 256, 512),  # filters per level, for every arm
+    widths: tuple[int, ...] = WIDTHS,  # filters per level, for every arm
     progress: bool = True,  # show a progress bar
 ) -> list[dict]:  # one row per arm, labels, seed, case and class
     """Fine-tune from each task's encoder and from scratch, at each label share, with each seed; write `results.csv`."""
+    check_numbers(seeds=seeds, widths=widths)
     out, rows = Path(out), []
     cells = [(seed, arm) for seed in range(seeds) for arm in ("scratch", *tasks)]
     bar = tqdm(total=len(cells) * len(labels) + seeds * len(tasks), desc="runs", disable=not progress)
@@ -49,7 +52,7 @@ def compare(
     write_scores(out / "results.csv", rows)
     return rows
 
-# %% ../nbs/50_experiments.ipynb #69b5f585
+# %% ../nbs/50_experiments.ipynb #4827eeb6
 def paired(rows: list[dict], arm: str, baseline: str, share: float) -> np.ndarray:  # (seeds, cases)
     """Difference of two arms at one label share: mean Dice over classes, for each seed and test case."""
     table = {}
@@ -65,15 +68,20 @@ def bootstrap_interval(
     seed: int = 0,  # of the draws
     draws: int = 4000,
 ) -> tuple[float, float]:
-    """95 % interval of the mean, drawing seeds and cases anew."""
+    """95 % interval of the mean, drawing seeds and cases anew (a two-way bootstrap).
+
+    Drawing n values with replacement spreads by sqrt((n - 1) / n) too little, which matters for few seeds; the
+    deviations are stretched by the inverse.
+    """
     rng = np.random.default_rng(seed)
     n_seeds, n_cases = differences.shape
     means = [differences[np.ix_(rng.integers(n_seeds, size=n_seeds), rng.integers(n_cases, size=n_cases))].mean()
              for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
+    middle, stretch = differences.mean(), np.sqrt(n_seeds / max(1, n_seeds - 1))
+    low, high = middle + stretch * (np.percentile(means, [2.5, 97.5]) - middle)
     return float(low), float(high)
 
-# %% ../nbs/50_experiments.ipynb #dce78707
+# %% ../nbs/50_experiments.ipynb #1cd958aa
 def verdict(rows: list[dict], baseline: str = "scratch") -> list[dict]:
     """For each label share and arm: mean Dice, difference to the baseline with its interval, n, and a plain word."""
     answers = []
@@ -84,16 +92,19 @@ def verdict(rows: list[dict], baseline: str = "scratch") -> list[dict]:
             mean = {a: np.mean([r["dice"] for r in rows if r["arm"] == a and r["share"] == share])
                     for a in (baseline, arm)}
             word = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
+            if len(difference) < 5 and word != "no difference shown":
+                word += " here, but too few seeds to claim it"
             answers.append({"share": share, "arm": arm, baseline: float(mean[baseline]), "score": float(mean[arm]),
                             "difference": float(difference.mean()), "low": low, "high": high,
                             "seeds": len(difference), "cases": difference.shape[1], "verdict": word})
     return answers
 
-# %% ../nbs/50_experiments.ipynb #de35324c
+# %% ../nbs/50_experiments.ipynb #723b7c74
 def verdict_table(answers: list[dict], baseline: str = "scratch") -> str:
     """The answers of `verdict` as lines of text."""
     lines = [f"{'labels':>7}  {'arm':<10} {'Dice':>6} {baseline:>9} {'difference':>11}  {'95 % interval':<18} verdict"]
     lines += [f"{a['share']:>7.0%}  {a['arm']:<10} {a['score']:>6.3f} {a[baseline]:>9.3f} {a['difference']:>+11.3f}  "
               f"{a['low']:+.3f} to {a['high']:+.3f}   {a['verdict']}" for a in answers]
     n = answers[0]
-    return "\n".join([*lines, f"Dice is the mean over classes; {n['seeds']} seeds, {n['cases']} test cases."])
+    caution = " Fewer than 5 seeds: the interval is too narrow to bet on." if n["seeds"] < 5 else ""
+    return "\n".join([*lines, f"Dice: mean over classes. Seeds: {n['seeds']}, test cases: {n['cases']}.{caution}"])

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['freeze', 'make_segmenter', 'segment', 'score', 'finetune', 'summary', 'load_segmenter']
 
-# %% ../nbs/41_finetune.ipynb #92ca63d0
+# %% ../nbs/41_finetune.ipynb #735d8ff1
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
 import torch
 from monai.losses import DiceCELoss
 from torch import nn
@@ -17,10 +16,10 @@ from torch import nn
 from . import __version__
 from .cohorts import InputError, label_subset
 from .metrics import dice_per_class, read_scores, write_scores
-from .networks import WIDTHS, Segmenter, load_encoder, load_weights, make_encoder, seeded
-from .runs import begin_run, check_card, read_card
+from .networks import WIDTHS, Segmenter, load_encoder, load_weights, make_encoder, save_weights, seeded
+from .runs import begin_run, check_card, check_numbers, read_card
 from .scans import fingerprint
-from .store import Store, read_json, write_json, write_whole
+from .store import Store, read_json, write_json
 from .training import images_of_step, read_batch, steps_per_epoch, train
 
 # %% ../nbs/41_finetune.ipynb #06e67810
@@ -47,7 +46,7 @@ def _read_masked(store: Store, names: list[str]) -> tuple[torch.Tensor, torch.Te
     masks = np.stack([np.searchsorted(codes, store.mask(name)) for name in names])
     return read_batch(store, names).image, torch.from_numpy(masks)[:, None]
 
-# %% ../nbs/41_finetune.ipynb #f0be4d0a
+# %% ../nbs/41_finetune.ipynb #144d0742
 def make_segmenter(
     store: Store,  # whose classes it will tell apart
     encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
@@ -60,7 +59,7 @@ def make_segmenter(
     else:
         check_card(read_card(encoder), store, encoder)
         base = load_encoder(encoder)
-    with seeded(seed + 1):
+    with seeded(seed, "decoder"):
         return Segmenter(base, n_classes=len(store.classes))
 
 # %% ../nbs/41_finetune.ipynb #7e186f39
@@ -91,47 +90,55 @@ def score(
         rows += [{"case": name, "class": store.classes[c], "dice": float(d)} for c, d in zip(codes[1:], dice)]
     return rows
 
-# %% ../nbs/41_finetune.ipynb #077e41c2
+# %% ../nbs/41_finetune.ipynb #746eadf5
 def _keep(network: Segmenter, out: Path, card: dict) -> None:
     """Write a segmenter's weights and the card that says what they are."""
-    weights = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()})
-    write_whole(out / "segmenter.safetensors", lambda f: f.write(weights))
+    save_weights(network, out / "segmenter.safetensors")
     write_json(out / "segmenter.json", card)
 
-# %% ../nbs/41_finetune.ipynb #85369f5c
+# %% ../nbs/41_finetune.ipynb #bc26c0d6
 def finetune(
     store: str | Path,  # folder of a prepared store with masks
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
     *,
     encoder: str | Path | None = None,  # folder of a pretraining run; from scratch if None
     labels: float = 1.0,  # share of the labelled training cases to use; subsets of one seed are nested
-    epochs: int = 100,  # passes over the labelled cases
-    warmup: int = 25,  # epochs, the first of them, with a frozen encoder
+    epochs: int = 100,  # passes over the labelled cases, in full batches
+    warmup: int | None = None,  # epochs, the first of them, with a frozen encoder; a quarter of the training if None
     steps: int | None = None,  # a fixed number of steps instead; `warmup` is then counted in steps, too
     batch_size: int = 2,  # cases per step
-    lr: float = 1e-3,  # learning rate of Adam
+    lr: float = 1e-3,  # learning rate of Adam; the paper has 1e-5, and trains for longer
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the label subset, the order and the weights that are not loaded
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
 ) -> Path:
-    """Train a segmentation network and score it on the store's test subjects; returns the folder of the run."""
+    """Train a segmentation network and score it on the store's test subjects; returns the folder of the run.
+
+    `scores.csv` has the Dice of each case and class on the grid of the store; `dice_per_class` says what a class that
+    is absent scores. Raises `InputError` for a store, encoder or number that cannot be used, and for a taken folder.
+    """
+    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
     store, out = Store(store), Path(out)
     labelled = {part: [n for n in store.split(part) if store.cases[n]["classes"]] for part in ("train", "test")}
     if not labelled["train"] or not labelled["test"] or len(store.classes) < 2:
         raise InputError(f"{store.folder}: has masks for {len(labelled['train'])} training and {len(labelled['test'])} "
                          f"test case(s), with the classes {store.classes}. Segmentation needs both, and two classes.")
-    names = label_subset(labelled["train"], labels, seed)
+    names = label_subset({name: store.cases[name]["subject"] for name in labelled["train"]}, labels, seed)
+    per_epoch = steps_per_epoch(len(names), batch_size)
+    n_steps, unit = (epochs * per_epoch, per_epoch) if steps is None else (steps, 1)
+    warmup_steps = n_steps // 4 if warmup is None else warmup * unit
+    if warmup_steps > n_steps:
+        raise InputError(f"a warm-up of {warmup} is longer than the training. Give less, or as much to keep the "
+                         "encoder frozen throughout.")
     network = make_segmenter(store, encoder, tuple(widths), seed)
     settings = {"command": "finetune", "store": store.hash, "encoder": _origin(encoder), "labels": labels,
-                "epochs": epochs, "warmup": warmup, "steps": steps, "batch_size": batch_size, "lr": lr,
+                "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr,
                 "widths": list(network.encoder.channels), "seed": seed, "precision": precision}
     begin_run(out, settings)
     if (out / "scores.csv").exists():
         return out
-    per_epoch = steps_per_epoch(len(names), batch_size)
-    n_steps, warmup_steps = (epochs * per_epoch, warmup * per_epoch) if steps is None else (steps, warmup)
     train(network, _measure(warmup_steps),
           lambda step: _read_masked(store, [names[i] for i in images_of_step(len(names), batch_size, seed, step)]),
           out, n_steps=n_steps, lr=lr, title=f"finetune {len(names)} labels", progress=progress,
@@ -140,15 +147,17 @@ def finetune(
     write_scores(out / "scores.csv", score(segment(network, store, labelled["test"]), store))
     return out
 
-# %% ../nbs/41_finetune.ipynb #a5a3a215
+# %% ../nbs/41_finetune.ipynb #c0c91d7f
 def summary(run: str | Path) -> str:
     """The mean Dice of each class over the test cases of a finished run, in one line."""
+    if not (Path(run) / "scores.csv").exists():
+        raise InputError(f"{run}: has no scores.csv. Is this a finished fine-tuning run?")
     rows = read_scores(Path(run) / "scores.csv")
     mean = {c: np.mean([r["dice"] for r in rows if r["class"] == c]) for c in dict.fromkeys(r["class"] for r in rows)}
     cases = len({r["case"] for r in rows})
     return f"{run}: Dice over {cases} test cases: " + ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
 
-# %% ../nbs/41_finetune.ipynb #ba6dcd65
+# %% ../nbs/41_finetune.ipynb #5561d305
 def _origin(encoder: str | Path | None) -> str | None:
     """What tells one encoder from another in the settings of a run: its task and the beginning of its bytes' hash."""
     if encoder is None:
@@ -158,7 +167,11 @@ def _origin(encoder: str | Path | None) -> str | None:
 
 def load_segmenter(out: str | Path, store: Store) -> Segmenter:
     """The trained network of a fine-tuning run on `store`; raises `InputError` where anything does not fit."""
+    if not (Path(out) / "segmenter.json").exists():
+        raise InputError(f"{out}: holds no segmentation network. Is this a finished fine-tuning run?")
     card = read_json(Path(out) / "segmenter.json")
+    if {int(code): name for code, name in card["classes"].items()} != store.classes:
+        raise InputError(f"{out}: its network tells {card['classes']} apart, but {store.folder} has {store.classes}.")
     network = make_segmenter(store, widths=tuple(card["widths"]))
     load_weights(network, Path(out) / "segmenter.safetensors")
     return network

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_task', 'pretrain']
 
-# %% ../nbs/31_pretrain.ipynb #f1107552
+# %% ../nbs/31_pretrain.ipynb #ba8a1a34
 from pathlib import Path
 
 import torch
@@ -13,22 +13,22 @@ import torch
 from . import __version__
 from .cohorts import InputError
 from .networks import WIDTHS, make_encoder, save_encoder, seeded
-from .runs import begin_run
+from .runs import begin_run, check_numbers
 from .store import Store
 from .tasks import NAMES, TASKS
 from .tasks.task import Batch, ProxyTask
 from .training import draw, images_of_step, read_batch, steps_per_epoch, train
 
-# %% ../nbs/31_pretrain.ipynb #141fbf1b
+# %% ../nbs/31_pretrain.ipynb #61d74c8b
 def _measure(seed: int):
     """The loss and scores of a task in one step; its questions depend on the seed and the step."""
     def measure(task: ProxyTask, batch: Batch, step: int) -> dict:
-        inputs, targets = task.make(batch, draw(seed, step))
+        inputs, targets = task.make(batch, draw(seed, "questions", step))
         outputs = task(inputs)
         return {"loss": task.loss(outputs, targets), **task.scores(outputs.detach(), targets)}
     return measure
 
-# %% ../nbs/31_pretrain.ipynb #c31a1488
+# %% ../nbs/31_pretrain.ipynb #106c2ea4
 def make_task(
     task: str,  # one of `ssl3d.tasks.NAMES`
     store: Store,  # whose images it will ask about
@@ -41,18 +41,18 @@ def make_task(
         raise InputError(f"'{task}' is not a task. Known are: {', '.join(NAMES)}.")
     encoder = make_encoder("unet", store.spatial_dims, store.channels, widths, seed)
     try:
-        with seeded(seed + 1):
+        with seeded(seed, "head"):
             return TASKS[task](encoder, **(options or {}))
     except TypeError as e:
         raise InputError(f"task '{task}' does not take the options {options}: {e}.") from None
 
-# %% ../nbs/31_pretrain.ipynb #4f29e2bc
+# %% ../nbs/31_pretrain.ipynb #cd9428df
 def pretrain(
     task: str,  # one of `ssl3d.tasks.NAMES`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
     *,
-    epochs: int = 100,  # passes over the training images
+    epochs: int = 100,  # passes over the training images, in full batches
     batch_size: int = 4,  # images per step
     lr: float | None = None,  # learning rate of Adam; the paper's 1e-3 for volumes and 5e-4 for pictures if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level of the encoder
@@ -62,7 +62,11 @@ def pretrain(
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
 ) -> Path:
-    """Train an encoder on a proxy task and keep it in a run folder; returns the folder (paper, sections 3 and A)."""
+    """Train an encoder on a proxy task and keep it in a run folder; returns the folder (paper, sections 3 and A).
+
+    Raises `InputError` for a store, task, option or number that cannot be used, and for a folder of another run.
+    """
+    check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
     store = Store(store)
     lr = lr if lr is not None else (1e-3 if store.spatial_dims == 3 else 5e-4)
     network = make_task(task, store, tuple(widths), seed, options)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from .cohorts import InputError
 
-# %% ../nbs/01_scans.ipynb #70e8cd94
+# %% ../nbs/01_scans.ipynb #f359eabb
 def _channel_first(array: np.ndarray, path: Path) -> np.ndarray:
     """An array without a header as (C, *space), space having 2 or 3 axes."""
     small = [axis for axis in (array.ndim - 1, 0) if array.ndim > 2 and array.shape[axis] <= 4]
@@ -29,12 +29,14 @@ def _channel_first(array: np.ndarray, path: Path) -> np.ndarray:
         array = np.moveaxis(array, small[0], 0)
     elif array.ndim in (2, 3):
         array = array[None]
+    if array.dtype == bool:
+        array = array.astype(np.uint8)
     if array.ndim not in (3, 4) or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
         raise InputError(f"{path}: is an array of shape {array.shape} and type {array.dtype}. A picture has 2 axes, a "
                          "volume 3, with one more, first or last, for up to 4 channels; the values are real numbers.")
     return array
 
-# %% ../nbs/01_scans.ipynb #12955023
+# %% ../nbs/01_scans.ipynb #ef278732
 @lru_cache(maxsize=1)
 def _archive(file: Path, key: str) -> np.ndarray:
     """One array of a MedMNIST archive, kept until another one is asked for."""
@@ -42,17 +44,18 @@ def _archive(file: Path, key: str) -> np.ndarray:
         return arrays[key]
 
 
-def _picture(path: Path) -> np.ndarray:
-    """A PNG or JPEG as (height, width) or (height, width, 3)."""
+def _picture(path: Path, mask: bool) -> np.ndarray:
+    """A PNG or JPEG as (height, width) or (height, width, 3); of a mask with a palette, the indices."""
     with Image.open(path) as image:
-        grey = image.mode in ("L", "I", "F", "I;16")
-        return np.asarray(image if grey else image.convert("RGB"))
+        if image.mode in ("L", "I", "F", "I;16", "1") or mask and image.mode == "P":
+            return np.asarray(image)
+        return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
 
-# %% ../nbs/01_scans.ipynb #200d25a4
+# %% ../nbs/01_scans.ipynb #fe1fa48c
 _load_nifti = LoadImage(reader="NibabelReader", ensure_channel_first=True)
 
 
-def _load(path: Path) -> MetaTensor | np.ndarray:
+def _load(path: Path, mask: bool) -> MetaTensor | np.ndarray:
     name = path.name.lower()
     if path.parent.parent.suffix.lower() == ".npz":
         return _channel_first(_archive(path.parent.parent, path.parent.name)[int(path.name)], path)
@@ -60,23 +63,23 @@ def _load(path: Path) -> MetaTensor | np.ndarray:
         return _load_nifti(path)
     if name.endswith(".npy"):
         return _channel_first(np.load(path, allow_pickle=False), path)
-    return _channel_first(_picture(path), path)
+    return _channel_first(_picture(path, mask), path)
 
-# %% ../nbs/01_scans.ipynb #dd923421
+# %% ../nbs/01_scans.ipynb #553afaeb
 def read_scan(
     path: str | Path,  # .nii, .nii.gz, .npy, .png, .jpg, or an entry of an archive: `x.npz/train_images/12`
+    mask: bool = False,  # whether the values are classes
 ) -> MetaTensor:  # (C, *space) float32 as stored, with `.affine` (4, 4) in millimetres
     """Read one scan as it lies on disk; raises `InputError` for what cannot be read, or holds NaN or infinity."""
     path = Path(path)
     try:
-        scan = _load(path)
+        scan = _load(path, mask)
     except InputError:
         raise
     except Exception as e:  # gzip, zlib, nibabel, PIL and numpy each have their own
         raise InputError(f"{path}: cannot be read ({type(e).__name__}: {e}). "
                          "Is the file whole, and is it what its name says?") from None
-    scan = MetaTensor(torch.as_tensor(np.ascontiguousarray(scan), dtype=torch.float32),
-                      affine=getattr(scan, "affine", None))
+    scan = MetaTensor(torch.tensor(np.asarray(scan, dtype=np.float32)), affine=getattr(scan, "affine", None))
     if scan.ndim not in (3, 4) or 0 in scan.shape:
         raise InputError(f"{path}: has shape {tuple(scan.shape)}, which is neither a picture nor a volume.")
     if not torch.isfinite(scan).all():
@@ -128,39 +131,44 @@ def resize(
     linear = Resize(size, mode="trilinear" if len(size) == 3 else "bilinear", anti_aliasing=True)
     return linear(scan) / linear(torch.ones_like(scan.as_tensor()[:1]))  # the blur takes zeros from beyond the border
 
-# %% ../nbs/01_scans.ipynb #46847826
+# %% ../nbs/01_scans.ipynb #38767c0b
 def scale(
     scan: MetaTensor,  # (C, *space)
     percentiles: tuple[float, float] | None = None,  # clip to these percentiles of each channel first, in 0 to 100
 ) -> MetaTensor:
-    """Each channel from its minimum (or lower percentile) at 0 to its maximum (or upper percentile) at 1."""
+    """Each channel from its minimum (or lower percentile) at 0 to its maximum (or upper percentile) at 1, clipped."""
+    if percentiles is not None and not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise InputError(f"percentiles {tuple(percentiles)} are not an interval: give two numbers from 0 to 100, "
+                         "the lower one first.")
     if percentiles is None:
         return ScaleIntensity(minv=0.0, maxv=1.0, channel_wise=True)(scan)
     lower, upper = percentiles
     return ScaleIntensityRangePercentiles(lower, upper, 0.0, 1.0, clip=True, channel_wise=True)(scan)
 
-# %% ../nbs/01_scans.ipynb #d352c996
-def _check_mask(mask: MetaTensor, scan: MetaTensor, mask_path: Path, image_path: Path) -> None:
-    """Refuse a mask that lies elsewhere than its image, or whose values are no classes."""
-    if mask.shape[1:] != scan.shape[1:]:
-        raise InputError(f"{mask_path}: has {tuple(mask.shape[1:])} voxels, but its image {image_path} has "
-                         f"{tuple(scan.shape[1:])}. Is it the mask of another image?")
+# %% ../nbs/01_scans.ipynb #c245317b
+def _check_grid(other: MetaTensor, scan: MetaTensor, other_path: Path, path: Path) -> None:
+    """Refuse a scan or mask that does not lie on the grid of another scan."""
+    if other.shape[1:] != scan.shape[1:]:
+        raise InputError(f"{other_path}: has {tuple(other.shape[1:])} voxels, but {path} has {tuple(scan.shape[1:])}. "
+                         "Do they belong together?")
     ends = [(0, n - 1) for n in scan.shape[1:]] + [(0,)] * (4 - scan.ndim)
     corners = torch.tensor([[*corner, 1] for corner in product(*ends)], dtype=torch.float64).T
-    shift = ((mask.affine - scan.affine).double() @ corners)[:3].norm(dim=0).max()
+    shift = ((other.affine - scan.affine).double() @ corners)[:3].norm(dim=0).max()
     if shift > 0.5 * scan.pixdim.min():
-        raise InputError(f"{mask_path}: lies {shift:.1f} mm away from its image {image_path}. Their affines differ.")
-    if mask.shape[0] != 1 or (mask != mask.round()).any() or mask.min() < 0 or mask.max() > 255:
-        raise InputError(f"{mask_path}: is not a mask. A mask has one channel and whole numbers from 0 to 255.")
+        raise InputError(f"{other_path}: lies up to {shift:.1f} mm away from {path}. Their affines differ.")
 
-# %% ../nbs/01_scans.ipynb #3a00c018
+
+def _check_mask(mask: MetaTensor, path: Path) -> None:
+    """Refuse a mask whose values are no classes."""
+    if mask.shape[0] != 1 or (mask != mask.round()).any() or mask.min() < 0 or mask.max() > 255:
+        raise InputError(f"{path}: is not a mask. A mask has one channel and whole numbers from 0 to 255.")
+
+# %% ../nbs/01_scans.ipynb #1b61875b
 def _read_image(paths: tuple[Path, ...]) -> MetaTensor:
     """The modalities of one case, stacked as channels (the paper's early fusion) in the axes of the first."""
     scans = [orient(read_scan(p)) for p in paths]
     for path, scan in zip(paths[1:], scans[1:]):
-        if scan.shape[1:] != scans[0].shape[1:]:
-            raise InputError(f"{path}: has {tuple(scan.shape[1:])} voxels, but {paths[0]} has "
-                             f"{tuple(scans[0].shape[1:])}. The modalities of a case share one grid.")
+        _check_grid(scan, scans[0], path, paths[0])
     stacked = MetaTensor(torch.cat([s.as_tensor() for s in scans]), affine=scans[0].affine)
     dull = (stacked.flatten(1).max(dim=1).values == stacked.flatten(1).min(dim=1).values).nonzero().flatten().tolist()
     if dull:
@@ -179,7 +187,7 @@ class Prepared(NamedTuple):
     shape: tuple[int, ...]  # of the oriented scan
     spacing: tuple[float, ...]  # of the oriented scan, in mm
 
-# %% ../nbs/01_scans.ipynb #d4fba5b6
+# %% ../nbs/01_scans.ipynb #bcc66403
 def prepare_scan(
     images: tuple[Path, ...],  # the files of one case
     mask: Path | None = None,  # its segmentation
@@ -189,15 +197,23 @@ def prepare_scan(
     percentiles: tuple[float, float] | None = None,  # see `scale`
 ) -> Prepared:
     """Read, orient, crop, resize and scale one case (paper, appendix A); raises `InputError` naming the file."""
+    if size < 8:
+        raise InputError(f"a size of {size} is too small: images need 8 voxels a side at least.")
     scan = _read_image(images)
     grid, box = (size,) * (scan.ndim - 1), content_box(scan)
     whole = box == ((0,) * len(grid), tuple(scan.shape[1:]))
     truth = None
     if mask is not None:
-        truth = orient(read_scan(mask))
-        _check_mask(truth, scan, mask, images[0])
+        truth = orient(read_scan(mask, mask=True))
+        _check_grid(truth, scan, mask, images[0])
+        _check_mask(truth, mask)
         truth = resize(truth, grid, mask=True)
     image = scale(resize(scan, grid), percentiles)
     content = None if whole or not crop_content else scale(resize(crop(scan, box), grid), percentiles)
+    for version in (image,) if content is None else (image, content):
+        low, high = version.flatten(1).min(dim=1).values, version.flatten(1).max(dim=1).values
+        if not ((0 <= low) & (low < 1e-3) & (1 - 1e-3 < high) & (high <= 1)).all():
+            raise InputError(f"{images[0]}: nothing is left of it after scaling to [0, 1]. Are too many voxels alike "
+                             f"for the percentiles {percentiles}?")
     spacing = tuple(float(s) for s in scan.pixdim[: len(grid)])
     return Prepared(image, content, truth, box, tuple(scan.shape[1:]), spacing)

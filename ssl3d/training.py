@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['draw', 'steps_per_epoch', 'images_of_step', 'read_batch', 'Learner', 'train']
 
-# %% ../nbs/30_training.ipynb #84db6d8f
+# %% ../nbs/30_training.ipynb #076e67c6
 import logging
-import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,17 +18,19 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .cohorts import InputError
+from .networks import derive, seeded
 from .runs import append_log, trim_log
 from .store import Store, write_whole
 from .tasks.task import Batch
 
-# %% ../nbs/30_training.ipynb #cc11ad48
-def draw(seed: int, *where: int) -> torch.Generator:
-    """A generator whose numbers depend on the seed and on a place, such as a step, and on nothing else."""
-    state = np.random.SeedSequence([seed, *where]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+# %% ../nbs/30_training.ipynb #a815b228
+def draw(seed: int, *purpose: str | int) -> torch.Generator:
+    """A generator whose numbers depend on the seed and on what they are for, such as ("questions", step)."""
+    return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def steps_per_epoch(n_images: int, batch_size: int) -> int:
@@ -39,7 +41,7 @@ def steps_per_epoch(n_images: int, batch_size: int) -> int:
 def images_of_step(n_images: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Indices of the images in one step: no image twice in an epoch, every epoch in another order."""
     epoch, place = divmod(step, steps_per_epoch(n_images, batch_size))
-    order = torch.randperm(n_images, generator=draw(seed, epoch, 0))
+    order = torch.randperm(n_images, generator=draw(seed, "order", epoch))
     return order[place * batch_size : (place + 1) * batch_size].tolist()
 
 # %% ../nbs/30_training.ipynb #b6dab357
@@ -160,7 +162,22 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
 
-# %% ../nbs/30_training.ipynb #2b21d048
+# %% ../nbs/30_training.ipynb #b72993ea
+def _fit(runner: pl.Trainer, learner: Learner, steps: DataLoader, checkpoint: Path) -> None:
+    """Run Lightning's loop from the checkpoint, where there is one."""
+    if checkpoint.exists():
+        try:
+            torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
+        except Exception as e:  # zipfile, pickle and torch each have their own
+            raise InputError(f"{checkpoint}: is damaged ({e}). Remove it to train from the start.") from None
+    try:
+        runner.fit(learner, steps, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    except SIGTERMException:
+        sys.exit(143)
+    except SystemExit as e:
+        raise KeyboardInterrupt from e
+
+# %% ../nbs/30_training.ipynb #9f7f7e92
 def train(
     network: torch.nn.Module,  # trained in place
     measure: Callable,  # (network, batch, step) -> {"loss": tensor, name: number, ...}
@@ -176,13 +193,16 @@ def train(
     **trainer,  # anything else for Lightning's Trainer: accelerator, devices, strategy, precision
 ) -> None:
     """Train for `n_steps`, going on from the run folder's `last.ckpt` where there is one."""
-    learner = Learner(network, measure, lr)
     callbacks = [_Keep(Path(out), n_steps, checkpoint_every, log_every), *([_Progress(title)] if progress else [])]
-    checkpoint = Path(out) / "last.ckpt"
     with _quiet():
-        runner = pl.Trainer(max_steps=n_steps, callbacks=callbacks, plugins=[_WholeCheckpoints()], logger=False,
-                            enable_checkpointing=False, enable_progress_bar=progress, enable_model_summary=False,
-                            use_distributed_sampler=False, num_sanity_val_steps=0,
-                            **({"accelerator": "auto", "devices": 1} | trainer))
+        try:
+            runner = pl.Trainer(max_steps=n_steps, callbacks=callbacks, plugins=[_WholeCheckpoints()], logger=False,
+                                enable_checkpointing=False, enable_progress_bar=progress, enable_model_summary=False,
+                                use_distributed_sampler=False, num_sanity_val_steps=0,
+                                **({"accelerator": "auto", "devices": 1} | trainer))
+        except (MisconfigurationException, ValueError, RuntimeError) as e:
+            raise InputError(f"Lightning cannot train with {trainer}: {e}") from None
         steps = DataLoader(_Steps(read, n_steps), batch_size=None, sampler=_StepsLeft(runner, n_steps))
-        runner.fit(learner, steps, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+        _fit(runner, Learner(network, measure, lr), steps, Path(out) / "last.ckpt")
+    if runner.global_step < n_steps:
+        raise RuntimeError(f"{out}: training ended at step {runner.global_step} of {n_steps}")

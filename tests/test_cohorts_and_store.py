@@ -91,12 +91,32 @@ def test_no_subject_is_on_both_sides(seed):
 
 
 def test_label_subsets_are_nested():
-    ids = [f"c{i}" for i in range(37)]
+    ids = {f"c{i}": f"c{i}" for i in range(37)}
     subsets = [set(label_subset(ids, share, seed=3)) for share in (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)]
     assert all(a <= b for a, b in zip(subsets, subsets[1:])) and [len(s) for s in subsets] == [1, 2, 4, 9, 18, 37]
     for wrong in (0, -1, 1.5):
         with pytest.raises(InputError):
             label_subset(ids, wrong)
+
+
+def test_a_subject_comes_into_a_subset_with_all_its_cases():
+    cases = {f"c{i}": f"p{i // 3}" for i in range(30)}
+    for share in (0.1, 0.3, 0.7):
+        chosen = label_subset(cases, share, seed=1)
+        people = {cases[name] for name in chosen}
+        assert len(people) == round(10 * share) and len(chosen) == 3 * len(people)
+
+
+def test_csv_names_and_grades(tmp_path):
+    for folder in ("sub1", "sub2"):
+        (tmp_path / folder).mkdir()
+        write_nifti(tmp_path / folder / "T1.nii", RNG.random((4, 4, 4)))
+    (tmp_path / "t.csv").write_text("image,label\nsub1/T1.nii,1.0\nsub2/T1.nii,\n")
+    assert [(c.id, c.grade, c.mask) for c in open_cohort(tmp_path / "t.csv").cases] == [
+        ("sub1-T1", 1, None), ("sub2-T1", None, None)]
+    for layout in ("msd", "csv", "medmnist"):
+        with pytest.raises(InputError, match=layout):
+            open_cohort(tmp_path / "sub1", layout=layout)
 
 
 def test_store_holds_what_was_prepared(tmp_path):
@@ -158,8 +178,65 @@ def test_other_settings_and_other_folders_are_refused(tmp_path):
     prepare(task, tmp_path / "store", size=8, progress=False)
     with pytest.raises(InputError, match="size was 8 and is now 9"):
         prepare(task, tmp_path / "store", size=9, progress=False)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="not empty"):
-        prepare(task, tmp_path / "task", size=8, progress=False)
+        prepare(task, tmp_path / "full", size=8, progress=False)
+
+
+def test_a_store_knows_its_split_and_its_masks(tmp_path):
+    task = msd(tmp_path / "task", n=8)
+    a, b = (prepare(task, tmp_path / f"s{seed}", size=8, seed=seed, progress=False) for seed in (0, 3))
+    assert a.split("test") != b.split("test") and a.hash != b.hash
+    again = prepare(task, tmp_path / "again", size=8, progress=False)
+    assert again.hash == a.hash
+    write_nifti(task / "labelsTr/c3.nii.gz", np.zeros((8, 9, 10), np.uint8))
+    assert prepare(task, tmp_path / "mask", size=8, progress=False).hash != a.hash
+    write_nifti(task / "imagesTr/new.nii.gz", RNG.random((8, 9, 10)))
+    info = json.loads((task / "dataset.json").read_text()) | {"test": [{"image": "./imagesTr/new.nii.gz"}]}
+    (task / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match="other scans"):
+        prepare(task, tmp_path / "s0", size=8, progress=False)
+
+
+def test_a_mended_mask_is_taken(tmp_path):
+    task = msd(tmp_path / "task", n=3)
+    write_nifti(task / "labelsTr/c1.nii.gz", np.full((8, 9, 10), 7, np.uint8))
+    with pytest.raises(InputError, match=r"c1.*\[7\]"):
+        prepare(task, tmp_path / "store", size=8, progress=False)
+    write_nifti(task / "labelsTr/c1.nii.gz", np.full((8, 9, 10), 2, np.uint8))
+    write_nifti(task / "imagesTr/c0.nii.gz", np.arange(720.0).reshape(8, 9, 10))  # changed after it was prepared
+    store = prepare(task, tmp_path / "store", size=8, progress=False)
+    assert set(np.unique(store.mask("c1"))) == {2} and store.classes[0] == "background"
+    fresh = prepare(task, tmp_path / "fresh", size=8, progress=False)
+    assert store.hash == fresh.hash and np.array_equal(store.image("c0"), fresh.image("c0"))
+
+
+def test_a_store_does_not_go_into_its_source(tmp_path):
+    write_nifti(tmp_path / "a.nii", RNG.random((8, 8, 8)))
+    write_nifti(tmp_path / "b.nii", RNG.random((8, 8, 8)))
+    with pytest.raises(InputError, match="inside"):
+        prepare(tmp_path, tmp_path / "store", size=8, progress=False)
+
+
+def test_a_folder_with_a_half_written_file_is_free(tmp_path):
+    task = msd(tmp_path / "task")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/unfinished.jsonl.part").write_text("{")
+    assert len(prepare(task, tmp_path / "store", size=8, progress=False)) == 3
+
+
+@pytest.mark.parametrize("settings, said", [({"size": 4}, "size"), ({"percentiles": (99, 1)}, "percentiles"),
+                                            ({"percentiles": (-5, 120)}, "percentiles"), ({"test": 0}, "share"),
+                                            ({"percentiles": (1, 95)}, "scaling")])
+def test_useless_settings_are_refused(tmp_path, settings, said):
+    for i in range(3):
+        sparse = np.zeros((20, 20, 20))
+        sparse[i, :4, :4] = RNG.random((4, 4)) + 1
+        (tmp_path / "s").mkdir(exist_ok=True)
+        write_nifti(tmp_path / f"s/{i}.nii", sparse)
+    with pytest.raises(InputError, match=said):
+        prepare(tmp_path / "s", tmp_path / "store", **({"size": 8} | settings), progress=False)
 
 
 def test_damage_is_named(tmp_path):
@@ -171,9 +248,10 @@ def test_damage_is_named(tmp_path):
     file.unlink()
     with pytest.raises(InputError, match="c1.npy"):
         store.image("c1")
-    (tmp_path / "store/manifest.json").write_text("{")
-    with pytest.raises(InputError, match="manifest.json"):
-        Store(tmp_path / "store")
+    for text in ("{", "{}", "[]"):
+        (tmp_path / "store/manifest.json").write_text(text)
+        with pytest.raises(InputError, match="manifest.json"):
+            Store(tmp_path / "store")
 
 
 def test_killed_while_preparing(tmp_path):

@@ -45,8 +45,7 @@ def closure(name, extras=(), seen=None):
 allowed = {name for name, _ in closure("ssl3d")}
 owners = {top: {re.sub(r"[-_.]+", "-", d).lower() for d in dists} for top, dists in md.packages_distributions().items()}
 
-class Only:
-    """Finds what the runtime requirements own, and nothing else."""
+class Only:  # finds what the runtime requirements own, and nothing else
     def __init__(self, finder): self.finder = finder
     def __getattr__(self, name): return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):

@@ -20,7 +20,7 @@ from ssl3d.finetune import finetune, load_segmenter, make_segmenter, score, segm
 from ssl3d.metrics import dice_per_class, read_scores
 from ssl3d.networks import load_encoder
 from ssl3d.pretrain import pretrain
-from ssl3d.runs import read_card, read_log
+from ssl3d.runs import append_log, read_card, read_log, trim_log
 from ssl3d.store import Store
 from ssl3d.training import images_of_step, steps_per_epoch
 
@@ -124,6 +124,83 @@ def test_finished_runs_return_and_other_settings_are_refused(store, encoder):
         pretrain("rotation", store.folder, store.folder, epochs=2, widths=SMALL, progress=False)
 
 
+def test_a_failed_first_try_does_not_spoil_the_folder(store, tmp_path):
+    with pytest.raises(InputError, match="foo"):
+        pretrain("rotation", store.folder, tmp_path / "x", epochs=1, widths=SMALL, precision="foo", progress=False)
+    pretrain("rotation", store.folder, tmp_path / "x", epochs=1, widths=SMALL, progress=False)
+    assert yaml.safe_load((tmp_path / "x/settings.yaml").read_text())["precision"] == "32-true"
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"lr": 0.0}, {"lr": -1.0},
+                                   {"widths": ()}, {"widths": (0, 4)}, {"seed": -1}, {"accelerator": "foo"},
+                                   {"options": {"samples_per_image": 0}}, {"options": {"samples_per_image": "2"}}])
+def test_numbers_that_make_no_run(store, tmp_path, wrong):
+    with pytest.raises(InputError):
+        pretrain("rotation", store.folder, tmp_path / "x", **({"epochs": 1, "widths": SMALL, "progress": False} | wrong))
+
+
+@pytest.mark.parametrize("wrong", [{"labels": 0}, {"labels": 2}, {"steps": 0}, {"steps": 3, "warmup": 4}, {"warmup": -1}])
+def test_numbers_that_make_no_fine_tuning(store, tmp_path, wrong):
+    with pytest.raises(InputError):
+        finetune(store.folder, tmp_path / "x", **({"epochs": 1, "widths": SMALL, "progress": False} | wrong))
+
+
+def test_the_default_warmup_ends(store, tmp_path):
+    out = finetune(store.folder, tmp_path / "x", epochs=2, labels=0.2, widths=SMALL, progress=False)
+    settings = yaml.safe_load((out / "settings.yaml").read_text())
+    assert 0 < 4 * settings["warmup_steps"] <= settings["steps"]
+    fresh = make_segmenter(store, widths=SMALL).encoder.state_dict()
+    assert any(not torch.equal(fresh[k], v) for k, v in load_segmenter(out, store).encoder.state_dict().items())
+
+
+def test_streams_of_random_numbers_are_apart():
+    from ssl3d.training import draw
+
+    streams = [torch.rand(4, generator=draw(seed, *purpose)).tolist() for seed in range(4) for purpose in (
+        ("order", 0), ("questions", 0), ("order", 1), ("questions", 1), ("order",), ("order", 0, 0))]
+    assert len({tuple(s) for s in streams}) == len(streams)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop(store, tmp_path, number, status):
+    command = [str(sys.executable.replace("python3", "ssl3d").replace("python", "ssl3d")), "pretrain", "rotation",
+               str(store.folder), "--out", str(tmp_path / "x"), "--epochs", "500", "--widths", "[8,16,32]"]
+    process = subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not logged(tmp_path / "x", 60):
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == status and "Traceback" not in said
+    assert number == signal.SIGTERM or "goes on where it stopped" in said
+
+
+def test_damaged_checkpoint_and_settings_are_named(store, tmp_path):
+    out = pretrain("rotation", store.folder, tmp_path / "x", epochs=1, widths=SMALL, progress=False)
+    (out / "encoder.json").unlink()
+    (out / "last.ckpt").write_bytes((out / "last.ckpt").read_bytes()[:5000])
+    with pytest.raises(InputError, match="last.ckpt"):
+        pretrain("rotation", store.folder, out, epochs=1, widths=SMALL, progress=False)
+    (out / "settings.yaml").write_text("{")
+    with pytest.raises(InputError, match="settings.yaml"):
+        pretrain("rotation", store.folder, out, epochs=1, widths=SMALL, progress=False)
+
+
+def test_a_log_cut_at_its_header_is_begun_again(tmp_path):
+    (tmp_path / "log.csv").write_text("step,lo")
+    trim_log(tmp_path, 0)
+    append_log(tmp_path, {"step": 1, "loss": 2.0})
+    assert read_log(tmp_path)["step"].tolist() == [1]
+
+
+def test_a_network_of_other_classes_is_refused(store, tmp_path):
+    out = finetune(store.folder, tmp_path / "x", steps=1, warmup=0, widths=SMALL, progress=False)
+    (out / "segmenter.json").write_text(json.dumps(json.loads((out / "segmenter.json").read_text())
+                                                   | {"classes": {"0": "background", "3": "x"}}))
+    with pytest.raises(InputError, match="apart"):
+        load_segmenter(out, store)
+
+
 def test_unknown_task_and_option(store, tmp_path):
     with pytest.raises(InputError, match="'rotate' is not a task"):
         pretrain("rotate", store.folder, tmp_path / "x")
@@ -148,7 +225,7 @@ def test_the_encoder_is_used(store, encoder):
     assert all(torch.equal(v, loaded[k]) for k, v in make_segmenter(store, encoder).encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("change, said", [({"in_channels": 2}, "2 channels"), ({"spatial_dims": 2}, "2 dimensions"),
+@pytest.mark.parametrize("change, said", [({"in_channels": 2}, "2 channel"), ({"spatial_dims": 2}, "2 dimension"),
                                           ({"widths": [8, 16]}, "Nothing was loaded")])
 def test_an_encoder_of_another_shape_is_refused(store, encoder, tmp_path, change, said):
     (tmp_path / "e").mkdir()

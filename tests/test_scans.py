@@ -165,9 +165,34 @@ def test_a_mask_that_is_not_of_its_image_is_refused(tmp_path, mask, affine, said
     assert "m.nii" in str(error.value)
 
 
+def test_masks_as_pictures(tmp_path):
+    image = Image.fromarray(RNG.integers(0, 255, (20, 30), dtype=np.uint8))
+    image.save(tmp_path / "i.png")
+    classes = RNG.integers(0, 3, (20, 30), dtype=np.uint8)
+    indexed = Image.fromarray(classes, mode="P")
+    indexed.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    indexed.save(tmp_path / "p.png")
+    Image.fromarray(classes > 0).save(tmp_path / "one.png")
+    np.save(tmp_path / "bool.npy", classes > 0)
+    for name, expected in (("p.png", classes), ("one.png", classes > 0), ("bool.npy", classes > 0)):
+        assert np.array_equal(read_scan(tmp_path / name, mask=True)[0].numpy(), expected)
+    assert prepare_scan((tmp_path / "i.png",), tmp_path / "p.png", size=16).mask.max() == 2
+
+
+def test_turned_and_stretched_grids_are_refused(tmp_path):
+    a = write_nifti(tmp_path / "a.nii", RNG.random((20, 20, 20)))
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+    for affine in (turn, np.diag([1, 1, 5, 1])):
+        with pytest.raises(InputError, match="mm away"):
+            prepare_scan((a,), write_nifti(tmp_path / "m.nii", np.ones((20, 20, 20)), affine), size=8)
+        with pytest.raises(InputError, match="mm away"):
+            prepare_scan((a, write_nifti(tmp_path / "b.nii", RNG.random((20, 20, 20)), affine)), size=8)
+
+
 def test_modalities_of_a_case_are_stacked(tmp_path):
     files = tuple(write_nifti(tmp_path / f"{i}.nii", RNG.random((6, 6, 6))) for i in range(3))
-    assert prepare_scan(files, size=6).image.shape == (3, 6, 6, 6)
+    assert prepare_scan(files, size=8).image.shape == (3, 8, 8, 8)
     write_nifti(tmp_path / "2.nii", RNG.random((6, 6, 7)))
     with pytest.raises(InputError, match="2.nii"):
-        prepare_scan(files, size=6)
+        prepare_scan(files, size=8)

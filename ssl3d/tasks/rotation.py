@@ -72,7 +72,7 @@ def turn(
     moved = image.permute(*range(lead), *(lead + axis for axis in order))
     return moved.flip([lead + axis for axis in range(dims) if matrix[axis, order[axis]] < 0])
 
-# %% ../../nbs/21_rotation.ipynb #26ceff7c
+# %% ../../nbs/21_rotation.ipynb #a6cb6340
 class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
 
@@ -88,6 +88,8 @@ class Rotation(ProxyTask):
         if self.n_classes not in known:
             raise InputError(f"there are no {n_rotations} rotations in {encoder.spatial_dims}D: "
                              f"choose {' or '.join(map(str, known))}.")
+        if not isinstance(samples_per_image, int) or samples_per_image < 1:
+            raise InputError(f"samples_per_image is {samples_per_image!r}, and has to be a whole number from 1.")
         self.samples_per_image = samples_per_image
         self.matrices = rotations(encoder.spatial_dims)[: self.n_classes]
         self.head = PooledHead(encoder.channels[-1], self.n_classes)
