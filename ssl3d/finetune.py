@@ -28,10 +28,10 @@ def freeze(encoder: nn.Module, frozen: bool = True) -> None:
     encoder.requires_grad_(not frozen)
     encoder.train(not frozen)
 
-# %% ../nbs/41_finetune.ipynb #a5384915
+# %% ../nbs/41_finetune.ipynb #1169cc15
 def _measure(warmup_steps: int):
     """Dice plus cross-entropy of a segmenter; its encoder is frozen in the first `warmup_steps` steps."""
-    criterion = DiceCELoss(softmax=True, to_onehot_y=True)
+    criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
 
     def measure(network: Segmenter, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> dict:
         freeze(network.encoder, step < warmup_steps)

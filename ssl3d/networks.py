@@ -40,10 +40,10 @@ def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
         torch.manual_seed(derive(seed, *purpose))
         yield
 
-# %% ../nbs/10_networks.ipynb #3af1a78e
+# %% ../nbs/10_networks.ipynb #a49b2aab
 def _group_norm(widths: tuple[int, ...]) -> tuple[str, dict]:
-    """MONAI's name for group normalisation: 8 groups, or fewer where a group would have less than two channels."""
-    groups = next(g for g in (8, 4, 2, 1) if all(w % g == 0 and w >= 2 * g for w in widths))
+    """MONAI's name for group normalisation: 8 groups, or fewer for odd widths and a narrow coarsest map."""
+    groups = next(g for g in (8, 4, 2, 1) if all(w % g == 0 for w in widths) and widths[-1] >= 2 * g)
     return ("group", {"num_groups": groups, "affine": True})
 
 # %% ../nbs/10_networks.ipynb #a7383029

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ssl3d.store import Store, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,8 +32,14 @@ def real_data() -> Path:
 
 def python(code: str, *args: str, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
     """Run a piece of Python in a process of its own, away from the checkout."""
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], check=check, capture_output=True, text=True,
-                          cwd=kwargs.pop("cwd", "/"), **kwargs)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        check=check,
+        capture_output=True,
+        text=True,
+        cwd=kwargs.pop("cwd", "/"),
+        **kwargs,
+    )
 
 
 def write_nifti(path: Path, array: np.ndarray, affine=None) -> Path:

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from conftest import SAMPLES, write_nifti
 
 SSL3D = Path(sys.executable).parent / "ssl3d"
@@ -26,11 +25,12 @@ def test_help_lists_the_commands():
 def walk(source, folder, size, labels):
     """The four commands of the README, on any cohort with masks."""
     store = folder / "store"
-    for command in (("prepare", source, store, "--size", size),
-                    ("pretrain", "rotation", store, "--out", folder / "rot", "--epochs", 2, "--widths", WIDTHS),
-                    ("finetune", store, "--encoder", folder / "rot", "--labels", labels, "--epochs", 2, "--out",
-                     folder / "ft"),
-                    ("finetune", store, "--labels", labels, "--epochs", 2, "--out", folder / "scratch", "--widths", WIDTHS)):
+    for command in (
+        ("prepare", source, store, "--size", size),
+        ("pretrain", "rotation", store, "--out", folder / "rot", "--epochs", 2, "--widths", WIDTHS),
+        ("finetune", store, "--encoder", folder / "rot", "--labels", labels, "--epochs", 2, "--out", folder / "ft"),
+        ("finetune", store, "--labels", labels, "--epochs", 2, "--out", folder / "scratch", "--widths", WIDTHS),
+    ):
         done = ssl3d(*command)
         assert done.returncode == 0, done.stderr
         assert "100%" in done.stdout + done.stderr, "a progress bar was shown"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SAMPLES, write_nifti
 from PIL import Image
+
 from ssl3d.cohorts import InputError, label_subset, open_cohort, split_subjects
 from ssl3d.store import Store, prepare
 
@@ -25,8 +26,11 @@ def msd(folder, n=3, **changes):
             (folder / part).mkdir(parents=True, exist_ok=True)
         write_nifti(folder / f"imagesTr/c{i}.nii.gz", RNG.random((8, 9, 10)))
         write_nifti(folder / f"labelsTr/c{i}.nii.gz", RNG.integers(0, 3, (8, 9, 10)).astype(np.uint8))
-    info = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"},
-            "training": [{"image": f"./imagesTr/c{i}.nii.gz", "label": f"./labelsTr/c{i}.nii.gz"} for i in range(n)]}
+    info = {
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "training": [{"image": f"./imagesTr/c{i}.nii.gz", "label": f"./labelsTr/c{i}.nii.gz"} for i in range(n)],
+    }
     (folder / "dataset.json").write_text(json.dumps(info | changes))
     return folder
 
@@ -43,9 +47,16 @@ def test_unlabelled_images_of_a_task_are_cases(tmp_path):
     assert [c.mask is None for c in open_cohort(tmp_path).cases] == [False, False, False, True]
 
 
-@pytest.mark.parametrize("index, said", [("{", "dataset.json"), ("[]", "dataset.json"), ('{"training": [1]}', "training"),
-                                         ('{"training": []}', "no scan"),
-                                         ('{"training": [{"image": "x.nii", "label": "y.nii"}]}', "x.nii")])
+@pytest.mark.parametrize(
+    "index, said",
+    [
+        ("{", "dataset.json"),
+        ("[]", "dataset.json"),
+        ('{"training": [1]}', "training"),
+        ('{"training": []}', "no scan"),
+        ('{"training": [{"image": "x.nii", "label": "y.nii"}]}', "x.nii"),
+    ],
+)
 def test_a_broken_index_is_named(tmp_path, index, said):
     (tmp_path / "dataset.json").write_text(index)
     with pytest.raises(InputError, match=said):
@@ -72,11 +83,15 @@ def test_csv_with_stray_spaces_masks_and_subjects(tmp_path):
     for i in range(3):
         write_nifti(tmp_path / f"s{i}.nii.gz", RNG.random((6, 6, 6)))
         write_nifti(tmp_path / f"m{i}.nii.gz", np.eye(6, dtype=np.uint8)[..., None].repeat(6, 2))
-    (tmp_path / "t.csv").write_text(" Image , mask,subject,site\n" + "".join(
-        f" s{i}.nii.gz, m{i}.nii.gz ,p{i // 2}, x\n" for i in range(3)))
+    (tmp_path / "t.csv").write_text(
+        " Image , mask,subject,site\n" + "".join(f" s{i}.nii.gz, m{i}.nii.gz ,p{i // 2}, x\n" for i in range(3))
+    )
     cohort = open_cohort(tmp_path / "t.csv")
     assert [(c.id, c.subject, c.mask.name) for c in cohort.cases] == [
-        ("s0", "p0", "m0.nii.gz"), ("s1", "p0", "m1.nii.gz"), ("s2", "p1", "m2.nii.gz")]
+        ("s0", "p0", "m0.nii.gz"),
+        ("s1", "p0", "m1.nii.gz"),
+        ("s2", "p1", "m2.nii.gz"),
+    ]
     (tmp_path / "bad.csv").write_text("file,label\ns0.nii.gz,1\n")
     with pytest.raises(InputError, match="no column 'image'"):
         open_cohort(tmp_path / "bad.csv")
@@ -113,7 +128,9 @@ def test_csv_names_and_grades(tmp_path):
         write_nifti(tmp_path / folder / "T1.nii", RNG.random((4, 4, 4)))
     (tmp_path / "t.csv").write_text("image,label\nsub1/T1.nii,1.0\nsub2/T1.nii,\n")
     assert [(c.id, c.grade, c.mask) for c in open_cohort(tmp_path / "t.csv").cases] == [
-        ("sub1-T1", 1, None), ("sub2-T1", None, None)]
+        ("sub1-T1", 1, None),
+        ("sub2-T1", None, None),
+    ]
     for layout in ("msd", "csv", "medmnist"):
         with pytest.raises(InputError, match=layout):
             open_cohort(tmp_path / "sub1", layout=layout)
@@ -121,7 +138,11 @@ def test_csv_names_and_grades(tmp_path):
 
 def test_store_holds_what_was_prepared(tmp_path):
     store = prepare(msd(tmp_path / "task", n=5), tmp_path / "store", size=12, progress=False)
-    assert (store.spatial_dims, store.channels, len(store)) == (3, 1, 5) and store.classes == {0: "background", 1: "a", 2: "b"}
+    assert (store.spatial_dims, store.channels, len(store)) == (3, 1, 5) and store.classes == {
+        0: "background",
+        1: "a",
+        2: "b",
+    }
     for name in store.cases:
         assert store.image(name).shape == (1, 12, 12, 12) and store.mask(name).shape == (12, 12, 12)
         assert 0 <= store.image(name).min() and store.image(name).max() == 1
@@ -226,9 +247,16 @@ def test_a_folder_with_a_half_written_file_is_free(tmp_path):
     assert len(prepare(task, tmp_path / "store", size=8, progress=False)) == 3
 
 
-@pytest.mark.parametrize("settings, said", [({"size": 4}, "size"), ({"percentiles": (99, 1)}, "percentiles"),
-                                            ({"percentiles": (-5, 120)}, "percentiles"), ({"test": 0}, "share"),
-                                            ({"percentiles": (1, 95)}, "scaling")])
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"size": 4}, "size"),
+        ({"percentiles": (99, 1)}, "percentiles"),
+        ({"percentiles": (-5, 120)}, "percentiles"),
+        ({"test": 0}, "share"),
+        ({"percentiles": (1, 95)}, "scaling"),
+    ],
+)
 def test_useless_settings_are_refused(tmp_path, settings, said):
     for i in range(3):
         sparse = np.zeros((20, 20, 20))
@@ -267,16 +295,22 @@ def test_killed_while_preparing(tmp_path):
     store = prepare(SAMPLES, tmp_path / "store", size=16, progress=False)
     fresh = prepare(SAMPLES, tmp_path / "fresh", size=16, progress=False)
     assert store.hash == fresh.hash
-    assert all(np.array_equal(store.image(n), fresh.image(n)) and np.array_equal(store.mask(n), fresh.mask(n))
-               for n in store.cases)
+    assert all(
+        np.array_equal(store.image(n), fresh.image(n)) and np.array_equal(store.mask(n), fresh.mask(n))
+        for n in store.cases
+    )
 
 
 def test_real_hippocampus(real_data, tmp_path):
     cohort = open_cohort(real_data / "Task04_Hippocampus")
     assert len(cohort) == 223 and cohort.classes == {0: "background", 1: "Anterior", 2: "Posterior"}
     few = tmp_path / "few"
-    shutil.copytree(real_data / "Task04_Hippocampus", few, symlinks=True,
-                    ignore=lambda folder, names: [n for n in names if n.startswith("hippocampus_") and n > "hippocampus_02"])
+    shutil.copytree(
+        real_data / "Task04_Hippocampus",
+        few,
+        symlinks=True,
+        ignore=lambda folder, names: [n for n in names if n.startswith("hippocampus_") and n > "hippocampus_02"],
+    )
     info = json.loads((few / "dataset.json").read_text())
     info["training"] = [row for row in info["training"] if (few / row["image"]).exists()]
     (few / "dataset.json").write_text(json.dumps(info))
@@ -288,8 +322,9 @@ def test_real_hippocampus(real_data, tmp_path):
 def test_real_retina_and_heads(real_data, tmp_path):
     retina = open_cohort(real_data / "retinamnist")
     assert len(retina) == 1600 and {c.grade for c in retina.cases} == {0, 1, 2, 3, 4}
-    (tmp_path / "heads.csv").write_text("image\n" + "\n".join(
-        str(f) for f in sorted((real_data / "ixi_t1_head_2mm_10").glob("*_T1.nii.gz"))[:3]))
+    (tmp_path / "heads.csv").write_text(
+        "image\n" + "\n".join(str(f) for f in sorted((real_data / "ixi_t1_head_2mm_10").glob("*_T1.nii.gz"))[:3])
+    )
     store = prepare(tmp_path / "heads.csv", tmp_path / "heads", size=32, progress=False)
     assert len(store) == 3
     top, bottom = (np.mean([store.image(n)[0, :, :, s].mean() for n in store.cases]) for s in (-2, 16))
@@ -297,15 +332,34 @@ def test_real_retina_and_heads(real_data, tmp_path):
 
 
 def test_nothing_imports_upwards():
-    order = ["cohorts", "scans", "store", "views", "samples", "runs", "networks", "tasks.task", "tasks.rotation",
-             "tasks", "training", "pretrain", "metrics", "finetune", "experiments", "curves", "demo", "cli"]
+    order = [
+        "cohorts",
+        "scans",
+        "store",
+        "views",
+        "samples",
+        "runs",
+        "networks",
+        "tasks.task",
+        "tasks.rotation",
+        "tasks",
+        "training",
+        "pretrain",
+        "metrics",
+        "finetune",
+        "experiments",
+        "curves",
+        "demo",
+        "cli",
+    ]
     place = {name: i for i, name in enumerate(order)}
     for name in order:
         file = ROOT / "ssl3d" / (name.replace(".", "/") + ("/__init__.py" if name == "tasks" else ".py"))
         for line in file.read_text().splitlines():
             if line.startswith("from ."):
                 module = line.split()[1]
-                target = module.lstrip(".") if module.startswith("..") or "." not in name else \
-                    f"tasks.{module.lstrip('.')}"
+                target = (
+                    module.lstrip(".") if module.startswith("..") or "." not in name else f"tasks.{module.lstrip('.')}"
+                )
                 if target:
                     assert place[target] < place[name], f"{name} imports {target}"

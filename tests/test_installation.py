@@ -7,8 +7,9 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
-import ssl3d
 from conftest import ROOT, python
+
+import ssl3d
 
 
 def test_tests_import_the_installed_package():
@@ -16,8 +17,10 @@ def test_tests_import_the_installed_package():
 
 
 def test_wheel_holds_the_package_only(tmp_path):
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
-                   check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        check=True,
+    )
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert any(n == "ssl3d/tasks/rotation.py" for n in names)
     assert all(n.startswith(("ssl3d/", f"ssl3d-{ssl3d.__version__}.dist-info/")) for n in names), names
@@ -75,15 +78,18 @@ def test_nbdev_is_for_developers_only():
     assert not any(name in r for r in runtime for name in ("nbdev", "fastcore", "jupyter", "nilearn"))
 
 
-@pytest.mark.parametrize("code", [
-    "import ssl3d",
-    "from ssl3d.tasks import NAMES",
-    "from ssl3d.cli import main; main(['--help'])",
-    "from ssl3d.cli import main; main(['pretrain', '--help'])",
-    "from ssl3d.cli import main; main(['prepare', '/no/such/folder', '/tmp/never'])",
-    "from ssl3d.cli import main; main(['pretrain', 'rotation', '/no/such/store', '--out', '/tmp/never'])",
-    "from ssl3d.cli import main; main(['finetune', '/no/such/store', '--out', '/tmp/never'])",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ssl3d",
+        "from ssl3d.tasks import NAMES",
+        "from ssl3d.cli import main; main(['--help'])",
+        "from ssl3d.cli import main; main(['pretrain', '--help'])",
+        "from ssl3d.cli import main; main(['prepare', '/no/such/folder', '/tmp/never'])",
+        "from ssl3d.cli import main; main(['pretrain', 'rotation', '/no/such/store', '--out', '/tmp/never'])",
+        "from ssl3d.cli import main; main(['finetune', '/no/such/store', '--out', '/tmp/never'])",
+    ],
+)
 def test_torch_is_not_loaded_where_it_is_not_needed(code):
     check = f"""
 import sys
@@ -98,5 +104,7 @@ assert not heavy, heavy
 
 
 def test_listing_tasks_loads_neither_monai_nor_lightning():
-    python("import sys; from ssl3d.tasks import TASKS; assert TASKS['rotation']\n"
-           "assert not {'monai', 'lightning'} & set(sys.modules)")
+    python(
+        "import sys; from ssl3d.tasks import TASKS; assert TASKS['rotation']\n"
+        "assert not {'monai', 'lightning'} & set(sys.modules)"
+    )

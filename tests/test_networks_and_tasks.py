@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import SMALL
 from monai.networks.nets import DynUNet
+
 from ssl3d.cohorts import InputError
 from ssl3d.networks import Segmenter, dynunet_name, load_encoder, load_weights, make_encoder, save_encoder, seeded
 from ssl3d.tasks import NAMES, TASKS
@@ -27,9 +28,18 @@ def make_task(name, dims, **options):
 def test_our_network_is_dynunet(dims, widths):
     n = len(widths)
     ours = Segmenter(make_encoder("unet", dims, 2, widths, seed=0), n_classes=3).eval()
-    groups = next(g for g in (8, 4, 2, 1) if all(w % g == 0 and w >= 2 * g for w in widths))
-    theirs = DynUNet(dims, 2, 3, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=widths, res_block=True,
-                     norm_name=("group", {"num_groups": groups, "affine": True})).eval()
+    groups = next(g for g in (8, 4, 2, 1) if all(w % g == 0 for w in widths) and widths[-1] >= 2 * g)
+    theirs = DynUNet(
+        dims,
+        2,
+        3,
+        [3] * n,
+        [1] + [2] * (n - 1),
+        [2] * (n - 1),
+        filters=widths,
+        res_block=True,
+        norm_name=("group", {"num_groups": groups, "affine": True}),
+    ).eval()
     moved = {dynunet_name(k, n): v for k, v in ours.state_dict().items()}
     assert set(moved) == {k for k in theirs.state_dict() if not k.startswith("skip_layers")}
     theirs.load_state_dict(moved, strict=False)
@@ -59,10 +69,12 @@ def test_strict_loading(tmp_path):
     save_encoder(encoder, tmp_path, {"task": "x", "trained_on": []})
     loaded = load_encoder(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), loaded.state_dict().values()))
-    for other, said in ((make_encoder("unet", 3, 1, SMALL, 0), "another shape"),
-                        (make_encoder("unet", 2, 2, SMALL, 0), "another shape"),
-                        (make_encoder("unet", 3, 2, (*SMALL, 64), 0), "in the network only"),
-                        (make_encoder("unet", 3, 2, SMALL[:2], 0), "in the file only")):
+    for other, said in (
+        (make_encoder("unet", 3, 1, SMALL, 0), "another shape"),
+        (make_encoder("unet", 2, 2, SMALL, 0), "another shape"),
+        (make_encoder("unet", 3, 2, (*SMALL, 64), 0), "in the network only"),
+        (make_encoder("unet", 3, 2, SMALL[:2], 0), "in the file only"),
+    ):
         before = [p.clone() for p in other.parameters()]
         with pytest.raises(InputError, match=said):
             load_weights(other, tmp_path / "encoder.safetensors")
@@ -114,7 +126,9 @@ def test_unequal_sides_are_refused():
 
 def test_twenty_four_rotations():
     task = make_task("rotation", 3, n_rotations=24)
-    targets = torch.cat([task.make(batch(3, n=50, size=2), torch.Generator().manual_seed(s)).targets for s in range(10)])
+    targets = torch.cat(
+        [task.make(batch(3, n=50, size=2), torch.Generator().manual_seed(s)).targets for s in range(10)]
+    )
     assert targets.unique().numel() == 24 and task.scores(torch.rand(4, 24), torch.arange(4))["chance"] == 1 / 24
 
 
@@ -155,8 +169,10 @@ class TestEveryTask:
         task = make_task(name, dims).eval()
         images = Batch(torch.full((200, 2, *[8] * dims), 0.5), torch.arange(200))
         with torch.no_grad():
-            scores = [task.scores(task(x), y) for x, y in
-                      (task.make(images, torch.Generator().manual_seed(s)) for s in range(3))]
+            scores = [
+                task.scores(task(x), y)
+                for x, y in (task.make(images, torch.Generator().manual_seed(s)) for s in range(3))
+            ]
         assert abs(np.mean([s["accuracy"] for s in scores]) - scores[0]["chance"]) < 0.1
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -169,6 +185,7 @@ class TestEveryTask:
 
     def test_show(self, name, dims):
         import matplotlib
+
         matplotlib.use("Agg")
         assert len(make_task(name, dims).show(batch(dims))) > 0
         matplotlib.pyplot.close("all")

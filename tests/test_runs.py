@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 from conftest import SMALL
+
 from ssl3d.cohorts import InputError
 from ssl3d.experiments import bootstrap_interval, compare, paired, verdict
 from ssl3d.finetune import finetune, load_segmenter, make_segmenter, score, segment
@@ -41,8 +42,9 @@ finetune(sys.argv[1], sys.argv[2], encoder=sys.argv[3], labels=0.3, epochs=30, w
 @pytest.fixture(scope="session")
 def encoder(store, tmp_path_factory):
     """A short pretraining run on the sample brains."""
-    return pretrain("rotation", store.folder, tmp_path_factory.mktemp("runs") / "rot", epochs=2, widths=SMALL,
-                    progress=False)
+    return pretrain(
+        "rotation", store.folder, tmp_path_factory.mktemp("runs") / "rot", epochs=2, widths=SMALL, progress=False
+    )
 
 
 def run(code, *args):
@@ -104,8 +106,13 @@ def test_every_epoch_deals_out_every_image():
 
 
 def test_run_folder(store, encoder):
-    assert {p.name for p in encoder.iterdir()} == {"settings.yaml", "log.csv", "last.ckpt", "encoder.safetensors",
-                                                   "encoder.json"}
+    assert {p.name for p in encoder.iterdir()} == {
+        "settings.yaml",
+        "log.csv",
+        "last.ckpt",
+        "encoder.safetensors",
+        "encoder.json",
+    }
     settings, card, log = yaml.safe_load((encoder / "settings.yaml").read_text()), read_card(encoder), read_log(encoder)
     assert settings["task"] == card["task"] == "rotation" and settings["store"] == card["store"] == store.hash
     assert (card["in_channels"], card["spatial_dims"], card["widths"]) == (4, 3, list(SMALL))
@@ -131,15 +138,32 @@ def test_a_failed_first_try_does_not_spoil_the_folder(store, tmp_path):
     assert yaml.safe_load((tmp_path / "x/settings.yaml").read_text())["precision"] == "32-true"
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"lr": 0.0}, {"lr": -1.0},
-                                   {"widths": ()}, {"widths": (0, 4)}, {"seed": -1}, {"accelerator": "foo"},
-                                   {"options": {"samples_per_image": 0}}, {"options": {"samples_per_image": "2"}}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"epochs": -1},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": -1.0},
+        {"widths": ()},
+        {"widths": (0, 4)},
+        {"seed": -1},
+        {"accelerator": "foo"},
+        {"options": {"samples_per_image": 0}},
+        {"options": {"samples_per_image": "2"}},
+    ],
+)
 def test_numbers_that_make_no_run(store, tmp_path, wrong):
     with pytest.raises(InputError):
-        pretrain("rotation", store.folder, tmp_path / "x", **({"epochs": 1, "widths": SMALL, "progress": False} | wrong))
+        pretrain(
+            "rotation", store.folder, tmp_path / "x", **({"epochs": 1, "widths": SMALL, "progress": False} | wrong)
+        )
 
 
-@pytest.mark.parametrize("wrong", [{"labels": 0}, {"labels": 2}, {"steps": 0}, {"steps": 3, "warmup": 4}, {"warmup": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"labels": 0}, {"labels": 2}, {"steps": 0}, {"steps": 3, "warmup": 4}, {"warmup": -1}]
+)
 def test_numbers_that_make_no_fine_tuning(store, tmp_path, wrong):
     with pytest.raises(InputError):
         finetune(store.folder, tmp_path / "x", **({"epochs": 1, "widths": SMALL, "progress": False} | wrong))
@@ -156,15 +180,28 @@ def test_the_default_warmup_ends(store, tmp_path):
 def test_streams_of_random_numbers_are_apart():
     from ssl3d.training import draw
 
-    streams = [torch.rand(4, generator=draw(seed, *purpose)).tolist() for seed in range(4) for purpose in (
-        ("order", 0), ("questions", 0), ("order", 1), ("questions", 1), ("order",), ("order", 0, 0))]
+    streams = [
+        torch.rand(4, generator=draw(seed, *purpose)).tolist()
+        for seed in range(4)
+        for purpose in (("order", 0), ("questions", 0), ("order", 1), ("questions", 1), ("order",), ("order", 0, 0))
+    ]
     assert len({tuple(s) for s in streams}) == len(streams)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_asked_to_stop(store, tmp_path, number, status):
-    command = [str(sys.executable.replace("python3", "ssl3d").replace("python", "ssl3d")), "pretrain", "rotation",
-               str(store.folder), "--out", str(tmp_path / "x"), "--epochs", "500", "--widths", "[8,16,32]"]
+    command = [
+        str(sys.executable.replace("python3", "ssl3d").replace("python", "ssl3d")),
+        "pretrain",
+        "rotation",
+        str(store.folder),
+        "--out",
+        str(tmp_path / "x"),
+        "--epochs",
+        "500",
+        "--widths",
+        "[8,16,32]",
+    ]
     process = subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     while not logged(tmp_path / "x", 60):
         time.sleep(0.05)
@@ -195,8 +232,9 @@ def test_a_log_cut_at_its_header_is_begun_again(tmp_path):
 
 def test_a_network_of_other_classes_is_refused(store, tmp_path):
     out = finetune(store.folder, tmp_path / "x", steps=1, warmup=0, widths=SMALL, progress=False)
-    (out / "segmenter.json").write_text(json.dumps(json.loads((out / "segmenter.json").read_text())
-                                                   | {"classes": {"0": "background", "3": "x"}}))
+    (out / "segmenter.json").write_text(
+        json.dumps(json.loads((out / "segmenter.json").read_text()) | {"classes": {"0": "background", "3": "x"}})
+    )
     with pytest.raises(InputError, match="apart"):
         load_segmenter(out, store)
 
@@ -225,8 +263,14 @@ def test_the_encoder_is_used(store, encoder):
     assert all(torch.equal(v, loaded[k]) for k, v in make_segmenter(store, encoder).encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("change, said", [({"in_channels": 2}, "2 channel"), ({"spatial_dims": 2}, "2 dimension"),
-                                          ({"widths": [8, 16]}, "Nothing was loaded")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"in_channels": 2}, "2 channel"),
+        ({"spatial_dims": 2}, "2 dimension"),
+        ({"widths": [8, 16]}, "Nothing was loaded"),
+    ],
+)
 def test_an_encoder_of_another_shape_is_refused(store, encoder, tmp_path, change, said):
     (tmp_path / "e").mkdir()
     (tmp_path / "e/encoder.safetensors").write_bytes((encoder / "encoder.safetensors").read_bytes())
@@ -260,8 +304,17 @@ def test_dice_agrees_with_counting():
     a[1][a[1] == 3] = b[1][b[1] == 3] = 0  # absent from both
     b[2] = 0  # empty truth
     a[3] = b[3] = 0  # both empty
-    expected = np.array([[2 * ((x == c) & (y == c)).sum() / max(1, (x == c).sum() + (y == c).sum())
-                          if ((x == c) | (y == c)).any() else 1 for c in (1, 2, 3)] for x, y in zip(a, b)])
+    expected = np.array(
+        [
+            [
+                2 * ((x == c) & (y == c)).sum() / max(1, (x == c).sum() + (y == c).sum())
+                if ((x == c) | (y == c)).any()
+                else 1
+                for c in (1, 2, 3)
+            ]
+            for x, y in zip(a, b)
+        ]
+    )
     assert np.allclose(dice_per_class(torch.tensor(a), torch.tensor(b), 4), expected, atol=1e-6)
 
 
@@ -273,14 +326,29 @@ def test_same_command_same_bytes(store, encoder, tmp_path):
 
 
 def test_compare_gives_every_arm_the_same(store, tmp_path):
-    rows = compare(store.folder, tmp_path, labels=(0.2, 1.0), seeds=2, widths=SMALL, pretraining={"epochs": 1},
-                   finetuning={"steps": 4, "warmup": 1}, progress=False)
-    runs = [yaml.safe_load((tmp_path / f"{arm}-{share}-{seed}/settings.yaml").read_text())
-            for arm in ("scratch", "rotation") for share in ("0.2", "1") for seed in (0, 1)]
+    rows = compare(
+        store.folder,
+        tmp_path,
+        labels=(0.2, 1.0),
+        seeds=2,
+        widths=SMALL,
+        pretraining={"epochs": 1},
+        finetuning={"steps": 4, "warmup": 1},
+        progress=False,
+    )
+    runs = [
+        yaml.safe_load((tmp_path / f"{arm}-{share}-{seed}/settings.yaml").read_text())
+        for arm in ("scratch", "rotation")
+        for share in ("0.2", "1")
+        for seed in (0, 1)
+    ]
     without_encoder = [{k: v for k, v in r.items() if k != "encoder"} for r in runs]
     assert without_encoder[:4] == without_encoder[4:]
-    trained = [json.loads((tmp_path / f"{arm}-{share}-0/segmenter.json").read_text())["trained_on"]
-               for arm in ("scratch", "rotation") for share in ("0.2", "1")]
+    trained = [
+        json.loads((tmp_path / f"{arm}-{share}-0/segmenter.json").read_text())["trained_on"]
+        for arm in ("scratch", "rotation")
+        for share in ("0.2", "1")
+    ]
     assert trained[0] == trained[2] and set(trained[0]) < set(trained[1]) == set(store.split("train"))
     steps = {read_log(p)["step"][-1] for p in tmp_path.glob("*-*-*") if "pretrain" not in p.name}
     assert steps == {4}
@@ -289,8 +357,13 @@ def test_compare_gives_every_arm_the_same(store, tmp_path):
 
 
 def test_pairs_are_of_one_seed_and_case():
-    rows = [{"arm": arm, "share": 0.1, "seed": s, "case": f"c{c}", "class": k, "dice": s + 10 * c + 100 * (arm == "x") * c}
-            for arm in ("scratch", "x") for s in range(2) for c in range(3) for k in "ab"]
+    rows = [
+        {"arm": arm, "share": 0.1, "seed": s, "case": f"c{c}", "class": k, "dice": s + 10 * c + 100 * (arm == "x") * c}
+        for arm in ("scratch", "x")
+        for s in range(2)
+        for c in range(3)
+        for k in "ab"
+    ]
     random.Random(0).shuffle(rows)
     assert paired(rows, "x", "scratch", 0.1).tolist() == [[0, 100, 200]] * 2
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import SAMPLES, write_nifti
 from PIL import Image
+
 from ssl3d.cohorts import InputError
 from ssl3d.scans import content_box, crop, orient, prepare_scan, read_scan, resize, scale
 
@@ -28,9 +29,16 @@ def test_nifti_scale_and_slope(tmp_path):
     assert np.array_equal(read_scan(tmp_path / "a.nii")[0].numpy(), expected)
 
 
-@pytest.mark.parametrize("shape, expected", [((30, 20), (1, 30, 20)), ((30, 20, 3), (3, 30, 20)),
-                                             ((9, 8, 7), (1, 9, 8, 7)), ((9, 8, 7, 2), (2, 9, 8, 7)),
-                                             ((4, 9, 8, 7), (4, 9, 8, 7))])
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        ((30, 20), (1, 30, 20)),
+        ((30, 20, 3), (3, 30, 20)),
+        ((9, 8, 7), (1, 9, 8, 7)),
+        ((9, 8, 7, 2), (2, 9, 8, 7)),
+        ((4, 9, 8, 7), (4, 9, 8, 7)),
+    ],
+)
 def test_npy(tmp_path, shape, expected):
     np.save(tmp_path / "a.npy", RNG.random(shape))
     assert read_scan(tmp_path / "a.npy").shape == expected
@@ -152,12 +160,15 @@ def test_bad_files_are_named(tmp_path, spoil):
         prepare_scan((spoil(SAMPLES / "imagesTr" / "brain_001.nii.gz", tmp_path),), size=8)
 
 
-@pytest.mark.parametrize("mask, affine, said", [
-    (np.ones((5, 5, 6)), None, "voxels"),
-    (np.full((5, 5, 5), 0.5), None, "is not a mask"),
-    (np.full((5, 5, 5), -1.0), None, "is not a mask"),
-    (np.ones((5, 5, 5)), np.diag([1, 1, 1, 1]) + np.array([[0, 0, 0, 9]] + [[0] * 4] * 3), "mm away"),
-])
+@pytest.mark.parametrize(
+    "mask, affine, said",
+    [
+        (np.ones((5, 5, 6)), None, "voxels"),
+        (np.full((5, 5, 5), 0.5), None, "is not a mask"),
+        (np.full((5, 5, 5), -1.0), None, "is not a mask"),
+        (np.ones((5, 5, 5)), np.diag([1, 1, 1, 1]) + np.array([[0, 0, 0, 9]] + [[0] * 4] * 3), "mm away"),
+    ],
+)
 def test_a_mask_that_is_not_of_its_image_is_refused(tmp_path, mask, affine, said):
     image = write_nifti(tmp_path / "a.nii", RNG.random((5, 5, 5)))
     with pytest.raises(InputError, match=said) as error:

@@ -18,20 +18,28 @@ MADE = ("nbs", "ssl3d", "README.md")
 def files(root: Path) -> set[Path]:
     """What `make sync` writes, relative to the root."""
     found = {p for name in MADE for p in ([root / name] if (root / name).is_file() else (root / name).rglob("*"))}
-    return {p.relative_to(root) for p in found
-            if p.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts)}
+    return {
+        p.relative_to(root) for p in found if p.is_file() and not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts)
+    }
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info",
-                                                                  "__pycache__", "data_samples"))
+        shutil.copytree(
+            ROOT,
+            copy,
+            ignore=shutil.ignore_patterns(
+                ".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "data_samples"
+            ),
+        )
         for command in ([BIN / "nbdev_export"], [BIN / "nbdev_clean"], [BIN / "python", "tools/make_readme.py"]):
             subprocess.run([str(part) for part in command], cwd=copy, check=True)
-        differ = [p for p in sorted(files(ROOT) | files(copy))
-                  if not ((ROOT / p).exists() and (copy / p).exists()
-                          and filecmp.cmp(ROOT / p, copy / p, shallow=False))]
+        differ = [
+            p
+            for p in sorted(files(ROOT) | files(copy))
+            if not ((ROOT / p).exists() and (copy / p).exists() and filecmp.cmp(ROOT / p, copy / p, shallow=False))
+        ]
     if differ:
         sys.exit("not in sync: " + ", ".join(map(str, differ)) + "\nRun `make sync` and commit what it changes.")
     print("notebooks, ssl3d/ and README.md are in sync")

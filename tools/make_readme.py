@@ -26,8 +26,9 @@ def main() -> None:
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
     notebook.cells = [cell for cell in map(shown, notebook.cells) if cell is not None]
     exporter = MarkdownExporter()
-    text, resources = exporter.from_notebook_node(notebook, {"unique_key": "index",
-                                                             "output_files_dir": PICTURES.as_posix()})
+    text, resources = exporter.from_notebook_node(
+        notebook, {"unique_key": "index", "output_files_dir": PICTURES.as_posix()}
+    )
     text = text.replace("```python\n\n```", "").replace("```python\n```", "")
     shutil.rmtree(ROOT / PICTURES, ignore_errors=True)
     for name, data in resources.get("outputs", {}).items():
