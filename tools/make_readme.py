@@ -1,5 +1,6 @@
 """Make README.md and its pictures (nbs/pictures/) from the committed outputs of nbs/index.ipynb."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -24,19 +25,19 @@ def shown(cell):
 
 def main() -> None:
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    captions = iter(re.findall(r"#\| fig-alt: (.*)", "\n".join(cell.source for cell in notebook.cells)))
     notebook.cells = [cell for cell in map(shown, notebook.cells) if cell is not None]
-    exporter = MarkdownExporter()
-    text, resources = exporter.from_notebook_node(
-        notebook, {"unique_key": "index", "output_files_dir": PICTURES.as_posix()}
-    )
-    text = text.replace("```python\n\n```", "").replace("```python\n```", "")
+    where = {"unique_key": "index", "output_files_dir": PICTURES.as_posix()}
+    text, resources = MarkdownExporter().from_notebook_node(notebook, where)
+    text = re.sub(r"```python\s*```", "", text)
+    text = re.sub(r"!\[png\]", lambda _: f"![{next(captions)}]", text)
+    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")  # the README lies one folder up
     shutil.rmtree(ROOT / PICTURES, ignore_errors=True)
     for name, data in resources.get("outputs", {}).items():
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / name).write_bytes(data)
-    lines = [line.rstrip() for line in text.splitlines()]
-    kept = [line for i, line in enumerate(lines) if line or (i and lines[i - 1])]
-    (ROOT / "README.md").write_text("\n".join(kept).strip() + "\n", encoding="utf-8")
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines()))
+    (ROOT / "README.md").write_text(text.strip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
