@@ -25,6 +25,7 @@ def shown(cell):
 
 def main() -> None:
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", as_version=4)
+    notebook.metadata["language_info"] = {"name": "python"}  # cleaning takes it out
     captions = iter(re.findall(r"#\| fig-alt: (.*)", "\n".join(cell.source for cell in notebook.cells)))
     notebook.cells = [cell for cell in map(shown, notebook.cells) if cell is not None]
     where = {"unique_key": "index", "output_files_dir": PICTURES.as_posix()}
