@@ -357,7 +357,7 @@ def test_nothing_imports_upwards():
     for name in order:
         file = ROOT / "ssl3d" / (name.replace(".", "/") + ("/__init__.py" if name == "tasks" else ".py"))
         for line in file.read_text().splitlines():
-            if line.startswith("from ."):
+            if line.strip().startswith("from ."):
                 module = line.split()[1]
                 target = (
                     module.lstrip(".") if module.startswith("..") or "." not in name else f"tasks.{module.lstrip('.')}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['rotations', 'describe', 'turn', 'Rotation']
 
-# %% ../../nbs/21_rotation.ipynb #1aa048f1
+# %% ../../nbs/21_rotation.ipynb #169de6c2
 from itertools import permutations, product
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch import nn
 
 from ..cohorts import InputError
 from .task import Batch, Example, PooledHead, ProxyTask
-from ..views import row
 
 # %% ../../nbs/21_rotation.ipynb #956200e2
 def rotations(spatial_dims: int) -> list[np.ndarray]:  # matrices (dims, dims) of -1, 0 and 1
@@ -72,7 +71,7 @@ def turn(
     moved = image.permute(*range(lead), *(lead + axis for axis in order))
     return moved.flip([lead + axis for axis in range(dims) if matrix[axis, order[axis]] < 0])
 
-# %% ../../nbs/21_rotation.ipynb #a6cb6340
+# %% ../../nbs/21_rotation.ipynb #361973d1
 class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
 
@@ -113,6 +112,8 @@ class Rotation(ProxyTask):
 
     def show(self, batch: Batch):
         """The first image of a batch in each of the rotations, with its class."""
+        from ssl3d.views import row  # drawing is not needed to list or to train tasks
+
         titles = [f"{i}: {describe(matrix)}" for i, matrix in enumerate(self.matrices)]
         image = batch.image[0]
         flat = self.encoder.spatial_dims == 2
