@@ -28,13 +28,13 @@ from ssl3d.training import images_of_step, steps_per_epoch
 PRETRAIN = """
 import sys
 from ssl3d.pretrain import pretrain
-pretrain("rotation", sys.argv[1], sys.argv[2], epochs=20, batch_size=2, widths=(8, 16, 32), progress=False,
+pretrain("rotation", sys.argv[1], sys.argv[2], epochs=25, batch_size=2, widths=(8, 16, 32), progress=False,
          accelerator="cpu")
 """
 FINETUNE = """
 import sys
 from ssl3d.finetune import finetune
-finetune(sys.argv[1], sys.argv[2], encoder=sys.argv[3], labels=0.3, epochs=30, warmup=10, progress=False,
+finetune(sys.argv[1], sys.argv[2], encoder=sys.argv[3], labels=0.3, epochs=80, warmup=20, progress=False,
          accelerator="cpu")
 """
 
@@ -85,13 +85,15 @@ def test_killed_at_many_random_moments(store, encoder, tmp_path, what):
     weights = "encoder.safetensors" if what == "pretrain" else "segmenter.safetensors"
     run(code, store.folder, tmp_path / "a", *args)
     rng, kills = random.Random(0), 0
-    for _ in range(12):
-        end = time.time() + rng.uniform(6, 25)
-        if not kill_once(code, tmp_path / "b", lambda end=end: time.time() > end, store.folder, tmp_path / "b", *args):
+    for attempt in range(14):
+        last = int(read_log(tmp_path / "b")["step"][-1]) if logged(tmp_path / "b", 1) else 0
+        step, end = last + rng.randint(5, 60), time.time() + (rng.uniform(0, 12) if attempt % 3 == 0 else 600)
+        when = lambda step=step, end=end: time.time() > end or logged(tmp_path / "b", step)  # noqa: E731
+        if not kill_once(code, tmp_path / "b", when, store.folder, tmp_path / "b", *args):
             break
         kills += 1
     run(code, store.folder, tmp_path / "b", *args)
-    assert kills > 2
+    assert kills > 4
     assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
     assert (tmp_path / "a" / "log.csv").read_bytes() == (tmp_path / "b" / "log.csv").read_bytes()
 
