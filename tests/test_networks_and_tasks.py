@@ -10,7 +10,7 @@ from ssl3d.cohorts import InputError
 from ssl3d.networks import Segmenter, dynunet_name, load_encoder, load_weights, make_encoder, save_encoder, seeded
 from ssl3d.tasks import NAMES, TASKS
 from ssl3d.tasks.rotation import describe, rotations, turn
-from ssl3d.tasks.task import Batch, accuracy
+from ssl3d.tasks.task import Batch, hits
 
 
 def batch(dims, n=3, channels=2, size=16, seed=0):
@@ -193,6 +193,6 @@ class TestEveryTask:
 
 def test_ties_score_as_chance():
     targets = torch.tensor([0, 1, 2, 3])
-    assert accuracy(torch.zeros(4, 4), targets) == 0.25
-    assert accuracy(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).repeat(4, 1), targets) == 0.25
-    assert accuracy(torch.eye(4), targets) == 1
+    assert hits(torch.zeros(4, 4), targets).tolist() == [0.25] * 4
+    assert hits(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).repeat(4, 1), targets).tolist() == [0.5, 0.5, 0, 0]
+    assert hits(torch.eye(4), targets).mean() == 1

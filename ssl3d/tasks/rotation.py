@@ -71,7 +71,7 @@ def turn(
     moved = image.permute(*range(lead), *(lead + axis for axis in order))
     return moved.flip([lead + axis for axis in range(dims) if matrix[axis, order[axis]] < 0])
 
-# %% ../../nbs/21_rotation.ipynb #361973d1
+# %% ../../nbs/21_rotation.ipynb #8a893037
 class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
 
@@ -81,15 +81,12 @@ class Rotation(ProxyTask):
         n_rotations: int | None = None,  # 10 (about one axis, the default) or 24 (all) in 3D; 4 in 2D
         samples_per_image: int = 1,  # how many turned versions of each image
     ):
-        super().__init__(encoder)
+        super().__init__(encoder, samples_per_image)
         known = {2: (4,), 3: (10, 24)}[encoder.spatial_dims]
         self.n_classes = known[0] if n_rotations is None else n_rotations
         if self.n_classes not in known:
             raise InputError(f"there are no {n_rotations} rotations in {encoder.spatial_dims}D: "
                              f"choose {' or '.join(map(str, known))}.")
-        if not isinstance(samples_per_image, int) or samples_per_image < 1:
-            raise InputError(f"samples_per_image is {samples_per_image!r}, and has to be a whole number from 1.")
-        self.samples_per_image = samples_per_image
         self.matrices = rotations(encoder.spatial_dims)[: self.n_classes]
         self.head = PooledHead(encoder.channels[-1], self.n_classes)
 
