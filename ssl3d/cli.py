@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'prepare', 'pretrain', 'finetune', 'demo', 'main']
 
-# %% ../nbs/60_cli.ipynb #5cbed4fb
+# %% ../nbs/60_cli.ipynb #90b1ae53
 import inspect
 import sys
+from typing import Literal
 
 from jsonargparse import ArgumentParser
 
@@ -42,22 +43,26 @@ def prepare(source: str, out: str, *, size: int = 128, crop: bool = True,
     print(store.prepare(source, out, size=size, crop=crop, percentiles=percentiles, layout=layout, test=test,
                         seed=seed))
 
-# %% ../nbs/60_cli.ipynb #6dcea1e1
+# %% ../nbs/60_cli.ipynb #ce0256b8
 def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: int = 4, lr: float | None = None,
-             widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
+             architecture: str = "unet", widths: tuple[int, ...] = (32, 64, 128, 256, 512), slices: bool = False,
+             seed: int = 0, preset: Literal["paper"] | None = None,
              options: dict[str, int | float | bool | str] | None = None, accelerator: str = "auto",
              precision: str = "32-true"):
     """Train an encoder on a proxy task, without labels.
 
     Args:
-        task: what the network has to find out (rotation)
+        task: what the network has to find out: rotation, location, jigsaw, exemplar or cpc
         store: folder of a prepared store; its test subjects are not looked at
         out: folder of the run; one that was begun with the same settings goes on
         epochs: passes over the training images, in full batches
         batch_size: images per step
         lr: learning rate; 1e-3 for volumes and 5e-4 for pictures if not given
-        widths: filters per level of the encoder, as [32,64,128,256,512]
-        seed: of weights, order and questions
+        architecture: of the encoder: unet, densenet121 or densenet121-batchnorm (the paper's for pictures)
+        widths: filters per level of a U-Net's encoder, as [32,64,128,256,512]
+        slices: take one axial slice of each volume, and a task and an encoder in 2D
+        seed: of weights, order, slices and questions
+        preset: paper, for the paper's options of the task
         options: further settings of the task, as '{samples_per_image: 2}'
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
@@ -68,8 +73,9 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: 
         raise InputError(f"'{task}' is not a task. Known are: {', '.join(NAMES)}.")
     from ssl3d import pretrain
 
-    print(pretrain.pretrain(task, store, out, epochs=epochs, batch_size=batch_size, lr=lr, widths=widths,
-                            seed=seed, options=options, accelerator=accelerator, precision=precision))
+    print(pretrain.pretrain(task, store, out, epochs=epochs, batch_size=batch_size, lr=lr, architecture=architecture,
+                            widths=widths, slices=slices, seed=seed, preset=preset, options=options,
+                            accelerator=accelerator, precision=precision))
 
 # %% ../nbs/60_cli.ipynb #ada170e7
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,

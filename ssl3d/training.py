@@ -44,16 +44,21 @@ def images_of_step(n_images: int, batch_size: int, seed: int, step: int) -> list
     order = torch.randperm(n_images, generator=draw(seed, "order", epoch))
     return order[place * batch_size : (place + 1) * batch_size].tolist()
 
-# %% ../nbs/30_training.ipynb #b6dab357
+# %% ../nbs/30_training.ipynb #829c8a34
 def read_batch(
     store: Store,
     names: list[str],  # case ids
     content: bool = False,  # cropped to the content, as pretraining wants it
+    slices: torch.Generator | None = None,  # draws one axial slice of each volume, in place of the volume
 ) -> Batch:
-    """Several cases of a store as one batch."""
+    """Several cases of a store as one batch; slices as pictures, with the front at the top and the left at the left."""
     read = store.content if content else store.image
     subjects = {s: i for i, s in enumerate(sorted({case["subject"] for case in store.cases.values()}))}
-    image = torch.from_numpy(np.stack([read(name) for name in names]).astype(np.float32))
+    arrays = [read(name) for name in names]
+    if slices is not None:
+        heights = torch.randint(arrays[0].shape[-1], (len(names),), generator=slices).tolist()
+        arrays = [array[..., height].swapaxes(-1, -2)[..., ::-1, :] for array, height in zip(arrays, heights)]
+    image = torch.from_numpy(np.stack(arrays).astype(np.float32))
     return Batch(image, torch.tensor([subjects[store.cases[name]["subject"]] for name in names]))
 
 # %% ../nbs/30_training.ipynb #6006c570

@@ -1,5 +1,7 @@
 """Networks, weights, and the facts that hold for every proxy task."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from ssl3d.networks import Segmenter, dynunet_name, load_encoder, load_weights, 
 from ssl3d.tasks import NAMES, TASKS
 from ssl3d.tasks.rotation import describe, rotations, turn
 from ssl3d.tasks.task import Batch, hits
+
+SIDE = 30  # large enough for every task with the small encoder
 
 
 def batch(dims, n=3, channels=2, size=16, seed=0):
@@ -134,60 +138,112 @@ def test_twenty_four_rotations():
 
 # Facts of every task
 
+OPTIONS = {"jigsaw": {"n_permutations": 24}, "exemplar": {"code_size": 32}, "cpc": {"context_size": 32}}
+
+
+def tensors(x):
+    """The tensors in an example's inputs or a task's outputs, which may be one or several."""
+    return [x] if isinstance(x, torch.Tensor) else [t for t in x if isinstance(t, torch.Tensor)]
+
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryTask:
+    def new(self, name, dims, **more):
+        return make_task(name, dims, **OPTIONS.get(name, {}), **more)
+
     def test_a_seed_gives_the_same_bytes(self, name, dims):
-        task = make_task(name, dims)
-        a, b, c = (task.make(batch(dims), torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+        task = self.new(name, dims)
+        a, b, c = (task.make(batch(dims, size=SIDE), torch.Generator().manual_seed(s)) for s in (0, 0, 1))
         assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
-        assert not torch.equal(a.inputs, c.inputs) and not a.inputs.requires_grad
+        assert not torch.equal(a.inputs, c.inputs) or not torch.equal(a.targets, c.targets)
+        assert not a.inputs.requires_grad
+
+    def test_the_global_generator_is_left_alone(self, name, dims):
+        task, images = self.new(name, dims), batch(dims, size=SIDE)
+        state = torch.random.get_rng_state()
+        inputs, targets = task.make(images, torch.Generator().manual_seed(0))
+        outputs = task(inputs)
+        task.loss(outputs, targets), task.scores(outputs, targets)
+        assert torch.equal(state, torch.random.get_rng_state())
 
     def test_make_leaves_its_images_alone(self, name, dims):
-        images = batch(dims)
+        images = batch(dims, size=SIDE)
         before = images.image.clone()
-        make_task(name, dims).make(images, torch.Generator().manual_seed(0)).inputs.zero_()
+        self.new(name, dims).make(images, torch.Generator().manual_seed(0)).inputs.zero_()
         assert torch.equal(images.image, before)
 
+    def test_several_samples_of_each_image(self, name, dims):
+        task, images = self.new(name, dims, samples_per_image=2), batch(dims, size=SIDE)
+        images.image[1] = 0.25  # nothing of the other images may come from here
+        inputs, _ = task.make(images, torch.Generator().manual_seed(0))
+        even = inputs.flatten(1).std(dim=1) < 1e-6
+        assert len(inputs) == 6 and (even.tolist() == [False] * 2 + [True] * 2 + [False] * 2 or name == "exemplar")
+
     def test_gradients_reach_encoder_and_head(self, name, dims):
-        task = make_task(name, dims)
-        inputs, targets = task.make(batch(dims), torch.Generator().manual_seed(0))
+        task = self.new(name, dims)
+        inputs, targets = task.make(batch(dims, size=SIDE), torch.Generator().manual_seed(0))
         task.loss(task(inputs), targets).backward()
         silent = [n for n, p in task.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert not silent, silent
 
     def test_other_rows_do_not_change_an_answer(self, name, dims):
-        task = make_task(name, dims).eval()
-        inputs, _ = task.make(batch(dims), torch.Generator().manual_seed(0))
+        task = self.new(name, dims).eval()
+        inputs, _ = task.make(batch(dims, size=SIDE), torch.Generator().manual_seed(0))
         with torch.no_grad():
-            before = task(inputs)[0]
-            inputs[1:] = 0.3
-            assert torch.allclose(task(inputs)[0], before, atol=1e-6)
+            before = [t[0].clone() for t in tensors(task(inputs))]
+            inputs[1:] = inputs[1:].flip(-1) * 0.3
+            assert all(torch.allclose(t[0], b, atol=1e-6) for t, b in zip(tensors(task(inputs)), before))
 
     def test_a_constant_image_gives_chance(self, name, dims):
-        task = make_task(name, dims).eval()
-        images = Batch(torch.full((200, 2, *[8] * dims), 0.5), torch.arange(200))
+        task = self.new(name, dims).eval()
+        images = Batch(torch.full((60, 2, *[SIDE] * dims), 0.5), torch.arange(60))
+        if name == "exemplar":  # what it does to brightness would tell
+            task.colour = task.rotate = task.zoom = 0
+        right, chance = [], None
         with torch.no_grad():
-            scores = [
-                task.scores(task(x), y)
-                for x, y in (task.make(images, torch.Generator().manual_seed(s)) for s in range(3))
-            ]
-        assert abs(np.mean([s["accuracy"] for s in scores]) - scores[0]["chance"]) < 0.1
+            for seed in range(3):
+                inputs, targets = task.make(images, torch.Generator().manual_seed(seed))
+                scores = task.scores(task(inputs), targets)
+                right.append(scores["accuracy"])
+                chance = scores["chance"]
+        assert abs(np.mean(right) - chance) < 4 * (chance * (1 - chance) / 180) ** 0.5
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast(self, name, dims, dtype):
-        task = make_task(name, dims)
-        inputs, targets = task.make(batch(dims), torch.Generator().manual_seed(0))
+        task = self.new(name, dims)
+        inputs, targets = task.make(batch(dims, size=SIDE), torch.Generator().manual_seed(0))
         with torch.autocast("cpu", dtype=dtype):
-            loss = task.loss(task(inputs), targets)
-        assert loss.dtype == torch.float32 and torch.isfinite(loss)
+            outputs = task(inputs)
+            loss = task.loss(outputs, targets)
+            scores = task.scores(outputs, targets)
+        assert loss.dtype == torch.float32 and torch.isfinite(loss) and np.isfinite(list(scores.values())).all()
+
+    def test_the_papers_options(self, name, dims):
+        task = make_task(name, dims, **TASKS[name].PAPER | OPTIONS.get(name, {}))
+        inputs, targets = task.make(batch(dims, size=SIDE), torch.Generator().manual_seed(0))
+        assert torch.isfinite(task.loss(task(inputs), targets))
+
+    def test_patches_too_small_name_the_size_that_works(self, name, dims):
+        task = self.new(name, dims)
+        task.encoder.min_side = 20
+        try:
+            task.make(batch(dims, size=SIDE), torch.Generator().manual_seed(0))
+        except InputError as e:
+            needed = int(re.search(r"at least (\d+) a side", str(e)).group(1))
+            assert len(task.make(batch(dims, size=needed), torch.Generator().manual_seed(0)).inputs) == 3
+            with pytest.raises(InputError):
+                task.make(batch(dims, size=needed - 1), torch.Generator().manual_seed(0))
+
+    def test_no_samples_are_refused(self, name, dims):
+        with pytest.raises(InputError, match="samples_per_image"):
+            self.new(name, dims, samples_per_image=0)
 
     def test_show(self, name, dims):
         import matplotlib
 
         matplotlib.use("Agg")
-        assert len(make_task(name, dims).show(batch(dims))) > 0
+        assert len(self.new(name, dims).show(batch(dims, size=SIDE))) > 0
         matplotlib.pyplot.close("all")
 
 

@@ -8,9 +8,11 @@ __all__ = ['NAMES']
 # %% ../../nbs/29_tasks.ipynb #8efa67e0
 from importlib import import_module
 
-# %% ../../nbs/29_tasks.ipynb #1b602361
+# %% ../../nbs/29_tasks.ipynb #7ad48269
 NAMES = {
     "rotation": "Rotation",
+    "location": "Location",
+    "jigsaw": "Jigsaw",
 }  # module of this package -> its class
 
 
