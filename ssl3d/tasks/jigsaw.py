@@ -208,11 +208,11 @@ def permutation_set(
     tiles, places = rng.permutation(n_tiles), rng.permutation(n_tiles)
     return tiles[chosen][:, places]
 
-# %% ../../nbs/23_jigsaw.ipynb #86828bb3
+# %% ../../nbs/23_jigsaw.ipynb #814b2509
 class Jigsaw(ProxyTask):
     """Predict by which permutation of a list the tiles of an image were shuffled (paper, section 3.3)."""
 
-    PAPER = {"gap": 0, "jitter": 3, "even": False}
+    PAPER = {"gap": 0, "jitter": 3, "even": False, "samples_per_image": 2}  # "K puzzles": the number is our reading
 
     def __init__(
         self,

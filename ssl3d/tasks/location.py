@@ -28,11 +28,11 @@ def describe_cell(cell: int, spatial_dims: int) -> str:
     place = [cell // 3 ** (spatial_dims - 1 - axis) % 3 for axis in range(spatial_dims)]
     return " ".join(axis[at] for axis, at in zip(words, place) if axis[at]) or "centre"
 
-# %% ../../nbs/22_location.ipynb #54352df4
+# %% ../../nbs/22_location.ipynb #a4d144ca
 class Location(ProxyTask):
     """Predict where a patch lies relative to the central one (paper, section 3.2): 26 classes in 3D, 8 in 2D."""
 
-    PAPER = {"gap": 0, "jitter": 3, "even": False}
+    PAPER = {"gap": 0, "jitter": 3, "even": False, "samples_per_image": 2}  # "K queries": the number is our reading
 
     def __init__(
         self,

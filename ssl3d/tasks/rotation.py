@@ -71,9 +71,11 @@ def turn(
     moved = image.permute(*range(lead), *(lead + axis for axis in order))
     return moved.flip([lead + axis for axis in range(dims) if matrix[axis, order[axis]] < 0])
 
-# %% ../../nbs/21_rotation.ipynb #8a893037
+# %% ../../nbs/21_rotation.ipynb #23bb55f6
 class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
+
+    PAPER = {"samples_per_image": 2}  # "multiple rotated versions": the number is our reading
 
     def __init__(
         self,
