@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-long lab sync notebooks results clean
+.PHONY: demo test test-long lab sync notebooks bench results clean
 
 $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -46,6 +46,10 @@ notebooks: $(READY)
 	$(BIN)/nbdev_export
 	for nb in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
 	$(MAKE) sync
+
+# how fast the tasks are: tables in results/bench
+bench: $(READY)
+	$(BIN)/python benchmarks/tasks.py
 
 # what the notebooks and README quote of the demo
 results: $(READY)

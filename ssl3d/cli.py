@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'prepare', 'pretrain', 'finetune', 'demo', 'main']
 
-# %% ../nbs/60_cli.ipynb #90b1ae53
+# %% ../nbs/60_cli.ipynb #45d384b8
 import inspect
+import os
 import sys
 from typing import Literal
 
@@ -128,7 +129,7 @@ def demo(folder: str | None = None, *, out: str = "runs/demo", seeds: int = 3, s
 
     demo.demo(folder, out, seeds=seeds, steps=steps, epochs=epochs)
 
-# %% ../nbs/60_cli.ipynb #4e66b45c
+# %% ../nbs/60_cli.ipynb #a6d2892d
 def _parser() -> ArgumentParser:
     """One subcommand per function: what it cannot do without comes in order, the rest by name."""
     parser = ArgumentParser(prog="ssl3d", version=__version__,
@@ -151,6 +152,7 @@ COMMANDS = {"prepare": prepare, "pretrain": pretrain, "finetune": finetune, "dem
 
 def main(args: list[str] | None = None) -> None:
     """The `ssl3d` command; exits with 1 for a mistake in the input, 2 for one in the command, 130 when interrupted."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for memory in large pages, which is quicker
     chosen = _parser().parse_args(args)
     try:
         COMMANDS[chosen.command](**chosen[chosen.command].as_dict())

@@ -47,7 +47,7 @@ def _group_norm(widths: tuple[int, ...]) -> tuple[str, dict]:
     groups = next(g for g in (8, 4, 2, 1) if all(w % g == 0 for w in widths) and widths[-1] >= 2 * g)
     return ("group", {"num_groups": groups, "affine": True})
 
-# %% ../nbs/10_networks.ipynb #22c07d26
+# %% ../nbs/10_networks.ipynb #b69ec742
 WIDTHS = (32, 64, 128, 256, 512)  # filters per level (paper, appendix A)
 
 
@@ -62,7 +62,7 @@ class UNetEncoder(nn.Module):
     ):
         super().__init__()
         self.spatial_dims, self.in_channels, self.channels = spatial_dims, in_channels, tuple(widths)
-        self.min_side = 2 ** (len(widths) - 2) + 1 if len(widths) > 1 else 1  # so that every level has what to halve
+        self.min_side = 2 ** max(len(widths) - 3, 0) + 1  # so that every level but the last has something to halve
         norm = _group_norm(self.channels)
         self.stages = nn.ModuleList(
             UnetResBlock(spatial_dims, before, width, kernel_size=3, stride=1 if level == 0 else 2, norm_name=norm)

@@ -121,7 +121,7 @@ def overlapping_corners(
                                                                 generator=generator)
                         for axis, (side, (patch, step)) in enumerate(zip(space, sides))], dim=-1)
 
-# %% ../nbs/11_patches.ipynb #763cace3
+# %% ../nbs/11_patches.ipynb #9408b68b
 @torch.no_grad()
 def cut(
     images: torch.Tensor,  # (B, C, *space)
@@ -130,11 +130,11 @@ def cut(
     patch: tuple[int, ...],  # sides of a patch
 ) -> torch.Tensor:  # (n, k, C, *patch)
     """Copy patches out of images."""
+    strides = images.stride()
+    starts = images.storage_offset() + strides[0] * rows[:, None] + corners @ torch.tensor(strides[2:])
     out = images.new_empty(*corners.shape[:2], images.shape[1], *patch)
-    for row, places, image in zip(out, corners.tolist(), rows.tolist()):
-        whole = images[image]
-        for one, corner in zip(row, places):
-            one.copy_(whole[(slice(None), *(slice(c, c + p) for c, p in zip(corner, patch)))])
+    for one, start in zip(out.flatten(0, 1).unbind(), starts.flatten().tolist()):
+        one.copy_(images.as_strided((images.shape[1], *patch), strides[1:], start))
     return out
 
 # %% ../nbs/11_patches.ipynb #27512a7e

@@ -71,7 +71,19 @@ def turn(
     moved = image.permute(*range(lead), *(lead + axis for axis in order))
     return moved.flip([lead + axis for axis in range(dims) if matrix[axis, order[axis]] < 0])
 
-# %% ../../nbs/21_rotation.ipynb #23bb55f6
+# %% ../../nbs/21_rotation.ipynb #26967751
+def _copy_turned(place: torch.Tensor, image: torch.Tensor, matrix: np.ndarray) -> None:
+    """Write `turn(image, matrix)` of one channel (*space) to its place."""
+    dims = len(matrix)
+    order = [int(np.flatnonzero(line)[0]) for line in matrix]
+    flips = [axis for axis in range(dims) if matrix[axis, order[axis]] < 0]
+    if dims == 3 and order[2] == 0:
+        image = image.reshape(len(image), -1).t().contiguous().reshape(image.shape)  # its axes are y, z, x now
+        order = [(axis - 1) % 3 for axis in order]
+    moved = image.permute(order)
+    place.copy_(moved.flip(flips) if flips else moved)
+
+# %% ../../nbs/21_rotation.ipynb #09573afe
 class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
 
@@ -102,7 +114,8 @@ class Rotation(ProxyTask):
         classes = torch.randint(self.n_classes, (n,), generator=generator)
         inputs = image.new_empty(n, *image.shape[1:])
         for i, k in enumerate(classes.tolist()):
-            inputs[i] = turn(image[i // self.samples_per_image], self.matrices[k])
+            for place, channel in zip(inputs[i], image[i // self.samples_per_image]):
+                _copy_turned(place, channel, self.matrices[k])
         return Example(inputs, classes.to(image.device))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
