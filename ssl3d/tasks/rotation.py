@@ -71,19 +71,25 @@ def turn(
     moved = image.permute(*range(lead), *(lead + axis for axis in order))
     return moved.flip([lead + axis for axis in range(dims) if matrix[axis, order[axis]] < 0])
 
-# %% ../../nbs/21_rotation.ipynb #26967751
-def _copy_turned(place: torch.Tensor, image: torch.Tensor, matrix: np.ndarray) -> None:
-    """Write `turn(image, matrix)` of one channel (*space) to its place."""
+# %% ../../nbs/21_rotation.ipynb #238c3558
+def _copy_turned(place: torch.Tensor, image: torch.Tensor, matrix: np.ndarray, scratch: torch.Tensor) -> None:
+    """Write `turn(image, matrix)` of one channel (*space) to its place, with room for as many voxels as scratch."""
     dims = len(matrix)
     order = [int(np.flatnonzero(line)[0]) for line in matrix]
     flips = [axis for axis in range(dims) if matrix[axis, order[axis]] < 0]
     if dims == 3 and order[2] == 0:
-        image = image.reshape(len(image), -1).t().contiguous().reshape(image.shape)  # its axes are y, z, x now
+        flat = image.reshape(len(image), -1)
+        image = scratch.view(flat.shape[::-1]).copy_(flat.t()).view(image.shape)  # its axes are y, z, x now
         order = [(axis - 1) % 3 for axis in order]
-    moved = image.permute(order)
-    place.copy_(moved.flip(flips) if flips else moved)
+    n, along = len(image), order.index(0)
+    slab = 16 if dims == 3 and flips else n
+    for start in range(0, n, slab):
+        part = image[start : start + slab]
+        begin = n - start - len(part) if along in flips else start
+        part = part.permute(order)
+        place.narrow(along, begin, part.shape[along]).copy_(part.flip(flips) if flips else part)
 
-# %% ../../nbs/21_rotation.ipynb #09573afe
+# %% ../../nbs/21_rotation.ipynb #cca75e06
 class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
 
@@ -112,10 +118,10 @@ class Rotation(ProxyTask):
             raise InputError(f"images of {tuple(space)} cannot be turned in place: all sides have to be equal.")
         n = len(image) * self.samples_per_image
         classes = torch.randint(self.n_classes, (n,), generator=generator)
-        inputs = image.new_empty(n, *image.shape[1:])
+        inputs, scratch = image.new_empty(n, *image.shape[1:]), image.new_empty(image[0, 0].numel())
         for i, k in enumerate(classes.tolist()):
             for place, channel in zip(inputs[i], image[i // self.samples_per_image]):
-                _copy_turned(place, channel, self.matrices[k])
+                _copy_turned(place, channel, self.matrices[k], scratch)
         return Example(inputs, classes.to(image.device))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
