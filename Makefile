@@ -41,10 +41,10 @@ sync: $(READY)
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/make_readme.py
 
-# run every notebook and keep its outputs
+# run every notebook and keep its outputs; sums depend on the number of threads, so there is one
 notebooks: $(READY)
 	$(BIN)/nbdev_export
-	for nb in nbs/*.ipynb; do $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
+	for nb in nbs/*.ipynb; do OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
 	$(MAKE) sync
 
 # how fast the tasks are: tables in results/bench
