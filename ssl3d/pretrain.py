@@ -68,7 +68,7 @@ def _dimensions(store: Store, slices: bool) -> int:
         raise InputError(f"{store.folder}: holds pictures already, and slices are made of volumes. Leave `slices` out.")
     return 2 if slices else store.spatial_dims
 
-# %% ../nbs/31_pretrain.ipynb #d2e26664
+# %% ../nbs/31_pretrain.ipynb #bc334284
 def pretrain(
     task: str,  # one of `ssl3d.tasks.NAMES`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -104,7 +104,11 @@ def pretrain(
         chosen = [names[i] for i in images_of_step(len(names), batch_size, seed, step)]
         return read_batch(store, chosen, content=True, slices=draw(seed, "slices", step) if slices else None)
 
-    network.make(read(0), draw(seed, "questions", 0))  # a task that cannot ask about these images says so now
+    first = read(0)
+    if min(first.image.shape[2:]) < encoder.min_side:
+        raise InputError(f"{store.folder}: holds images of {tuple(first.image.shape[2:])}, and the encoder "
+                         f"'{architecture}' needs {encoder.min_side} a side at least. Prepare a store of that size.")
+    network.make(first, draw(seed, "questions", 0))  # a task that cannot ask about these images says so now
     settings = {"command": "pretrain", "task": task, "options": options, "store": store.hash, "slices": slices,
                 "epochs": epochs, "batch_size": batch_size, "lr": lr, "architecture": architecture,
                 "widths": list(widths), "seed": seed, "precision": precision}

@@ -7,22 +7,25 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import SMALL
+from conftest import SAMPLES, SMALL
 
+from ssl3d import pretrain as pretrain_module
 from ssl3d.cohorts import InputError
 from ssl3d.experiments import bootstrap_interval, compare, paired, verdict
 from ssl3d.finetune import finetune, load_segmenter, make_segmenter, score, segment
 from ssl3d.metrics import dice_per_class, read_scores
-from ssl3d.networks import load_encoder
+from ssl3d.networks import Segmenter, load_encoder
 from ssl3d.pretrain import pretrain
 from ssl3d.runs import append_log, read_card, read_log, trim_log
-from ssl3d.store import Store
+from ssl3d.store import Store, prepare
+from ssl3d.tasks import NAMES
 from ssl3d.training import images_of_step, steps_per_epoch
 
 PRETRAIN = """
@@ -76,6 +79,56 @@ def test_killed_and_continued_is_never_killed(store, tmp_path):
     run(PRETRAIN, store.folder, tmp_path / "b")
     for name in ("encoder.safetensors", "encoder.json", "log.csv", "settings.yaml"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("slices", [False, True])
+@pytest.mark.parametrize("task", NAMES)
+def test_every_task_goes_on_to_the_same_bytes(store, tmp_path, monkeypatch, task, slices):
+    options = {"jigsaw": {"n_permutations": 20}, "exemplar": {"memory": 10}, "cpc": {"context_size": 16}}
+    how = {"epochs": 2, "batch_size": 4, "widths": SMALL, "slices": slices, "options": options.get(task), "seed": 3}
+    monkeypatch.setattr(pretrain_module, "train", partial(pretrain_module.train, checkpoint_every=3))
+    whole = pretrain(task, store.folder, tmp_path / "whole", progress=False, accelerator="cpu", **how)
+    read, calls = pretrain_module.read_batch, []
+
+    def fails_once(*args, **more):
+        calls.append(1)
+        if len(calls) == 10:
+            raise RuntimeError("the power went off")
+        return read(*args, **more)
+
+    monkeypatch.setattr(pretrain_module, "read_batch", fails_once)
+    with pytest.raises(RuntimeError, match="power"):
+        pretrain(task, store.folder, tmp_path / "cut", progress=False, accelerator="cpu", **how)
+    assert 3 <= len(read_log(tmp_path / "cut")["step"]) < len(read_log(whole)["step"])
+    again = pretrain(task, store.folder, tmp_path / "cut", progress=False, accelerator="cpu", **how)
+    for file in ("encoder.safetensors", "log.csv"):
+        assert (again / file).read_bytes() == (whole / file).read_bytes(), file
+    card = read_card(again)
+    assert card["task"] == task and card["spatial_dims"] == (2 if slices else 3) and card["slices"] == slices
+
+
+def test_presets_architectures_and_slices(store, tmp_path):
+    few = {"epochs": 1, "batch_size": 8, "progress": False, "accelerator": "cpu"}
+    large = prepare(SAMPLES, tmp_path / "large", size=32, progress=False).folder
+    dense = pretrain("rotation", large, tmp_path / "dense", architecture="densenet121", slices=True, **few)
+    assert load_encoder(dense).channels[-1] == 1024 and read_card(dense)["architecture"] == "densenet121"
+    with pytest.raises(InputError, match="U-Net"):
+        load_encoder(dense).architecture == "densenet121" and Segmenter(load_encoder(dense), 2)
+    own = {"jitter": 1}
+    paper = pretrain("location", store.folder, tmp_path / "p", preset="paper", options=own, widths=SMALL, **few)
+    expected = {"gap": 0, "jitter": 1, "even": False, "samples_per_image": 2}
+    assert read_card(paper)["options"] == expected, "an option of the user goes before the preset's"
+    for wrong, said in (
+        ({"preset": "strict"}, "strict"),
+        ({"architecture": "resnet"}, "resnet"),
+        ({"architecture": "densenet121", "widths": SMALL}, "widths"),
+        ({"architecture": "densenet121"}, "needs 32"),
+        ({"options": {"grid": 3}}, "no option 'grid'"),
+        ({"options": {"gap": "wide"}}, "gap"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pretrain("location", store.folder, tmp_path / "wrong", slices=True, **few | wrong)
+        assert not (tmp_path / "wrong").exists(), "refused before anything is written"
 
 
 @pytest.mark.long

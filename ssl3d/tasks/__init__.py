@@ -8,11 +8,13 @@ __all__ = ['NAMES']
 # %% ../../nbs/29_tasks.ipynb #8efa67e0
 from importlib import import_module
 
-# %% ../../nbs/29_tasks.ipynb #7ad48269
+# %% ../../nbs/29_tasks.ipynb #bcd8464e
 NAMES = {
     "rotation": "Rotation",
     "location": "Location",
     "jigsaw": "Jigsaw",
+    "exemplar": "Exemplar",
+    "cpc": "CPC",
 }  # module of this package -> its class
 
 
