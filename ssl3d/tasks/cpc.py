@@ -226,9 +226,12 @@ def _first_target(grid: int, overlap: float) -> int:
                          "smaller overlap.")
     return first
 
-# %% ../../nbs/25_cpc.ipynb #697f50cd
+# %% ../../nbs/25_cpc.ipynb #a6f826a9
 class CPC(ProxyTask):
-    """Predict the codes of patches from those of the patches above them (paper, section 3.1)."""
+    """Predict the codes of patches from those of the patches above them (paper, section 3.1).
+
+    Raises `InputError` for options that cannot be had: no target in the grid, or fewer patches than negatives.
+    """
 
     PAPER = {"overlap": 0.5, "even": False, "context_size": 1024}
 
