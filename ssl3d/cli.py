@@ -44,11 +44,11 @@ def prepare(source: str, out: str, *, size: int = 128, crop: bool = True,
     print(store.prepare(source, out, size=size, crop=crop, percentiles=percentiles, layout=layout, test=test,
                         seed=seed))
 
-# %% ../nbs/60_cli.ipynb #ce0256b8
+# %% ../nbs/60_cli.ipynb #f74b5d84
 def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: int = 4, lr: float | None = None,
              architecture: str = "unet", widths: tuple[int, ...] = (32, 64, 128, 256, 512), slices: bool = False,
              seed: int = 0, preset: Literal["paper"] | None = None,
-             options: dict[str, int | float | bool | str] | None = None, accelerator: str = "auto",
+             options: dict[str, int | float | bool | str | None] | None = None, accelerator: str = "auto",
              precision: str = "32-true"):
     """Train an encoder on a proxy task, without labels.
 

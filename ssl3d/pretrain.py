@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_task', 'paper_options', 'pretrain']
 
-# %% ../nbs/31_pretrain.ipynb #3b99e629
+# %% ../nbs/31_pretrain.ipynb #9c56f4f9
 import inspect
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from .cohorts import InputError
 from .networks import WIDTHS, make_encoder, save_encoder, seeded
 from .runs import begin_run, check_numbers
 from .store import Store
-from .tasks import NAMES, TASKS
+from .tasks import TASKS
 from .tasks.task import Batch, ProxyTask
 from .training import draw, images_of_step, read_batch, steps_per_epoch, train
 
@@ -30,16 +30,16 @@ def _measure(seed: int):
         return {"loss": task.loss(outputs, targets), **task.scores(outputs.detach(), targets)}
     return measure
 
-# %% ../nbs/31_pretrain.ipynb #6fe27f83
+# %% ../nbs/31_pretrain.ipynb #268f2eb9
 def make_task(
-    task: str,  # one of `ssl3d.tasks.NAMES`
+    task: str,  # one of `ssl3d.tasks.TASKS`
     encoder: nn.Module,  # from `make_encoder`
     seed: int = 0,  # of the first weights of the head
     options: dict | None = None,  # arguments of the task's class
 ) -> ProxyTask:
     """A task with a fresh head; raises `InputError` for a task or an option that is not known."""
-    if task not in NAMES:
-        raise InputError(f"'{task}' is not a task. Known are: {', '.join(NAMES)}.")
+    if task not in TASKS:
+        raise InputError(f"'{task}' is not a task. Known are: {', '.join(TASKS)}.")
     known = list(inspect.signature(TASKS[task]).parameters)[1:]
     if wrong := sorted(set(options or {}) - set(known)):
         raise InputError(f"task '{task}' has no option '{wrong[0]}'. It has: {', '.join(known)}.")
@@ -51,15 +51,31 @@ def make_task(
     except (TypeError, ValueError) as e:
         raise InputError(f"task '{task}' cannot be made with the options {options}: {e}") from None
 
-# %% ../nbs/31_pretrain.ipynb #50055458
+# %% ../nbs/31_pretrain.ipynb #0d71279b
 def paper_options(
-    task: str,  # one of `ssl3d.tasks.NAMES`
+    task: str,  # one of `ssl3d.tasks.TASKS`
     preset: str | None,  # "paper", or None for the defaults
 ) -> dict:
     """The options of a preset; raises `InputError` for one that is not known."""
     if preset not in (None, "paper"):
         raise InputError(f"'{preset}' is not a preset. There is one, 'paper'; without it the defaults hold.")
-    return dict(TASKS[task].PAPER) if preset and task in NAMES else {}
+    return dict(TASKS[task].PAPER) if preset and task in TASKS else {}
+
+
+def _in_full(task: str, options: dict) -> dict:
+    """The options with the defaults of all others, so that a run says everything that made it."""
+    bound = inspect.signature(TASKS[task]).bind(None, **options)
+    bound.apply_defaults()
+    return {name: value for name, value in bound.arguments.items() if name != "encoder"}
+
+
+def _check_people(subjects: list[str], batch_size: int, seed: int, n_steps: int, least: int) -> None:
+    """Refuse a run one of whose batches would hold too few people for its task."""
+    if least > 1 and (len(set(subjects)) < len(subjects) or batch_size < least):
+        for step in range(n_steps):
+            if len({subjects[i] for i in images_of_step(len(subjects), batch_size, seed, step)}) < least:
+                raise InputError(f"step {step + 1} of {n_steps} would see fewer than {least} people, and the task has "
+                                 f"to compare them: use a larger batch_size than {batch_size}, or another seed.")
 
 
 def _dimensions(store: Store, slices: bool) -> int:
@@ -68,9 +84,9 @@ def _dimensions(store: Store, slices: bool) -> int:
         raise InputError(f"{store.folder}: holds pictures already, and slices are made of volumes. Leave `slices` out.")
     return 2 if slices else store.spatial_dims
 
-# %% ../nbs/31_pretrain.ipynb #bc334284
+# %% ../nbs/31_pretrain.ipynb #79525187
 def pretrain(
-    task: str,  # one of `ssl3d.tasks.NAMES`
+    task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
     *,
@@ -105,21 +121,22 @@ def pretrain(
         return read_batch(store, chosen, content=True, slices=draw(seed, "slices", step) if slices else None)
 
     first = read(0)
+    network.make(first, draw(seed, "questions", 0))  # a task that cannot ask about these images says so now
     if min(first.image.shape[2:]) < encoder.min_side:
         raise InputError(f"{store.folder}: holds images of {tuple(first.image.shape[2:])}, and the encoder "
                          f"'{architecture}' needs {encoder.min_side} a side at least. Prepare a store of that size.")
-    network.make(first, draw(seed, "questions", 0))  # a task that cannot ask about these images says so now
-    settings = {"command": "pretrain", "task": task, "options": options, "store": store.hash, "slices": slices,
-                "epochs": epochs, "batch_size": batch_size, "lr": lr, "architecture": architecture,
+    n_steps = epochs * steps_per_epoch(len(names), batch_size)
+    _check_people([store.cases[name]["subject"] for name in names], batch_size, seed, n_steps, network.min_subjects)
+    settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": store.hash,
+                "slices": slices, "epochs": epochs, "batch_size": batch_size, "lr": lr, "architecture": architecture,
                 "widths": list(widths), "seed": seed, "precision": precision}
     out = begin_run(out, settings)
     if (out / "encoder.json").exists():
         return out
-    n_steps = epochs * steps_per_epoch(len(names), batch_size)
     train(network, _measure(seed), read, out, n_steps=n_steps, lr=lr, title=f"pretrain {task}", progress=progress,
           accelerator=accelerator, precision=precision)
     save_encoder(network.encoder, out, {
-        "task": task, "options": options, "slices": slices, "steps": n_steps,
+        "task": task, "options": _in_full(task, options), "slices": slices, "steps": n_steps,
         "ssl3d": __version__, "torch": torch.__version__, "store": store.hash, "preparation": store.settings,
         "trained_on": sorted(store.cases[name]["fingerprint"] for name in names)})
     return out

@@ -181,7 +181,7 @@ def _finish(out: Path, cohort, settings: dict, cases: list[dict], split: dict) -
         "hash": hashlib.sha256(json.dumps(known).encode()).hexdigest(), "cases": cases})
     (out / _NOTES).unlink()
 
-# %% ../nbs/02_store.ipynb #0d9079a5
+# %% ../nbs/02_store.ipynb #9cf52da6
 class Store:
     """A finished store: `images`, `content` and `masks` by case id, and the split."""
 
@@ -204,6 +204,7 @@ class Store:
         self.channel_names = manifest["channel_names"]
         self.classes = {int(k): name for k, name in manifest["classes"].items()}
         self.cases = {case["id"]: case for case in manifest["cases"]}
+        self.subjects = {s: i for i, s in enumerate(sorted({case["subject"] for case in manifest["cases"]}))}
 
     def __len__(self):
         return len(self.cases)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw', 'steps_per_epoch', 'images_of_step', 'read_batch', 'Learner', 'train']
 
-# %% ../nbs/30_training.ipynb #076e67c6
+# %% ../nbs/30_training.ipynb #cd8f973f
 import logging
 import sys
 import warnings
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .cohorts import InputError
 from .networks import derive, seeded
-from .runs import append_log, trim_log
+from .runs import append_log, one_of, trim_log
 from .store import Store, write_whole
 from .tasks.task import Batch
 
@@ -44,7 +44,7 @@ def images_of_step(n_images: int, batch_size: int, seed: int, step: int) -> list
     order = torch.randperm(n_images, generator=draw(seed, "order", epoch))
     return order[place * batch_size : (place + 1) * batch_size].tolist()
 
-# %% ../nbs/30_training.ipynb #829c8a34
+# %% ../nbs/30_training.ipynb #d14ecca2
 def read_batch(
     store: Store,
     names: list[str],  # case ids
@@ -53,13 +53,12 @@ def read_batch(
 ) -> Batch:
     """Several cases of a store as one batch; slices as pictures, with the front at the top and the left at the left."""
     read = store.content if content else store.image
-    subjects = {s: i for i, s in enumerate(sorted({case["subject"] for case in store.cases.values()}))}
     arrays = [read(name) for name in names]
     if slices is not None:
         heights = torch.randint(arrays[0].shape[-1], (len(names),), generator=slices).tolist()
         arrays = [array[..., height].swapaxes(-1, -2)[..., ::-1, :] for array, height in zip(arrays, heights)]
     image = torch.from_numpy(np.stack(arrays).astype(np.float32))
-    return Batch(image, torch.tensor([subjects[store.cases[name]["subject"]] for name in names]))
+    return Batch(image, torch.tensor([store.subjects[store.cases[name]["subject"]] for name in names]))
 
 # %% ../nbs/30_training.ipynb #6006c570
 class _Steps(Dataset):
@@ -182,7 +181,7 @@ def _fit(runner: pl.Trainer, learner: Learner, steps: DataLoader, checkpoint: Pa
     except SystemExit as e:
         raise KeyboardInterrupt from e
 
-# %% ../nbs/30_training.ipynb #9f7f7e92
+# %% ../nbs/30_training.ipynb #0a0a7d70
 def train(
     network: torch.nn.Module,  # trained in place
     measure: Callable,  # (network, batch, step) -> {"loss": tensor, name: number, ...}
@@ -198,6 +197,7 @@ def train(
     **trainer,  # anything else for Lightning's Trainer: accelerator, devices, strategy, precision
 ) -> None:
     """Train for `n_steps`, going on from the run folder's `last.ckpt` where there is one."""
+    one_of(("32-true", "16-mixed", "bf16-mixed"), precision=trainer.get("precision", "32-true"))
     callbacks = [_Keep(Path(out), n_steps, checkpoint_every, log_every), *([_Progress(title)] if progress else [])]
     with _quiet():
         try:

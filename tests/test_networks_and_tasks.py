@@ -128,6 +128,16 @@ def test_unequal_sides_are_refused():
         make_task("rotation", 3, n_rotations=12)
 
 
+@pytest.mark.parametrize("dims, side", [(2, 5), (2, 33), (3, 5), (3, 33)])
+def test_images_are_turned_as_their_class_says(dims, side):
+    task = make_task("rotation", dims, n_rotations=24 if dims == 3 else 4, samples_per_image=2)
+    images = torch.rand(12, 2, *[side] * dims, generator=torch.Generator().manual_seed(0)).transpose(2, 3)  # strided
+    inputs, classes = task.make(Batch(images, torch.arange(12)), torch.Generator().manual_seed(1))
+    assert len(classes.unique()) > (12 if dims == 3 else 3)
+    for i, k in enumerate(classes):
+        assert torch.equal(inputs[i], turn(images[i // 2], task.matrices[k]))
+
+
 def test_twenty_four_rotations():
     task = make_task("rotation", 3, n_rotations=24)
     targets = torch.cat(
@@ -197,17 +207,22 @@ class TestEveryTask:
 
     def test_a_constant_image_gives_chance(self, name, dims):
         task = self.new(name, dims).eval()
-        images = Batch(torch.full((60, 2, *[SIDE] * dims), 0.5), torch.arange(60))
         if name == "exemplar":  # what it does to brightness would tell
-            task.colour = task.rotate = task.zoom = 0
-        right, chance = [], None
+            task.rates.update(colour=0, rotate=0, zoom=0)
+        n = 60 if name in ("exemplar", "cpc") else 120 * task.n_classes  # enough that an accuracy of 0 is not chance
+        images = Batch(torch.full((n, 2, *[SIDE] * dims), 0.5), torch.arange(n))
+        inputs, targets = task.make(images, torch.Generator().manual_seed(0))
         with torch.no_grad():
-            for seed in range(3):
-                inputs, targets = task.make(images, torch.Generator().manual_seed(seed))
-                scores = task.scores(task(inputs), targets)
-                right.append(scores["accuracy"])
-                chance = scores["chance"]
-        assert abs(np.mean(right) - chance) < 4 * (chance * (1 - chance) / 180) ** 0.5
+            few = inputs[:60] if name in ("exemplar", "cpc") else inputs[:1]  # all rows are alike
+            outputs = task(few)
+            outputs = outputs if len(few) == n else outputs.expand(n, *outputs.shape[1:])
+            scores = task.scores(outputs, targets)
+        chance = scores["chance"]
+        if name in ("exemplar", "cpc"):
+            assert scores["accuracy"] == pytest.approx(chance, abs=1e-6), "ties are even guesses"
+        else:
+            assert (inputs == inputs[:1]).all()
+            assert abs(scores["accuracy"] - chance) < 4 * (chance * (1 - chance) / n) ** 0.5 < chance
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_autocast(self, name, dims, dtype):
@@ -226,11 +241,13 @@ class TestEveryTask:
 
     def test_patches_too_small_name_the_size_that_works(self, name, dims):
         task = self.new(name, dims)
-        task.encoder.min_side = 20
-        try:
-            task.make(batch(dims, size=SIDE), torch.Generator().manual_seed(0))
-        except InputError as e:
-            needed = int(re.search(r"at least (\d+) a side", str(e)).group(1))
+        if name in ("rotation", "exemplar"):
+            return  # they look at whole images
+        for least in (8, 15, 20):
+            task.encoder.min_side = least
+            with pytest.raises(InputError) as e:
+                task.make(batch(dims, size=10), torch.Generator().manual_seed(0))
+            needed = int(re.search(r"at least (\d+) a side", str(e.value)).group(1))
             assert len(task.make(batch(dims, size=needed), torch.Generator().manual_seed(0)).inputs) == 3
             with pytest.raises(InputError):
                 task.make(batch(dims, size=needed - 1), torch.Generator().manual_seed(0))
@@ -243,8 +260,34 @@ class TestEveryTask:
         import matplotlib
 
         matplotlib.use("Agg")
-        assert len(self.new(name, dims).show(batch(dims, size=SIDE))) > 0
-        matplotlib.pyplot.close("all")
+        task = self.new(name, dims)
+        state = torch.random.get_rng_state()
+        for channels in (1, 2, 3, 4):
+            task.encoder.in_channels = channels
+            image = batch(dims, channels=channels, size=SIDE).image.bfloat16()
+            axes = task.show(Batch(image, torch.arange(3)))
+            sides = [side for ax in axes for drawn in ax.images for side in drawn.get_array().shape[:2]]
+            assert axes and min(sides) > channels, "not a channel as an axis of space"
+            matplotlib.pyplot.close("all")
+        assert torch.equal(state, torch.random.get_rng_state()), "a picture changes no later weights"
+
+
+def test_the_papers_constants():
+    from ssl3d.patches import overlapping_sides, patch_sides
+
+    made = {name: TASKS[name](make_encoder("unet", 3, 1, SMALL), **kind.PAPER) for name, kind in TASKS.items()}
+    assert (made["rotation"].n_classes, made["location"].n_classes, made["jigsaw"].n_classes) == (10, 26, 1000)
+    for name in ("location", "jigsaw"):
+        task = made[name]
+        assert patch_sides((128,) * 3, 3, task.gap, task.jitter, task.extent, 1) == [(39, 42, 3)] * 3
+        assert task.head.embed.out_features == 64 and not task.even and task.samples_per_image == 2
+    exemplar, cpc = made["exemplar"], made["cpc"]
+    assert exemplar.rates == {"flip": 0.5, "rotate": 0.5, "right_angle": 0.5, "colour": 0.5, "zoom": 0.2}
+    assert (exemplar.margin, exemplar.head.layers[-1].out_features) == (1, 1024)
+    assert not exemplar.both_transformed and not exemplar.normalise and not exemplar.contrastive
+    assert (cpc.overlap, cpc.first, cpc.head.layers[-1].out_features, cpc.context.gru.hidden_size) == (0.5, 2, 64, 1024)
+    assert overlapping_sides((128,) * 3, cpc.grid, cpc.overlap, 1) == [(42, 21)] * 3
+    assert {type(task.head.layers[-2]).__name__ for task in made.values()} == {"ReLU"}
 
 
 def test_ties_score_as_chance():

@@ -87,6 +87,20 @@ def test_cut_copies_what_it_says():
     assert torch.equal(out[0, 1], images[1, :, 5:9, 4:8, 3:7]) and torch.equal(out[1, 0], images[0, :, 1:5, 2:6, 3:7])
 
 
+def test_a_larger_image_has_no_smaller_patches():
+    for grid in (2, 3, 4):
+        sides = [patch_sides((side,), grid, None, None, 1.0, least=-9)[0][0] for side in range(8 * grid, 700)]
+        assert sides == sorted(sides)
+
+
+def test_impossible_grids_say_so():
+    for gap, extent in ((5000, 1.0), (0, 0.01)):
+        with pytest.raises(InputError, match="at least|no image is large enough"):
+            patch_sides((64, 64), 3, gap, 0, extent, least=30)
+    with pytest.raises(InputError, match="leave images"):
+        cut(torch.zeros(1, 1, 4, 4), torch.tensor([0]), torch.tensor([[[2, 2]]]), (3, 3))
+
+
 def test_standardise_takes_brightness_and_contrast_away():
     x = torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(standardise(x * 0.4 + 0.3), standardise(x), atol=1e-4)
@@ -136,7 +150,7 @@ def test_the_query_head_is_a_spectator():
 
 
 def test_grids_that_mean_nothing_are_refused():
-    for options in ({"gap": -1}, {"jitter": 1.5}, {"extent": 0}, {"extent": 1.2}):
+    for options in ({"gap": -1}, {"jitter": 1.5}, {"extent": 0}, {"extent": 1.2}, {"even": "false"}):
         with pytest.raises(InputError, match=next(iter(options))):
             Location(encoder(3), **options)
         with pytest.raises(InputError, match=next(iter(options))):
@@ -160,12 +174,13 @@ def test_permutations_from_groups(n_tiles, n, least, seed):
     assert np.array_equal(found, permutation_set(n_tiles, n, seed))
 
 
-@pytest.mark.parametrize("n_tiles, n", [(8, 1000), (9, 2000), (16, 300), (27, 2500), (6, 720)])
-def test_greedy_permutations_are_never_worse_than_random(n_tiles, n):
+@pytest.mark.parametrize("n_tiles, n, least", [(8, 1000, 4), (9, 2000, 4), (16, 300, 12), (27, 2500, 22), (6, 720, 2)])
+def test_greedy_permutations_are_better_than_random(n_tiles, n, least):
     found = permutation_set(n_tiles, n)
-    blind = np.random.default_rng(0).permuted(np.tile(np.arange(n_tiles), (n, 1)), axis=1)
-    assert len(np.unique(found, axis=0)) == n
-    assert hamming(found)[1] >= max(hamming(blind)[1], 2)
+    assert len(np.unique(found, axis=0)) == n and hamming(found)[1] >= least
+    for seed in range(3):
+        blind = np.random.default_rng(100 + seed).permuted(np.tile(np.arange(n_tiles), (n, 1)), axis=1)
+        assert hamming(found)[1] > hamming(blind)[1]
 
 
 def test_hamming_by_counting():

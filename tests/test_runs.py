@@ -116,19 +116,69 @@ def test_presets_architectures_and_slices(store, tmp_path):
         load_encoder(dense).architecture == "densenet121" and Segmenter(load_encoder(dense), 2)
     own = {"jitter": 1}
     paper = pretrain("location", store.folder, tmp_path / "p", preset="paper", options=own, widths=SMALL, **few)
-    expected = {"gap": 0, "jitter": 1, "even": False, "samples_per_image": 2}
+    expected = {"gap": 0, "jitter": 1, "extent": 1.0, "even": False, "samples_per_image": 2}
     assert read_card(paper)["options"] == expected, "an option of the user goes before the preset's"
     for wrong, said in (
         ({"preset": "strict"}, "strict"),
         ({"architecture": "resnet"}, "resnet"),
         ({"architecture": "densenet121", "widths": SMALL}, "widths"),
-        ({"architecture": "densenet121"}, "needs 32"),
+        ({"architecture": "densenet121"}, "at least 135"),
+        ({"task": "rotation", "architecture": "densenet121"}, "needs 32"),
+        ({"task": "exemplar", "batch_size": 1}, "one person"),
+        ({"precision": "bf16-true", "widths": SMALL}, "precision"),
         ({"options": {"grid": 3}}, "no option 'grid'"),
         ({"options": {"gap": "wide"}}, "gap"),
     ):
+        usual = {"task": "location", "store": store.folder, "out": tmp_path / "wrong", "slices": True}
         with pytest.raises(InputError, match=said):
-            pretrain("location", store.folder, tmp_path / "wrong", slices=True, **few | wrong)
-        assert not (tmp_path / "wrong").exists(), "refused before anything is written"
+            pretrain(**usual | few | wrong)
+        begun = "precision" in wrong  # Lightning's, so it is looked at when training begins
+        assert begun or not (tmp_path / "wrong").exists(), "refused before anything is written"
+
+
+def test_a_batch_of_one_person_is_foreseen(tmp_path):
+    lines = ["image,subject"]
+    for i in range(12):
+        np.save(tmp_path / f"{i}.npy", np.random.default_rng(i).random((16, 16), dtype=np.float32))
+        lines.append(f"{i}.npy,person{i // 3}")
+    (tmp_path / "scans.csv").write_text("\n".join(lines))
+    store = prepare(tmp_path / "scans.csv", tmp_path.parent / f"{tmp_path.name}_store", size=16, progress=False)
+    few = {"batch_size": 2, "epochs": 200, "widths": SMALL, "progress": False, "accelerator": "cpu"}
+    for options, task in (({}, "exemplar"), ({"negatives": "batch"}, "cpc")):
+        with pytest.raises(InputError, match="batch_size"):
+            pretrain(task, store.folder, tmp_path.parent / f"{tmp_path.name}_run", options=options, **few)
+    assert not (tmp_path.parent / f"{tmp_path.name}_run").exists()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("task", NAMES)
+def test_every_task_on_a_store_of_pictures(tmp_path, task, precision):
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(10):
+        array = np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(array).save(folder / f"{i}.png")
+    store = prepare(folder, tmp_path / "store", size=40, progress=False)
+    options = {"jigsaw": {"n_permutations": 20}, "cpc": {"context_size": 16}}.get(task)
+    run = pretrain(task, store.folder, tmp_path / "run", epochs=1, batch_size=4, widths=SMALL, options=options,
+                   progress=False, accelerator="cpu", precision=precision)
+    assert read_card(run)["spatial_dims"] == 2 and np.isfinite(read_log(run)["loss"]).all()
+    with pytest.raises(InputError, match="pictures already"):
+        pretrain(task, store.folder, tmp_path / "other", slices=True, progress=False)
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_every_task_on_real_images(real_data, tmp_path_factory, task):
+    folder = tmp_path_factory.getbasetemp() / "real"
+    sources = {"hippocampus": ("Task04_Hippocampus", 32), "retina": ("retinamnist/retinamnist.npz", 64)}
+    for name, (source, size) in sources.items():
+        store = prepare(real_data / source, folder / name, size=size, progress=False).folder
+        for slices in (False, True) if name == "hippocampus" else (False,):
+            run = pretrain(task, store, folder / f"{name}-{task}-{slices}", epochs=1, batch_size=64, widths=SMALL,
+                           slices=slices, progress=False, accelerator="cpu")
+            assert np.isfinite(read_log(run)["loss"]).all() and load_encoder(run).channels == SMALL
 
 
 @pytest.mark.long
@@ -297,7 +347,7 @@ def test_a_network_of_other_classes_is_refused(store, tmp_path):
 def test_unknown_task_and_option(store, tmp_path):
     with pytest.raises(InputError, match="'rotate' is not a task"):
         pretrain("rotate", store.folder, tmp_path / "x")
-    with pytest.raises(InputError, match="options"):
+    with pytest.raises(InputError, match="no option"):
         pretrain("rotation", store.folder, tmp_path / "x", options={"n_turns": 3})
     assert not (tmp_path / "x").exists()
 

@@ -6,19 +6,21 @@
 __all__ = ['DIRECTIONS', 'CONTEXTS', 'LOSSES', 'ROLES', 'scan_order', 'pyramid', 'disjoint', 'draw_distinct', 'GRUContext',
            'ConvolutionContext', 'infonce', 'pairwise', 'draw_roles', 'CPC']
 
-# %% ../../nbs/25_cpc.ipynb #d166904c
+# %% ../../nbs/25_cpc.ipynb #df6e3424
 from collections.abc import Sequence
 from itertools import product
 from math import prod
 
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from ..cohorts import InputError
 from ..patches import cut, first_apart, overlapping_corners, overlapping_sides, standardise
-from .task import Batch, Example, PooledHead, ProxyTask, hits, whole_number
+from ..runs import one_of, real_number, whole_number
+from .task import Batch, Example, PooledHead, ProxyTask, hits
 
 # %% ../../nbs/25_cpc.ipynb #b0c84fa2
 DIRECTIONS = {
@@ -206,19 +208,25 @@ def draw_roles(
     fig.legend(handles=named, loc="outside lower center", ncols=2 if not solid else 4, frameon=False, fontsize=9)
     return axes
 
-# %% ../../nbs/25_cpc.ipynb #b5bbf9bd
-def _one_of(known, **option: str) -> str:
-    """The value of the one option given; raises `InputError` unless it is among the known ones."""
-    (name, value), = option.items()
-    if value not in known:
-        raise InputError(f"{name} is {value!r}, and has to be one of {', '.join(known)}.")
-    return value
+# %% ../../nbs/25_cpc.ipynb #91575dde
+def _ruled_out(grid: int, dims: int, first: int, own: torch.Tensor, positives: torch.Tensor, n_negatives: int) -> float:
+    """Accuracy of a guess among those candidates that share no voxel with the context of their question."""
+    number = {place: i for i, place in enumerate(product(range(grid), repeat=dims))}
+    at = torch.tensor(list(number))
+    near = ((at[:, None] - at).abs().amax(dim=2) < first).float()  # which patches share a voxel
+    context = torch.zeros(int(own.max()) + 1, len(number))
+    for line, place in zip(context, number):
+        line[[number[p] for p in pyramid(place, grid)]] = 1
+    apart = near[positives] == 0  # the negatives there are for a question ...
+    left = apart & (context @ near == 0)[own]  # ... and those among them that the context does not give away
+    n = torch.arange(n_negatives + 1).numpy()  # of the negatives drawn, so many are left
+    chances = stats.hypergeom.pmf(n, apart.sum(dim=1)[:, None].numpy(), left.sum(dim=1)[:, None].numpy(), n_negatives)
+    return float((chances / (1 + n)).sum(axis=1).mean())
 
 
 def _first_target(grid: int, overlap: float) -> int:
     """Steps to the first patch that shares no voxel; raises `InputError` where the grid ends before it."""
-    if not isinstance(overlap, (int, float)) or not 0 <= overlap <= 0.99:
-        raise InputError(f"overlap is {overlap!r}, and has to be from 0 (none) to 0.99.")
+    real_number(0, 0.99, overlap=overlap)
     first = first_apart(overlap)
     if whole_number(2, grid=grid) <= first:
         raise InputError(f"with an overlap of {overlap} the first patch that shares no voxel comes {first} steps "
@@ -226,7 +234,7 @@ def _first_target(grid: int, overlap: float) -> int:
                          "smaller overlap.")
     return first
 
-# %% ../../nbs/25_cpc.ipynb #a6f826a9
+# %% ../../nbs/25_cpc.ipynb #ce5e80c5
 class CPC(ProxyTask):
     """Predict the codes of patches from those of the patches above them (paper, section 3.1).
 
@@ -254,10 +262,10 @@ class CPC(ProxyTask):
         dims = encoder.spatial_dims
         self.first = _first_target(grid, overlap)
         self.grid, self.overlap, self.even = grid, overlap, even
-        self.negatives = _one_of(("image", "batch"), negatives=negatives)
-        self.criterion = LOSSES[_one_of(LOSSES, loss=loss)]
+        self.negatives = one_of(("image", "batch"), negatives=negatives)
+        self.criterion = LOSSES[one_of(LOSSES, loss=loss)]
         default = next(iter(DIRECTIONS[dims]))
-        self.direction = _one_of(DIRECTIONS[dims], direction=default if direction is None else direction)
+        self.direction = one_of(DIRECTIONS[dims], direction=default if direction is None else direction)
         self.order = scan_order(grid, dims, self.direction)
         self.row, self.n_places = grid ** (dims - 1), grid**dims  # patches in a row, and in all
         steps = range(self.first, grid)
@@ -269,9 +277,12 @@ class CPC(ProxyTask):
         if self.n_negatives > available:
             raise InputError(f"{n_negatives} negatives cannot be had, only {available} for every question: ask for "
                              "fewer, or use a larger grid.")
-        self.n_classes = 1 + self.n_negatives
+        self.n_classes, self.min_subjects = 1 + self.n_negatives, 2 if negatives == "batch" else 1
+        one_of((True, False), even=even)
+        self.ruled_out = 1 / self.n_classes if negatives == "batch" else _ruled_out(
+            grid, dims, self.first, self.own, self.positives, self.n_negatives)
         self.head = PooledHead(encoder.channels[-1], whole_number(code_size=code_size))
-        read = CONTEXTS[_one_of(CONTEXTS, context=context)]
+        read = CONTEXTS[one_of(CONTEXTS, context=context)]
         self.context = read(grid, dims, grid - self.first, code_size, whole_number(context_size=context_size))
         self.predict = nn.ModuleList(nn.Linear(context_size, code_size) for _ in steps)
 
@@ -336,6 +347,10 @@ class CPC(ProxyTask):
         scores = self.logits(outputs, targets)
         top, size = scores.amax(dim=-1, keepdim=True), scores.abs().amax(dim=-1, keepdim=True)
         return hits(torch.where(scores < top - 1e-5 * size, scores, top), torch.zeros_like(targets[..., 0]))
+
+    def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
+        """Accuracy, that of a guess, and that of a guess by who rules out what overlaps with the context."""
+        return super().scores(outputs, targets) | {"ruled_out": self.ruled_out}
 
     def roles(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         """For a patch in the middle of the first image: the places of its context, itself, its targets, negatives."""

@@ -6,7 +6,8 @@
 __all__ = ['RATES', 'NEGATIVES', 'turns_of', 'rotation_about', 'resample', 'View', 'transform', 'draw_views', 'distances',
            'pick_negatives', 'hinge', 'Memory', 'Exemplar']
 
-# %% ../../nbs/24_exemplar.ipynb #e5e83d73
+# %% ../../nbs/24_exemplar.ipynb #5906946c
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..cohorts import InputError
+from ..runs import one_of, real_number, whole_number
 from .rotation import rotations, turn
-from .task import Batch, Example, PooledHead, ProxyTask, whole_number
+from .task import Batch, Example, PooledHead, ProxyTask
 
-# %% ../../nbs/24_exemplar.ipynb #94d5d6ce
+# %% ../../nbs/24_exemplar.ipynb #362e157e
+@lru_cache
 def turns_of(space: tuple[int, ...]) -> list[np.ndarray]:
     """The turns by right angles that keep the shape of an image, without the one that does nothing."""
     return [matrix for matrix in rotations(len(space))[1:] if tuple(abs(matrix) @ space) == tuple(space)]
@@ -150,7 +153,7 @@ def _others(subjects: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
     """Which candidates (columns) are another person than each row's; -1 is nobody."""
     return (subjects[:, None] != candidates) & (candidates >= 0)
 
-# %% ../../nbs/24_exemplar.ipynb #3bd8e43f
+# %% ../../nbs/24_exemplar.ipynb #03ab0e87
 class Memory(nn.Module):
     """Codes of past images, the oldest replaced first."""
 
@@ -160,12 +163,16 @@ class Memory(nn.Module):
         self.register_buffer("subjects", torch.full((size,), -1))  # -1: empty
         self.register_buffer("next", torch.tensor(0))  # where the next code goes
 
+    def check_room(self, n: int) -> None:
+        """Refuse a memory that a batch of `n` codes would fill."""
+        if 0 < len(self.codes) <= n:
+            raise InputError(f"a memory of {len(self.codes)} codes has no room for others than the {n} of this "
+                             "batch: make it several times as large, or 0 for none.")
+
     @torch.no_grad()
     def add(self, codes: torch.Tensor, subjects: torch.Tensor) -> None:
         """Keep codes (n, code_size) and whose they are, for n below the size."""
-        if len(codes) >= len(self.codes):
-            raise InputError(f"a memory of {len(self.codes)} codes has no room for others than the {len(codes)} of "
-                             "this batch: make it several times as large, or 0 for none.")
+        self.check_room(len(codes))
         at = (self.next + torch.arange(len(codes), device=self.next.device)) % len(self.codes)
         self.codes[at], self.subjects[at] = codes.to(self.codes.dtype), subjects
         self.next.copy_((self.next + len(codes)) % len(self.codes))
@@ -175,11 +182,12 @@ class Memory(nn.Module):
         age = (self.next - 1 - torch.arange(len(self.codes), device=self.next.device)) % len(self.codes)
         return self.codes, self.subjects.masked_fill(age < newest, -1)
 
-# %% ../../nbs/24_exemplar.ipynb #bfbe96d2
+# %% ../../nbs/24_exemplar.ipynb #a73c9d67
 class Exemplar(ProxyTask):
     """Give views of one image codes that are near, and far from other people's (paper, section 3.5)."""
 
     n_classes = 2  # which is nearer, the positive or the negative?
+    min_subjects = 2
     PAPER = {"both_transformed": False, "negatives": "random", "normalise": False}
 
     def __init__(
@@ -203,13 +211,13 @@ class Exemplar(ProxyTask):
         super().__init__(encoder, samples_per_image)
         self.rates = {"flip": flip, "rotate": rotate, "right_angle": right_angle, "colour": colour, "zoom": zoom}
         for name, rate in self.rates.items():
-            if not 0 <= rate <= 1:
-                raise InputError(f"{name} is {rate!r}, and has to be a share from 0 to 1.")
-        for name, value, known in (("loss", loss, ("triplet", "contrastive")), ("negatives", negatives, NEGATIVES)):
-            if value not in known:
-                raise InputError(f"{name} is {value!r}, and has to be one of {', '.join(known)}.")
-        if not (margin > 0 and temperature > 0):
-            raise InputError(f"margin ({margin}) and temperature ({temperature}) have to be above 0.")
+            real_number(0, 1, **{name: rate})
+        one_of(("triplet", "contrastive"), loss=loss)
+        one_of(NEGATIVES, negatives=negatives)
+        one_of((True, False), both_transformed=both_transformed)
+        one_of((True, False), normalise=normalise)
+        real_number(1e-3, margin=margin)
+        real_number(1e-3, temperature=temperature)
         self.both_transformed, self.negatives, self.normalise = both_transformed, negatives, normalise
         self.contrastive, self.margin, self.temperature = loss == "contrastive", margin, temperature
         self.head = PooledHead(encoder.channels[-1], whole_number(code_size=code_size))
@@ -221,6 +229,7 @@ class Exemplar(ProxyTask):
         image, subjects = batch.image, batch.subject.repeat_interleave(self.samples_per_image)
         if len(batch.subject.unique()) < 2:
             raise InputError("a batch with one person has no negatives: use a larger batch, or more subjects.")
+        self.memory.check_room(len(subjects))
         n, space = len(subjects), image.shape[2:]
         views = iter(draw_views(n * (1 + self.both_transformed), space, generator, self.rates))
         inputs = image.new_empty(n, 2, *image.shape[1:])
@@ -240,7 +249,7 @@ class Exemplar(ProxyTask):
         """Codes and whose they are, and after them those of the past, as far as they are not of these rows."""
         if not len(self.memory.codes):
             return codes, subjects
-        old, old_subjects = self.memory.past(rows)
+        old, old_subjects = self.memory.past(rows if self.training else 0)  # the batch's own are in it in training
         return torch.cat([codes, old.float()]), torch.cat([subjects, old_subjects])
 
     def _apart(self, codes, targets, past: bool):
@@ -281,8 +290,8 @@ class Exemplar(ProxyTask):
             "positive_distance": positive.mean().item(), "negative_distance": negative.mean().item()}
 
     def show(self, batch: Batch):
-        """One image under each transformation, then triplets of a batch as the network gets them."""
-        from ssl3d.views import row  # drawing is not needed to list or to train tasks
+        """One image under each transformation, then anchors and positives, each beside another person's anchor."""
+        from ssl3d.views import drawable, row  # drawing is not needed to list or to train tasks
 
         image, dims = batch.image[0], self.encoder.spatial_dims
         flip, zoom = np.diag([-1] + [1] * (dims - 1)), np.diag([1.2, 0.8, 1.0][:dims])
@@ -295,6 +304,5 @@ class Exemplar(ProxyTask):
         for i in range(2):
             k = pick_negatives("random", None, None, allowed, targets[:, 1])[i]
             shown += [inputs[i, 0], inputs[i, 1], inputs[k, 0]]
-        titles = [*examples, *(f"{role} {i}" for i in (1, 2) for role in ("anchor", "positive", "negative"))]
-        shown = [x if dims == 2 and len(x) == 3 else x[0] for x in shown]
-        return row([x.cpu() for x in shown], titles=titles, columns=6, anatomical=False, limits=(0, 1))
+        titles = [*examples, *(f"{role} {i}" for i in (1, 2) for role in ("anchor", "positive", "another"))]
+        return row([drawable(x) for x in shown], titles=titles, columns=6, anatomical=False, limits=(0, 1))

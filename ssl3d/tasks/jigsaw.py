@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shuffle', 'solve', 'assemble', 'draw_puzzle', 'hamming', 'mean_bound', 'permutation_set', 'Jigsaw']
 
-# %% ../../nbs/23_jigsaw.ipynb #8d4bbfb0
+# %% ../../nbs/23_jigsaw.ipynb #35a0c6bb
 import math
 from itertools import permutations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from ..cohorts import InputError
 from ..patches import check_grid, cut, grid_corners, patch_sides, standardise
-from ..runs import whole_number
+from ..runs import one_of, whole_number
 from .task import Batch, Example, PatchHead, ProxyTask
 
 # %% ../../nbs/23_jigsaw.ipynb #e6d2ddb7
@@ -41,21 +41,21 @@ def assemble(
     laid = laid.permute(dims, *(axis for d in range(dims) for axis in (d, dims + 1 + d)))
     return laid.reshape(tiles.shape[1], *(grid * side for side in framed.shape[2:]))
 
-# %% ../../nbs/23_jigsaw.ipynb #0b2569f3
+# %% ../../nbs/23_jigsaw.ipynb #ed8b4970
 def draw_puzzle(solved: torch.Tensor, shuffled: torch.Tensor, grid: int):
     """Draw a puzzle (grid**dims, C, *patch) in order and shuffled; a volume in one axial slice of each layer."""
     import matplotlib.pyplot as plt
 
-    from ssl3d.views import draw_slice  # drawing is not needed to list or to train tasks
+    from ssl3d.views import draw_slice, drawable  # drawing is not needed to list or to train tasks
 
     flat = solved.ndim == 4
     rows, columns = (1, 2) if flat else (2, grid)
     fig, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 2.45 * rows), dpi=72, layout="constrained")
     for line, tiles, name in zip(axes.reshape(2, -1), (solved, shuffled), ("solved", "shuffled")):
-        whole = assemble(tiles, grid)
+        whole = drawable(assemble(tiles, grid))
         for layer, ax in enumerate(line):
             height = whole.shape[-1] // grid
-            draw_slice(ax, whole if flat else whole[0], at=layer * height + height // 2, anatomical=False)
+            draw_slice(ax, whole, at=layer * height + height // 2, anatomical=False)
             ax.set_title(name if flat else f"{name}, layer {layer + 1}", fontsize=10)
     return list(axes.flat)
 
@@ -208,7 +208,7 @@ def permutation_set(
     tiles, places = rng.permutation(n_tiles), rng.permutation(n_tiles)
     return tiles[chosen][:, places]
 
-# %% ../../nbs/23_jigsaw.ipynb #814b2509
+# %% ../../nbs/23_jigsaw.ipynb #3bc7d825
 class Jigsaw(ProxyTask):
     """Predict by which permutation of a list the tiles of an image were shuffled (paper, section 3.3)."""
 
@@ -227,6 +227,7 @@ class Jigsaw(ProxyTask):
     ):
         super().__init__(encoder, samples_per_image)
         check_grid(gap, jitter, extent)
+        one_of((True, False), even=even)
         self.grid, self.n_classes = whole_number(2, grid=grid), n_permutations
         self.gap, self.jitter, self.extent, self.even = gap, jitter, extent, even
         self.n_tiles = grid**encoder.spatial_dims

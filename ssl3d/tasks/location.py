@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['cell_of_class', 'describe_cell', 'Location']
 
-# %% ../../nbs/22_location.ipynb #088455d3
+# %% ../../nbs/22_location.ipynb #1771def6
 import torch
 from torch import nn
 
 from ..patches import check_grid, cut, grid_corners, patch_sides, standardise
+from ..runs import one_of
 from .task import Batch, Example, PatchHead, PooledHead, ProxyTask, hits
 
 # %% ../../nbs/22_location.ipynb #6098e113
@@ -28,7 +29,7 @@ def describe_cell(cell: int, spatial_dims: int) -> str:
     place = [cell // 3 ** (spatial_dims - 1 - axis) % 3 for axis in range(spatial_dims)]
     return " ".join(axis[at] for axis, at in zip(words, place) if axis[at]) or "centre"
 
-# %% ../../nbs/22_location.ipynb #a4d144ca
+# %% ../../nbs/22_location.ipynb #ecbbb5c6
 class Location(ProxyTask):
     """Predict where a patch lies relative to the central one (paper, section 3.2): 26 classes in 3D, 8 in 2D."""
 
@@ -47,6 +48,7 @@ class Location(ProxyTask):
         self.n_classes = 3**encoder.spatial_dims - 1
         self.gap, self.jitter, self.extent, self.even = gap, jitter, extent, even
         check_grid(gap, jitter, extent)
+        one_of((True, False), even=even)
         self.head = PatchHead(encoder.channels[-1], 2, self.n_classes)
         self.query_head = PooledHead(encoder.channels[-1], self.n_classes)
 
@@ -71,7 +73,7 @@ class Location(ProxyTask):
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the pair; the second head learns beside it, and adds nothing to the number."""
         pair, alone = (super(Location, self).loss(outputs[:, i], targets) for i in (0, 1))
-        return pair + alone - alone.detach()
+        return pair + (alone - alone.detach())
 
     def hits(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """How right the answers for the pairs are (rows,)."""
@@ -83,12 +85,12 @@ class Location(ProxyTask):
 
     def show(self, batch: Batch):
         """Some questions about the first image, as the network gets them."""
-        from ssl3d.views import row
+        from ssl3d.views import drawable, row
 
-        task = Location(self.encoder, self.gap, self.jitter, self.extent, self.even, samples_per_image=5)
-        patches, classes = task.make(Batch(batch.image[:1], batch.subject[:1]), torch.Generator().manual_seed(0))
+        five = Batch(batch.image[:1].expand(5, *batch.image.shape[1:]), batch.subject[:1].expand(5))
+        patches, classes = (x[:: self.samples_per_image] for x in self.make(five, torch.Generator().manual_seed(0)))
         shown = standardise(patches.flatten(0, 1)).clamp(-2, 2) if self.even else patches.flatten(0, 1)
-        shown = [*shown[0::2, 0], *shown[1::2, 0]]
+        shown = [drawable(patch) for patch in (*shown[0::2], *shown[1::2])]
         dims = self.encoder.spatial_dims
         answers = [f"{c}: {describe_cell(int(cell_of_class(c, self.n_classes)), dims)}" for c in classes]
         return row(shown, titles=[*["centre"] * 5, *answers], columns=5, anatomical=False)

@@ -89,7 +89,7 @@ def _copy_turned(place: torch.Tensor, image: torch.Tensor, matrix: np.ndarray, s
         part = part.permute(order)
         place.narrow(along, begin, part.shape[along]).copy_(part.flip(flips) if flips else part)
 
-# %% ../../nbs/21_rotation.ipynb #cca75e06
+# %% ../../nbs/21_rotation.ipynb #5aedcb04
 class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
 
@@ -130,10 +130,8 @@ class Rotation(ProxyTask):
 
     def show(self, batch: Batch):
         """The first image of a batch in each of the rotations, with its class."""
-        from ssl3d.views import row  # drawing is not needed to list or to train tasks
+        from ssl3d.views import drawable, row  # drawing is not needed to list or to train tasks
 
         titles = [f"{i}: {describe(matrix)}" for i, matrix in enumerate(self.matrices)]
-        image = batch.image[0]
-        flat = self.encoder.spatial_dims == 2
-        shown = [turn(image, matrix) if flat else turn(image, matrix)[0] for matrix in self.matrices]
-        return row(shown, titles=titles, columns=4 if flat else 5, anatomical=False)
+        shown = [drawable(turn(batch.image[0], matrix)) for matrix in self.matrices]
+        return row(shown, titles=titles, columns=4 if self.encoder.spatial_dims == 2 else 5, anatomical=False)

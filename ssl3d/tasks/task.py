@@ -38,11 +38,12 @@ def hits(
     highest = logits == logits.amax(dim=-1, keepdim=True)
     return highest.gather(-1, targets[..., None]).squeeze(-1) / highest.sum(dim=-1)
 
-# %% ../../nbs/20_task.ipynb #b71670dc
+# %% ../../nbs/20_task.ipynb #af1d1bd6
 class ProxyTask(nn.Module):
     """Turns unlabelled images into questions, and answers them with `encoder` and a head of its own."""
 
     n_classes: int  # answers to choose from
+    min_subjects: int = 1  # different people that a batch needs
     PAPER: dict = {}  # the options that make it the paper's, where they are not the defaults
 
     def __init__(
@@ -102,7 +103,7 @@ def practise(
         log.append({"step": step + 1, "loss": loss.item()} | task.scores(outputs, targets))
     return {name: np.array([line[name] for line in log]) for name in log[0]}
 
-# %% ../../nbs/20_task.ipynb #a7d6df96
+# %% ../../nbs/20_task.ipynb #97058cec
 class Examined(NamedTuple):
     """Accuracy on images, with its 95 % interval over subjects."""
 
@@ -122,21 +123,22 @@ def examine(
     n_rounds: int = 10,  # how often every image is asked about
     seed: int = 0,  # of the questions
 ) -> Examined:
-    """The accuracy of a task on images, averaged per subject, with Student's interval over subjects."""
-    was_training = task.training
-    task.eval()
-    right = []
-    for k in range(n_rounds):
-        inputs, targets = task.make(batch, torch.Generator().manual_seed(1_000_003 * seed + 500_000 + k))
-        right.append(task.hits(task(inputs), targets).float().reshape(len(batch.image), -1).mean(dim=1))
-    task.train(was_training)
+    """The accuracy of a task on images, averaged per subject, with Wilson's 95 % interval over subjects."""
+    was_training, right = task.training, []
+    try:
+        task.eval()
+        for k in range(n_rounds):
+            inputs, targets = task.make(batch, torch.Generator().manual_seed(1_000_003 * seed + 500_000 + k))
+            right.append(task.hits(task(inputs), targets).float().reshape(len(batch.image), -1).mean(dim=1))
+    finally:
+        task.train(was_training)
     each = torch.stack(right).mean(dim=0).cpu()
     people = [each[batch.subject.cpu() == who].mean().item() for who in batch.subject.cpu().unique()]
     p, n, z = sum(people) / len(people), len(people), 1.959964  # z: 97.5 % of a normal distribution lie below
     centre, half = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     return Examined(p, max(centre - half, 0) / (1 + z * z / n), (centre + half) / (1 + z * z / n), 1 / task.n_classes)
 
-# %% ../../nbs/20_task.ipynb #7dc32f05
+# %% ../../nbs/20_task.ipynb #e10da372
 class PooledHead(nn.Module):
     """Feature maps to (B, n_out): mean over space of the coarsest map, a hidden layer with ReLU, a linear layer."""
 
@@ -152,7 +154,7 @@ class PooledHead(nn.Module):
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         return self.layers(features[-1].flatten(2).mean(dim=2))
 
-# %% ../../nbs/20_task.ipynb #0f47e91c
+# %% ../../nbs/20_task.ipynb #5dc32eac
 class PatchHead(nn.Module):
     """Maps of patches to (rows, n_out): an embedding of each, side by side; a hidden layer with ReLU; the last one."""
 
