@@ -142,6 +142,8 @@ def test_the_query_head_is_a_spectator():
     outputs = task(inputs)
     loss = task.loss(outputs, targets)
     assert loss == torch.nn.functional.cross_entropy(outputs[:, 0], targets), "it adds nothing to the number"
+    swapped = task.scores(outputs.detach().flip(1), targets)
+    assert task.scores(outputs.detach(), targets)["query_only"] == swapped["accuracy"], "and is scored by itself"
     outputs[:, 1].sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in task.encoder.parameters()), "and hands nothing back"
     before = outputs[:, 1].detach()

@@ -125,9 +125,9 @@ def test_presets_architectures_and_slices(store, tmp_path):
         ({"architecture": "densenet121"}, "at least 135"),
         ({"task": "rotation", "architecture": "densenet121"}, "needs 32"),
         ({"task": "exemplar", "batch_size": 1}, "one person"),
-        ({"precision": "bf16-true", "widths": SMALL}, "precision"),
         ({"options": {"grid": 3}}, "no option 'grid'"),
         ({"options": {"gap": "wide"}}, "gap"),
+        ({"precision": "bf16-true", "widths": SMALL}, "precision"),
     ):
         usual = {"task": "location", "store": store.folder, "out": tmp_path / "wrong", "slices": True}
         with pytest.raises(InputError, match=said):
