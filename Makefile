@@ -47,8 +47,9 @@ notebooks: $(READY)
 	for nb in nbs/*.ipynb; do OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
 	$(MAKE) sync
 
-# how fast the tasks are: tables in results/bench
+# how fast the tasks and the store are: tables in results/bench
 bench: $(READY)
+	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/tasks.py
 
 # what the notebooks and README quote of the demo

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['freeze', 'make_segmenter', 'segment', 'score', 'finetune', 'summary', 'load_segmenter']
 
-# %% ../nbs/41_finetune.ipynb #735d8ff1
+# %% ../nbs/41_finetune.ipynb #92c2c149
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from . import __version__
-from .cohorts import InputError, label_subset
+from .cohorts import InputError
 from .metrics import dice_per_class, read_scores, write_scores
 from .networks import WIDTHS, Segmenter, load_encoder, load_weights, make_encoder, save_weights, seeded
 from .runs import begin_run, check_card, check_numbers, read_card
 from .scans import fingerprint
+from .splits import label_subset
 from .store import Store, read_json, write_json
 from .training import images_of_step, read_batch, steps_per_epoch, train
 
@@ -46,18 +47,19 @@ def _read_masked(store: Store, names: list[str]) -> tuple[torch.Tensor, torch.Te
     masks = np.stack([np.searchsorted(codes, store.mask(name)) for name in names])
     return read_batch(store, names).image, torch.from_numpy(masks)[:, None]
 
-# %% ../nbs/41_finetune.ipynb #144d0742
+# %% ../nbs/41_finetune.ipynb #3528a6f4
 def make_segmenter(
     store: Store,  # whose classes it will tell apart
     encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
+    allow_seen: bool = False,  # take an encoder that was pretrained on test subjects
 ) -> Segmenter:
     """A segmentation network for a store; raises `InputError` for an encoder that does not fit it."""
     if encoder is None:
         base = make_encoder("unet", store.spatial_dims, store.channels, widths, seed)
     else:
-        check_card(read_card(encoder), store, encoder)
+        check_card(read_card(encoder), store, encoder, allow_seen)
         base = load_encoder(encoder)
     with seeded(seed, "decoder"):
         return Segmenter(base, n_classes=len(store.classes))
@@ -96,7 +98,7 @@ def _keep(network: Segmenter, out: Path, card: dict) -> None:
     save_weights(network, out / "segmenter.safetensors")
     write_json(out / "segmenter.json", card)
 
-# %% ../nbs/41_finetune.ipynb #bc26c0d6
+# %% ../nbs/41_finetune.ipynb #8dc4bcd0
 def finetune(
     store: str | Path,  # folder of a prepared store with masks
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
@@ -110,6 +112,7 @@ def finetune(
     lr: float = 1e-3,  # learning rate of Adam; the paper has 1e-5, and trains for longer
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the label subset, the order and the weights that are not loaded
+    allow_seen: bool = False,  # take an encoder that was pretrained on test subjects, whose scores then mean little
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
@@ -125,17 +128,19 @@ def finetune(
     if not labelled["train"] or not labelled["test"] or len(store.classes) < 2:
         raise InputError(f"{store.folder}: has masks for {len(labelled['train'])} training and {len(labelled['test'])} "
                          f"test case(s), with the classes {store.classes}. Segmentation needs both, and two classes.")
-    names = label_subset({name: store.cases[name]["subject"] for name in labelled["train"]}, labels, seed)
+    names = label_subset({name: store.cases[name]["subject"] for name in labelled["train"]}, labels, seed,
+                         {name: store.cases[name]["grade"] for name in labelled["train"]})
     per_epoch = steps_per_epoch(len(names), batch_size)
     n_steps, unit = (epochs * per_epoch, per_epoch) if steps is None else (steps, 1)
     warmup_steps = n_steps // 4 if warmup is None else warmup * unit
     if warmup_steps > n_steps:
         raise InputError(f"a warm-up of {warmup} is longer than the training. Give less, or as much to keep the "
                          "encoder frozen throughout.")
-    network = make_segmenter(store, encoder, tuple(widths), seed)
+    network = make_segmenter(store, encoder, tuple(widths), seed, allow_seen)
     settings = {"command": "finetune", "store": store.hash, "encoder": _origin(encoder), "labels": labels,
                 "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr,
-                "widths": list(network.encoder.channels), "seed": seed, "precision": precision}
+                "widths": list(network.encoder.channels), "seed": seed, "precision": precision,
+                "allow_seen": allow_seen}
     begin_run(out, settings)
     if (out / "scores.csv").exists():
         return out

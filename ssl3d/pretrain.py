@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_task', 'paper_options', 'pretrain']
 
-# %% ../nbs/31_pretrain.ipynb #9c56f4f9
+# %% ../nbs/31_pretrain.ipynb #4762bbf7
 import inspect
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from . import __version__
 from .cohorts import InputError
 from .networks import WIDTHS, make_encoder, save_encoder, seeded
 from .runs import begin_run, check_numbers
+from .splits import person_key
 from .store import Store
 from .tasks import TASKS
 from .tasks.task import Batch, ProxyTask
@@ -84,7 +85,7 @@ def _dimensions(store: Store, slices: bool) -> int:
         raise InputError(f"{store.folder}: holds pictures already, and slices are made of volumes. Leave `slices` out.")
     return 2 if slices else store.spatial_dims
 
-# %% ../nbs/31_pretrain.ipynb #79525187
+# %% ../nbs/31_pretrain.ipynb #ac713a35
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -138,5 +139,6 @@ def pretrain(
     save_encoder(network.encoder, out, {
         "task": task, "options": _in_full(task, options), "slices": slices, "steps": n_steps,
         "ssl3d": __version__, "torch": torch.__version__, "store": store.hash, "preparation": store.settings,
-        "trained_on": sorted(store.cases[name]["fingerprint"] for name in names)})
+        "trained_on": sorted(store.cases[name]["fingerprint"] for name in names),
+        "people": sorted({person_key(store.cases[name]["subject"]) for name in names})})
     return out

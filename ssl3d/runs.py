@@ -6,7 +6,7 @@
 __all__ = ['begin_run', 'whole_number', 'real_number', 'one_of', 'check_numbers', 'append_log', 'read_log', 'trim_log',
            'read_card', 'check_card']
 
-# %% ../nbs/05_runs.ipynb #85a65ded
+# %% ../nbs/05_runs.ipynb #c7a95487
 import csv
 import math
 from numbers import Integral, Real
@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from .cohorts import InputError
+from .splits import person_key
 from .store import Store, is_free, read_json, refuse_difference, write_whole
 
 # %% ../nbs/05_runs.ipynb #ce84d8b8
@@ -132,16 +133,24 @@ def read_card(
             else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
     return read_json(folder / "encoder.json")
 
-# %% ../nbs/05_runs.ipynb #4be0b380
-def check_card(card: dict, store: Store, folder: str | Path) -> None:
-    """Refuse an encoder that does not fit a store, or was trained on a file that the store keeps for testing."""
+# %% ../nbs/05_runs.ipynb #74de4fbe
+def check_card(
+    card: dict,  # of an encoder
+    store: Store,  # that it is to be trained and tested on
+    folder: str | Path,  # where the encoder is, for the message
+    allow_seen: bool = False,  # take an encoder that was trained on test subjects all the same
+) -> None:
+    """Refuse an encoder that does not fit a store, or was trained on somebody whom the store keeps for testing."""
     for what, has, needs in (("dimension(s)", card["spatial_dims"], store.spatial_dims),
                              ("channel(s)", card["in_channels"], store.channels)):
         if has != needs:
             raise InputError(f"{folder}: its encoder is made for {has} {what}, but {store.folder} holds images with "
                              f"{needs}. Pretrain on a store of the same kind.")
-    seen = set(card["trained_on"])
-    leaked = [name for name in store.split("test") if store.cases[name]["fingerprint"] in seen]
-    if leaked:
-        raise InputError(f"{folder}: its encoder was pretrained on {len(leaked)} image(s) that {store.folder} keeps "
-                         f"for testing, the first is '{leaked[0]}'. Pretrain with this store, or prepare both alike.")
+    test = {name: store.cases[name] for name in store.split("test")}
+    leaked = {"image": [name for name, case in test.items() if case["fingerprint"] in card["trained_on"]],
+              "subject": [case["subject"] for case in test.values() if person_key(case["subject"]) in card["people"]]}
+    for what, names in leaked.items():
+        if names and not allow_seen:
+            raise InputError(f"{folder}: its encoder was pretrained on {len(set(names))} {what}(s) that {store.folder} "
+                             f"keeps for testing, the first is '{names[0]}'. Pretrain with this store, or prepare both "
+                             "alike; allow_seen=True if that is as it should be.")

@@ -44,7 +44,7 @@ def images_of_step(n_images: int, batch_size: int, seed: int, step: int) -> list
     order = torch.randperm(n_images, generator=draw(seed, "order", epoch))
     return order[place * batch_size : (place + 1) * batch_size].tolist()
 
-# %% ../nbs/30_training.ipynb #d14ecca2
+# %% ../nbs/30_training.ipynb #83b26736
 def read_batch(
     store: Store,
     names: list[str],  # case ids
@@ -57,7 +57,9 @@ def read_batch(
     if slices is not None:
         heights = torch.randint(arrays[0].shape[-1], (len(names),), generator=slices).tolist()
         arrays = [array[..., height].swapaxes(-1, -2)[..., ::-1, :] for array, height in zip(arrays, heights)]
-    image = torch.from_numpy(np.stack(arrays).astype(np.float32))
+    image = torch.from_numpy(np.stack(arrays)).float()
+    if store.unit != 1:
+        image /= store.unit
     return Batch(image, torch.tensor([store.subjects[store.cases[name]["subject"]] for name in names]))
 
 # %% ../nbs/30_training.ipynb #6006c570

@@ -121,7 +121,7 @@ def test_prepared_whole_and_content(tmp_path):
     image[5:15, 5:15, 5:15] = RNG.random((10, 10, 10)) + 1
     mask = (image > 1.5).astype(np.uint8)
     ready = prepare_scan((write_nifti(tmp_path / "a.nii", image),), write_nifti(tmp_path / "m.nii", mask), size=20)
-    assert ready.box == ((5, 5, 5), (15, 15, 15)) and ready.shape == (20, 20, 20)
+    assert ready.box == ((5, 5, 5), (15, 15, 15)) and ready.facts["shape"] == [20, 20, 20]
     assert np.array_equal(ready.mask[0].numpy(), mask), "the mask is on the grid of the whole scan"
     assert (ready.image == 0).float().mean() > 0.8 > 0.1 > (ready.content == 0).float().mean()
     again = crop(read_scan(tmp_path / "a.nii"), ready.box)

@@ -1,0 +1,429 @@
+"""Folders as people have them: public layouts, patterns, tables, and every real cohort at hand."""
+
+import json
+import tarfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from conftest import write_nifti
+from PIL import Image
+
+from ssl3d.cohorts import InputError, download_msd, open_cohort
+from ssl3d.pretrain import pretrain
+from ssl3d.scans import survey
+from ssl3d.splits import label_subset, merge_copies, split_subjects
+from ssl3d.store import Store, forecast, prepare, read_split, write_split
+from ssl3d.tasks import NAMES
+
+RNG = np.random.default_rng(0)
+
+
+def volumes(folder, *names, mask=(), codes=(0, 1, 2)):
+    """Volumes under these names, and masks with these codes."""
+    for name in (*names, *mask):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        write_nifti(folder / f"{name}.nii.gz", RNG.random((8, 9, 10)))
+    for name in mask:
+        write_nifti(folder / f"{name}.nii.gz", RNG.choice(codes, (8, 9, 10)).astype(np.uint8))
+    return folder
+
+
+def brats(folder, name, sep, parts, codes=(0, 1, 2, 3)):
+    volumes(folder, *[f"{name}/{name}{sep}{p}" for p in parts], mask=[f"{name}/{name}{sep}seg"], codes=codes)
+
+
+OLD, NEW = ("t1", "t1ce", "t2", "flair"), ("t1n", "t1c", "t2w", "t2f")
+
+
+def test_brats_of_all_years(tmp_path):
+    brats(tmp_path / "HGG", "Brats18_2013_2_1", "_", OLD, codes=(0, 1, 2, 4))
+    brats(tmp_path / "HGG", "Brats18_2013_2_2", "_", OLD, codes=(0, 1, 2, 4))
+    brats(tmp_path, "BraTS2021_00006", "_", OLD, codes=(0, 1, 2, 4))
+    brats(tmp_path, "BraTS-GLI-00000-000", "-", NEW)
+    brats(tmp_path, "BraTS-GLI-00000-001", "-", NEW)
+    cohort = open_cohort(tmp_path)
+    assert cohort.layout == "brats" and cohort.channels == ("t1n", "t1c", "t2w", "t2f") and len(cohort) == 5
+    assert sorted({c.subject for c in cohort.cases}) == ["BraTS-GLI-00000", "BraTS2021_00006", "Brats18_2013_2"]
+    assert all([f.name.split(".")[0][-2:] for f in c.images][2] in ("t2", "2w") for c in cohort.cases)
+    store = prepare(cohort, tmp_path.parent / f"{tmp_path.name}-store", size=8, progress=False)
+    assert store.channels == 4 and all(case["classes"] == [0, 1, 2, 3] for case in store.cases.values())
+
+
+def test_codes_that_contradict_each_other(tmp_path):
+    brats(tmp_path / "in", "BraTS2021_00006", "_", OLD, codes=(0, 1, 2, 3, 4))
+    brats(tmp_path / "in", "BraTS2021_00007", "_", OLD, codes=(0, 1, 2, 4))
+    with pytest.raises(InputError, match="BraTS2021_00006_seg.*stands for 3, and 3 itself"):
+        prepare(tmp_path / "in", tmp_path / "out", size=8, progress=False)
+
+
+def test_modalities_are_chosen_in_order(tmp_path):
+    brats(tmp_path / "in", "BraTS-GLI-00001-000", "-", NEW)
+    brats(tmp_path / "in", "BraTS-GLI-00002-000", "-", NEW[:2])
+    brats(tmp_path / "in", "BraTS-GLI-00003-000", "-", NEW)
+    assert "t2w (2 cases)" in str(open_cohort(tmp_path / "in"))
+    with pytest.raises(InputError, match="00002-000.*no t2w, t2f"):
+        prepare(tmp_path / "in", tmp_path / "all", size=8, progress=False)
+    skipped = prepare(tmp_path / "in", tmp_path / "all", size=8, on_error="skip", progress=False)
+    assert len(skipped) == 2 and skipped.channels == 4 and "00002-000" in skipped.left_out[0]["problem"]
+    pair = open_cohort(tmp_path / "in", modalities=("t1c", "t1n"))
+    store = prepare(pair, tmp_path / "pair", size=8, progress=False)
+    assert len(store) == 3 and store.channel_names == ["t1c", "t1n"]
+    first = store.cases["BraTS-GLI-00001-000"]["files"]
+    assert first[0].endswith("t1c.nii.gz") and first[1].endswith("t1n.nii.gz")
+    with pytest.raises(InputError, match="no separate files for 'dwi'"):
+        open_cohort(tmp_path / "in", modalities=("dwi",))
+
+
+def test_uk_biobank(tmp_path):
+    for eid in ("1000015", "1000027"):
+        volumes(
+            tmp_path,
+            f"{eid}_20252_2_0/T1/T1",
+            f"{eid}_20252_2_0/T1/T1_brain",
+            f"{eid}_20253_2_0/T2_FLAIR/T2_FLAIR_brain",
+            mask=[f"{eid}_20252_2_0/T1/T1_fast/T1_brain_seg"],
+            codes=(0, 1, 2, 3),
+        )
+    volumes(tmp_path, "1000015_20252_3_0/T1/T1_brain", "1000015_20253_3_0/T2_FLAIR/T2_FLAIR_brain")
+    cohort = open_cohort(tmp_path)
+    assert cohort.layout == "ukb" and [c.id for c in cohort.cases] == ["1000015-2", "1000015-3", "1000027-2"]
+    assert cohort.cases[0].subject == cohort.cases[1].subject != cohort.cases[2].subject
+    assert all(f.name.endswith("_brain.nii.gz") for c in cohort.cases for f in c.images)
+    assert prepare(cohort, tmp_path.parent / f"{tmp_path.name}-store", size=8, progress=False).channels == 2
+
+
+def test_ixi_with_its_table(tmp_path):
+    volumes(tmp_path, "IXI-T1/IXI002-Guys-0828-T1", "IXI-T1/IXI012-HH-1211-T1", "IXI-T2/IXI012-HH-1211-T2")
+    (tmp_path / "IXI.csv").write_text('IXI_ID,"SEX_ID (1=m, 2=f)",HEIGHT,AGE\n2,2,164,35.8\n12,1,175,38.78\n')
+    cohort = open_cohort(tmp_path, modalities=("T1",))
+    assert cohort.layout == "ixi" and len(cohort) == 2
+    assert [(c.id, c.subject, c.sex, c.age) for c in cohort.cases] == [
+        ("IXI002-Guys-0828", "IXI002", "F", 35.8),
+        ("IXI012-HH-1211", "IXI012", "M", 38.78),
+    ]
+
+
+def test_bids_with_sessions_runs_and_derivatives(tmp_path):
+    volumes(
+        tmp_path,
+        "sub-01/ses-a/anat/sub-01_ses-a_T1w",
+        "sub-01/ses-b/anat/sub-01_ses-b_T1w",
+        "sub-02/anat/sub-02_run-1_T1w",
+        "sub-02/anat/sub-02_run-2_T1w",
+        "sub-02/func/sub-02_task-rest_bold",
+        "derivatives/prep/sub-02/anat/sub-02_run-1_desc-preproc_T1w",
+        mask=[
+            "derivatives/prep/sub-01/ses-a/anat/sub-01_ses-a_space-MNI_dseg",
+            "derivatives/prep/sub-01/ses-a/anat/sub-01_ses-a_desc-brain_mask",
+            "derivatives/hand/sub-01/ses-a/anat/sub-01_ses-a_label-lesion_mask",
+            "derivatives/prep/sub-01/ses-b/anat/sub-01_ses-b_dseg",
+        ],
+    )
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t33\tM\nsub-02\tn/a\tF\n")
+    cohort = open_cohort(tmp_path)
+    assert cohort.layout == "bids" and cohort.channels == ("T1w",)
+    assert [c.id for c in cohort.cases] == ["sub-01_ses-a", "sub-01_ses-b", "sub-02_run-1", "sub-02_run-2"]
+    assert [c.mask and c.mask.parts[-5 if "ses" in c.id else -4] for c in cohort.cases] == ["hand", "prep", None, None]
+    assert [(c.age, c.sex) for c in cohort.cases] == [(33, "M"), (33, "M"), (None, "F"), (None, "F")]
+
+
+def photographs(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        Image.fromarray(RNG.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(folder / name)
+
+
+def test_aptos_and_idrid(tmp_path):
+    photographs(tmp_path / "aptos/train_images", "000c1434d8d7.png", "001639a390f0.png", "0024cdab0c1e.png")
+    photographs(tmp_path / "aptos/test_images", "0005cfc8afb6.png")
+    (tmp_path / "aptos/train.csv").write_text("id_code,diagnosis\n000c1434d8d7,2\n001639a390f0,4\n0024cdab0c1e,1\n")
+    (tmp_path / "aptos/test.csv").write_text("id_code\n0005cfc8afb6\n")
+    cohort = open_cohort(tmp_path / "aptos")
+    assert cohort.layout == "aptos" and [c.grade for c in cohort.cases] == [None, 2, 4, 1]
+    grading = tmp_path / "B. Disease Grading"
+    for part, letter, grade in (("Training", "a", 3), ("Testing", "b", 0)):
+        photographs(grading / "1. Original Images" / f"{letter}. {part} Set", "IDRiD_001.jpg", "IDRiD_002.jpg")
+        table = grading / "2. Groundtruths" / f"{letter}. IDRiD_Disease Grading_{part} Labels.csv"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text(
+            f"Image name,Retinopathy grade,Risk of macular edema ,,\nIDRiD_001,{grade},2,,\n"
+            f"IDRiD_002,{grade},0,,\n,,,,\n"
+        )
+    for place in (grading, tmp_path):
+        cohort = open_cohort(place, "idrid")
+        assert [(c.id, c.grade) for c in cohort.cases] == [
+            ("test-IDRiD_001", 0),
+            ("test-IDRiD_002", 0),
+            ("train-IDRiD_001", 3),
+            ("train-IDRiD_002", 3),
+        ]
+    (tmp_path / "aptos/train.csv").write_text("id_code,diagnosis\nffffffffffff,2\n000c1434d8d7,2\n")
+    with pytest.raises(InputError, match="ffffffffffff.*no such file"):
+        open_cohort(tmp_path / "aptos")
+
+
+def test_patterns_and_a_table(tmp_path):
+    for person in ("anna", "bert"):
+        for visit in "12":
+            volumes(tmp_path, f"{person}_{visit}_T1", mask=[f"seg/{person}_{visit}"])
+    (tmp_path / "people.tsv").write_text("name\tage\tgender\tgrade\nanna\t61\tfemale\t2\nbert\t47\tmale\t0\n")
+    cohort = open_cohort(
+        tmp_path, images="{subject}_{session}_T1.nii*", masks="seg/{subject}_{session}.nii*", table="people.tsv"
+    )
+    assert [(c.id, c.subject, c.grade, c.age, c.sex) for c in cohort.cases] == [
+        ("anna-1", "anna", 2, 61, "F"),
+        ("anna-2", "anna", 2, 61, "F"),
+        ("bert-1", "bert", 0, 47, "M"),
+        ("bert-2", "bert", 0, 47, "M"),
+    ]
+    assert all(c.mask for c in cohort.cases)
+    (tmp_path / "others.csv").write_text("name,age\ncarl,3\n")
+    for wrong, said in (
+        (dict(images="T1.nii"), "names a case"),
+        (dict(images="{name}.nii"), "not known"),
+        (dict(images="x/{id}.nii"), "no file for images"),
+        (dict(masks="{id}.nii"), "images"),
+        (dict(images="{id}_T1.nii.gz", masks="{id}_seg.nii.gz"), "no file for masks"),
+        (dict(images="{subject}_*.nii.gz"), "fits"),
+        (dict(layout="nifti"), "not a layout"),
+        (dict(images="{id}_T1.nii.gz", table="others.csv"), "no column with the ids"),
+        (dict(images="{id}_T1.nii.gz", table="none.csv"), "none.csv"),
+        (dict(on_error="go"), "on_error"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_cohort(tmp_path, **wrong)
+
+
+def test_a_csv_with_columns_of_other_names_and_several_modalities(tmp_path):
+    volumes(tmp_path, "a/t1", "a/flair", "b/t1", "b/flair")
+    (tmp_path / "t.csv").write_text(
+        "image_t1,image_flair,dr_grade,Person\na/t1.nii.gz,a/flair.nii.gz,3,A\nb/t1.nii.gz,b/flair.nii.gz,,B\n"
+    )
+    cohort = open_cohort(tmp_path / "t.csv", columns={"grade": "dr_grade", "subject": "person"})
+    assert cohort.channels == ("t1", "flair")
+    assert [(c.id, c.grade, c.subject, len(c.images)) for c in cohort.cases] == [
+        ("a-t1", 3, "A", 2),
+        ("b-t1", None, "B", 2),
+    ]
+    with pytest.raises(InputError, match="'points' for 'grade'.*dr_grade"):
+        open_cohort(tmp_path / "t.csv", columns={"grade": "points"})
+
+
+def test_a_decathlon_task_is_fetched(tmp_path, monkeypatch):
+    from monai.apps import DecathlonDataset
+
+    task = volumes(tmp_path / "Task04_Hippocampus", "imagesTr/a", "imagesTr/b", mask=["labelsTr/a", "labelsTr/b"])
+    pairs = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
+    (task / "dataset.json").write_text(json.dumps({"training": pairs}))
+    with tarfile.open(tmp_path / "Task04_Hippocampus.tar", "w") as tar:
+        tar.add(task, "Task04_Hippocampus")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setitem(DecathlonDataset.resource, task.name, f"{here}/Task04_Hippocampus.tar")
+    monkeypatch.setitem(DecathlonDataset.md5, task.name, None)
+    assert len(open_cohort(download_msd(task.name, tmp_path / "here", progress=False))) == 2
+    with pytest.raises(InputError, match="no task of the Decathlon"):
+        download_msd("Task99", tmp_path)
+    monkeypatch.setitem(DecathlonDataset.resource, task.name, f"{here}/gone.tar")
+    with pytest.raises(InputError, match="Is there a network"):
+        download_msd(task.name, tmp_path / "there", progress=False)
+    server.shutdown()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_side_and_each_subset_has_its_share_of_the_grades(seed):
+    grades = [0] * 50 + [1] * 30 + [2] * 15 + [3] * 5
+    people = [f"p{i:03d}" for i in range(100)]
+    for test in (0.1, 0.2, 0.5):
+        chosen = set(split_subjects(people, test, seed, grades)["test"])
+        assert len(chosen) == round(100 * test)
+        for grade in range(4):
+            share = sum(g == grade and p in chosen for p, g in zip(people, grades))
+            assert abs(share - test * grades.count(grade)) <= 1
+    cases = dict(zip(people, people))
+    subsets = [label_subset(cases, f, seed, dict(zip(people, grades))) for f in (0.05, 0.1, 0.25, 0.5, 1)]
+    assert all(set(a) < set(b) for a, b in zip(subsets, subsets[1:])) and [len(s) for s in subsets] == [
+        5,
+        10,
+        25,
+        50,
+        100,
+    ]
+    assert all(abs(sum(grades[people.index(p)] == 1 for p in s) - 0.3 * len(s)) <= 1 for s in subsets)
+
+
+def test_a_split_is_written_with_a_hash(tmp_path):
+    write_split(tmp_path / "split.json", {"train": ["a", "b"], "test": ["c"]}, seed=3)
+    assert read_split(tmp_path / "split.json") == {"train": ["a", "b"], "test": ["c"]}
+    changed = json.loads((tmp_path / "split.json").read_text()) | {"test": []}
+    (tmp_path / "split.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match="split.json.*hash"):
+        read_split(tmp_path / "split.json")
+
+
+def test_copies_count_as_one_person(tmp_path):
+    volumes(tmp_path / "in", *"abcdef")
+    (tmp_path / "in/g.nii.gz").write_bytes((tmp_path / "in/b.nii.gz").read_bytes())
+    for seed in range(8):
+        store = prepare(tmp_path / "in", tmp_path / f"s{seed}", size=8, test=0.4, seed=seed, progress=False)
+        assert store.cases["g"]["subject"] == "b" and store.copies == 1 and "copies: 1" in str(store)
+        assert ("g" in store.split("test")) == ("b" in store.split("test"))
+    assert merge_copies({"a": "p", "b": "q", "c": "q", "d": "r"}, {"a": "1", "b": "1", "c": "2", "d": "2"}) == {
+        name: "p" for name in "abcd"
+    }
+
+
+def test_a_cohort_to_pretrain_on_only(tmp_path):
+    volumes(tmp_path / "in", "a")
+    with pytest.raises(InputError, match="leaves nobody"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, test=0, progress=False)
+    assert store.split("train") == ["a"] and store.split("test") == []
+
+
+def test_numbers_kept_in_eight_bits(tmp_path):
+    volumes(tmp_path / "in", "a", "b", mask=[])
+    half, byte = (
+        prepare(tmp_path / "in", tmp_path / dtype, size=16, dtype=dtype, progress=False)
+        for dtype in ("float16", "uint8")
+    )
+    for name in "ab":
+        assert byte.image(name).dtype == np.uint8 and byte.image(name).nbytes * 2 == half.image(name).nbytes
+        assert np.abs(byte.image(name) / 255 - half.image(name).astype(float)).max() < 1 / 510 + 2**-11
+        assert byte.cases[name]["rounding"] <= 1 / 510 + 1e-6 and half.cases[name]["rounding"] <= 2**-12
+    from ssl3d.training import read_batch
+
+    batches = [read_batch(store, ["a", "b"]).image for store in (half, byte)]
+    assert batches[1].max() == 1 and (batches[0] - batches[1]).abs().max() < 1 / 510 + 2**-11
+    with pytest.raises(InputError, match="dtype"):
+        prepare(tmp_path / "in", tmp_path / "x", dtype="int16", progress=False)
+
+
+def test_threads_change_no_number(tmp_path):
+    volumes(tmp_path / "in", *"abcdefgh")
+    one, four = (prepare(tmp_path / "in", tmp_path / str(n), size=12, workers=n, progress=False) for n in (1, 4))
+    assert one.hash == four.hash and all(np.array_equal(one.image(n), four.image(n)) for n in one.cases)
+
+
+def test_the_manifest_says_where_each_case_came_from(tmp_path):
+    volumes(tmp_path / "in", "a", "b")
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    manifest, case = json.loads((tmp_path / "store/manifest.json").read_text()), store.cases["a"]
+    assert set(manifest["versions"]) == {"ssl3d", "torch", "monai", "numpy", "nibabel"}
+    assert case["files"] == [str(tmp_path / "in/a.nii.gz")] and len(case["fingerprint"]) == 16
+    assert case["shape"] == [8, 9, 10] and case["spacing"] == [1, 1, 1] and case["axes"] == "RAS"
+    assert len(case["percentiles"][0]) == 5 and case["box"] and set(case["arrays"]) <= {"images", "content"}
+    need = forecast(tmp_path / "in", size=8, workers=1)
+    made = sum(f.stat().st_size - 128 for f in (tmp_path / "store").rglob("*.npy"))
+    assert need["cases"] == 2 and need["bytes"] == made and need["hours"] > 0
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    volumes(tmp_path / "in", "a", "b")
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    store.check(progress=False)
+    file = tmp_path / "store/images/b.npy"
+    data = bytearray(file.read_bytes())
+    data[-7] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(InputError, match="b.npy: is damaged, 1 file"):
+        store.check(progress=False)
+
+
+def test_a_full_disk_is_noticed_before_it_is_full(tmp_path, monkeypatch):
+    import shutil
+
+    volumes(tmp_path / "in", *"abcdef")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(InputError, match="the disk has 0.0 GB left"):
+        prepare(tmp_path / "in", tmp_path / "store", size=16, progress=False)
+    monkeypatch.undo()
+    assert len(prepare(tmp_path / "in", tmp_path / "store", size=16, progress=False)) == 6
+
+
+def test_a_survey_goes_on_after_a_bad_file(tmp_path):
+    volumes(tmp_path, "a", "b", "c")
+    (tmp_path / "b.nii.gz").write_bytes(b"nothing")
+    rows = survey(open_cohort(tmp_path), progress=False)
+    assert [set(row) >= {"shape"} for row in rows] == [True, False, True] and "b.nii.gz" in rows[1]["problem"]
+    assert len(survey(open_cohort(tmp_path), most=2, progress=False)) == 2
+
+
+REAL = {  # folder: how it is opened; layout, cases, masks, grades, channels
+    "Task04_Hippocampus": ({}, "msd", 223, 223, {}, 1),
+    "brats_mini_2mm": ({"modalities": ("t1c", "t2f")}, "brats", 8, 8, {}, 2),
+    "retinamnist": ({}, "medmnist", 1600, 0, {0: 714, 1: 186, 2: 326, 3: 282, 4: 92}, 3),
+    "ixi_t1_brain_2mm": (
+        {"images": "{id}_T1brain.nii.gz", "masks": "{id}_tissue.nii.gz", "table": "participants.csv"},
+        "pattern",
+        159,
+        159,
+        {},
+        1,
+    ),
+    "ixi_t1_head_2mm_10": ({"images": "{id}_T1.nii.gz", "masks": "{id}_T1_DLMUSE.nii.gz"}, "pattern", 10, 10, {}, 1),
+    "idrid_grading_512/labels.csv": (
+        {"columns": {"grade": "dr_grade"}},
+        "csv",
+        413,
+        0,
+        {0: 134, 1: 20, 2: 136, 3: 74, 4: 49},
+        3,
+    ),
+    "synthseg_labelmaps_2mm": ({}, "folder", 20, 0, {}, 1),
+    "totalsegmentator_ct": ({}, "folder", 5, 0, {}, 1),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_real_folder_opens_and_pretrains(real_data, tmp_path, name):
+    how, layout, cases, masks, grades, channels = REAL[name]
+    cohort = open_cohort(real_data / name, **how)
+    found = [c.grade for c in cohort.cases if c.grade is not None]
+    assert (cohort.layout, len(cohort), sum(c.mask is not None for c in cohort.cases)) == (layout, cases, masks)
+    assert {g: found.count(g) for g in set(found)} == grades
+    flat = "retina" in name or "idrid" in name
+    size = 48 if flat else 32
+    store = prepare(cohort, tmp_path / "store", size=size, test=0.8 if cases > 20 else 0.2, progress=False)
+    assert (len(store), store.channels, store.spatial_dims) == (cases, channels, 2 if flat else 3)
+    for task in NAMES:
+        pretrain(
+            task,
+            tmp_path / "store",
+            tmp_path / task,
+            epochs=1,
+            batch_size=min(16, len(store.split("train"))),
+            widths=(4, 8, 16),
+            progress=False,
+            accelerator="cpu",
+        )
+        assert (tmp_path / task / "encoder.safetensors").exists()
+
+
+def test_real_people(real_data):
+    brains = open_cohort(real_data / "ixi_t1_brain_2mm", images="{id}_T1brain.nii.gz", table="participants.csv")
+    known = [c for c in brains.cases if c.age is not None]
+    first = brains.cases[0]
+    assert len(known) == 155 and (first.id, first.age, first.sex) == ("IXI012-HH-1211", 38.78, "M")
+    tumours = open_cohort(real_data / "brats_mini_2mm")
+    assert len({c.subject for c in tumours.cases}) == 8 and sum(len(c.images) == 4 for c in tumours.cases) == 4
+    ct = open_cohort(real_data / "totalsegmentator_ct" / "example_ct_dicom")
+    assert ct.layout == "dicom" and len(ct) == 1 and ct.channels == ("CT",)
+
+
+def test_real_copies(real_data, tmp_path):
+    store = prepare(
+        open_cohort(real_data / "idrid_grading_512/labels.csv", columns={"grade": "dr_grade"}),
+        tmp_path / "eyes",
+        size=16,
+        crop=False,
+        progress=False,
+    )
+    people = {part: {store.cases[n]["fingerprint"] for n in store.split(part)} for part in ("train", "test")}
+    assert store.copies == 5 and not people["train"] & people["test"]
+    assert Store(tmp_path / "eyes").hash == store.hash
