@@ -6,11 +6,12 @@
 __all__ = ['SUFFIXES', 'LAYOUTS', 'InputError', 'Case', 'Cohort', 'is_series', 'read_archive', 'recognise', 'open_cohort',
            'download_msd']
 
-# %% ../nbs/00_cohorts.ipynb #1080aa03
+# %% ../nbs/00_cohorts.ipynb #80659eb8
 import csv
 import json
 import os
 import re
+import tempfile
 import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ class Case:
     def __post_init__(self):
         object.__setattr__(self, "subject", self.subject or self.id)
 
-# %% ../nbs/00_cohorts.ipynb #8f24725f
+# %% ../nbs/00_cohorts.ipynb #73a37849
 @dataclass(frozen=True)
 class Cohort:
     """A table of cases, in the order of their ids."""
@@ -51,7 +52,7 @@ class Cohort:
     channels: tuple[str, ...] = ()  # names of the modalities, where the layout says them
     classes: dict[int, str] = field(default_factory=dict)  # names of the mask's classes, where the layout says them
     relabel: dict[int, int] = field(default_factory=dict)  # value in a mask file -> the class that it stands for
-    left_out: tuple[InputError, ...] = ()  # why cases are missing, where that was allowed
+    left_out: tuple[InputError, ...] = ()  # why cases or what is known of them are missing, where that was allowed
 
     def __len__(self):
         return len(self.cases)
@@ -59,7 +60,7 @@ class Cohort:
     def __str__(self):
         return "\n".join(_summary(self))
 
-# %% ../nbs/00_cohorts.ipynb #b551fc4e
+# %% ../nbs/00_cohorts.ipynb #739e8da9
 def _count(n: int, what: str) -> str:
     """1 case, 2 cases."""
     return f"{n} {what}" + "s" * (n != 1)
@@ -80,12 +81,13 @@ def _summary(cohort: Cohort) -> list[str]:
     for title, values in (("grades: ", (c.grade for c in cases)), ("sex:    ", (c.sex for c in cases))):
         counts = Counter(v for v in values if v is not None)
         if counts:
-            lines.append(f"{title}  " + ", ".join(f"{k}: {n}" for k, n in sorted(counts.items())))
+            known = "" if counts.total() == len(cases) else f" (known for {counts.total()} of {len(cases)})"
+            lines.append(f"{title}  " + ", ".join(f"{k}: {n}" for k, n in sorted(counts.items())) + known)
     ages = [c.age for c in cases if c.age is not None]
     if ages:
         lines.append(f"age:      {min(ages):g} to {max(ages):g} years, {len(ages)} known")
     if cohort.left_out:
-        lines.append(f"left out: {len(cohort.left_out)}, the first because {cohort.left_out[0]}")
+        lines.append(f"problems: {len(cohort.left_out)}, the first is {cohort.left_out[0]}")
     return lines
 
 # %% ../nbs/00_cohorts.ipynb #45b553d3
@@ -100,10 +102,10 @@ def _stem(path: Path) -> str:
             return name[: -len(suffix)]
     return name
 
-# %% ../nbs/00_cohorts.ipynb #1e6b89b1
+# %% ../nbs/00_cohorts.ipynb #4e371ba4
 def _files(folder: Path, problems: list[InputError]) -> list[Path]:
     """Every file below a folder that is not hidden, sorted; links are followed, once."""
-    found = []
+    found, followed = [], {folder.resolve()}
 
     def unreadable(error: OSError) -> None:
         problems.append(InputError(f"{error.filename}: cannot be listed ({error.strerror}). Check its permissions."))
@@ -111,28 +113,47 @@ def _files(folder: Path, problems: list[InputError]) -> list[Path]:
     for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         here = Path(place).resolve()
         for name in [n for n in folders if (Path(place) / n).is_symlink()]:
-            if here.is_relative_to((Path(place) / name).resolve()):
+            target = (Path(place) / name).resolve()
+            if here.is_relative_to(target):
                 problems.append(InputError(f"{Path(place) / name}: is a link to a folder that it lies in. Remove it."))
+            if target in followed or here.is_relative_to(target):
                 folders.remove(name)
+            followed.add(target)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(place) / name for name in sorted(files) if not name.startswith(".")]
     broken = [file for file in found if file.is_symlink() and not file.exists()]
     problems += [InputError(f"{file}: is a broken link. Mend or remove it.") for file in broken]
     return sorted(set(found) - set(broken))
 
-# %% ../nbs/00_cohorts.ipynb #e7202ba5
-_UID = re.compile(r"[0-2](\.\d+){3,}")  # a DICOM identifier
+# %% ../nbs/00_cohorts.ipynb #0ab1a9fc
+_UID = re.compile(r"[0-2](\.\d+){2,}")  # a DICOM identifier
 
 
 def is_series(path: Path) -> bool:
     """Whether a path is a folder of DICOM slices, or names one series of a folder."""
-    return path.is_dir() or not path.exists() and path.parent.is_dir() and bool(_UID.fullmatch(path.name))
+    if _exists(path):
+        return path.is_dir()
+    return bool(_UID.fullmatch(path.name)) and _exists(path.parent) and path.parent.is_dir()
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is such a file or folder; a name that no file can have is not there."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _there(path: Path) -> bool:
     """Whether a file, a series or an entry of an archive exists."""
     archive = path.parent.parent
-    return path.exists() or is_series(path) or archive.suffix.lower() == ".npz" and archive.is_file()
+    return _exists(path) or is_series(path) or archive.suffix.lower() == ".npz" and _exists(archive)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file can be called so, with room for an ending."""
+    return len(text.encode(errors="replace")) <= 240 and not re.search(r"[/\\\x00-\x1f]", text) \
+        and bool(text.strip(". "))
 
 
 def _cohort(source: Path, layout: str, cases: Iterable[Case], problems: list[InputError], **names) -> Cohort:
@@ -140,27 +161,36 @@ def _cohort(source: Path, layout: str, cases: Iterable[Case], problems: list[Inp
     kept = {}
     for case in sorted(cases, key=lambda c: (c.id, c.images)):
         missing = [f for f in (*case.images, case.mask) if f is not None and not _there(f)]
-        if missing:
+        if not case.images or not _is_name(case.id):
+            problems.append(InputError(f"{source}: has a case with the id {case.id[:80]!r} and the image(s) "
+                                       f"{[*map(str, case.images)]}. A case needs an image, and an id that can be the "
+                                       "name of a file."))
+        elif missing:
             problems.append(InputError(f"{missing[0]}: is named for case '{case.id}' of {source}, but there is no such "
                                        "file."))
-        elif case.id in kept:
+        elif case.id.casefold() in kept:  # some systems do not tell "a" from "A"
             problems.append(InputError(f"{case.images[0]}: is a second case '{case.id}' beside "
-                                       f"{kept[case.id].images[0]}. Rename one of them."))
+                                       f"{kept[case.id.casefold()].images[0]}. Rename one of them."))
         else:
-            kept[case.id] = case
+            kept[case.id.casefold()] = case
     if not kept and problems:
         raise problems[0]
     if not kept:
         raise InputError(f"{source}: holds no scan that can be read as layout '{layout}'. DICOM series and files "
                          f"ending in {', '.join(SUFFIXES)} are read.")
-    return Cohort(source, layout, tuple(kept.values()), **names)
+    return Cohort(source, layout, tuple(sorted(kept.values(), key=lambda c: c.id)), **names)
 
-# %% ../nbs/00_cohorts.ipynb #d4196b2a
+# %% ../nbs/00_cohorts.ipynb #40e29fb2
 _DICOMDIR = "1.2.840.10008.1.3.10"  # a table of contents, not an image
+_TEXT = (".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".html", ".pdf", ".zip", ".gz", ".bval", ".bvec", ".xlsx")
+_TAGS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "SeriesDescription", "Modality", "PatientSex",
+         "PatientAge", "Rows")
 
 
 def _is_dicom(file: Path) -> bool:
     """Whether a file begins as a DICOM file does: 128 bytes of anything, then DICM."""
+    if file.name.lower().endswith((*SUFFIXES, *_TEXT)):
+        return False
     try:
         with open(file, "rb") as f:
             return f.read(132)[128:] == b"DICM"
@@ -172,67 +202,86 @@ def _dicom_header(file: Path, problems: list[InputError]) -> dict[str, str] | No
     """What names the series and the person of one slice; None for files without an image."""
     import pydicom
 
-    wanted = ["SeriesInstanceUID", "PatientID", "Modality", "PatientSex", "PatientAge", "Rows"]
     try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=wanted)
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         if header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR or "Rows" not in header:
             return None
-        return {name: str(header.get(name) or "") for name in wanted}
+        return {name: str(header.get(name) or "").strip() for name in _TAGS}
     except Exception as e:  # pydicom has no common error
         problems.append(InputError(f"{file}: cannot be read as DICOM ({type(e).__name__}: {e}). Is the file whole?"))
         return None
 
-# %% ../nbs/00_cohorts.ipynb #9d2ed310
-def _series(folder: Path, files: list[Path], problems: list[InputError]) -> list[Case]:
-    """One case for each DICOM series among the files."""
-    series = defaultdict(list)
+# %% ../nbs/00_cohorts.ipynb #a5f301f4
+def _series(files: list[Path], problems: list[InputError]) -> list[tuple[Path, Path, dict[str, str]]]:
+    """Folder, image path and header of each DICOM series among the files."""
+    found, places = {}, {}
     for file in files:
-        if file.suffix.lower() in ("", ".dcm", ".ima") or _UID.search(file.name):
-            header = _dicom_header(file, problems) if _is_dicom(file) else None
-            if header:  # an anonymised archive may have lost its UIDs: then a folder is a series
-                series[file.parent, header["SeriesInstanceUID"]].append(header)
-    shared, places = Counter(place for place, _ in series), {}
-    cases = []
-    for (place, uid), headers in series.items():
+        header = _dicom_header(file, problems) if _is_dicom(file) else None
+        if header:  # an anonymised archive may have lost its UIDs: then a folder is a series
+            found.setdefault((file.parent, header["SeriesInstanceUID"]), header)
+    for place, uid in list(found):
         if uid and places.setdefault(uid, place) != place:
             problems.append(InputError(f"{place}: holds slices of the series {uid}, as {places[uid]} does. "
                                        "Put them into one folder."))
-            continue
-        first, parts = headers[0], place.relative_to(folder).parts or (folder.resolve().name,)
-        several = shared[place] > 1
-        age = re.fullmatch(r"(\d{3})Y", first["PatientAge"])
-        cases.append(Case("-".join((*parts, uid) if several else parts), (place / uid if several else place,),
-                          subject=first["PatientID"], modalities=(first["Modality"],) if first["Modality"] else (),
-                          age=float(age[1]) if age else None, sex=_sex(first["PatientSex"])))
-    return cases
+            del found[place, uid]
+    several = Counter(place for place, _ in found)
+    return [(place, place / uid if several[place] > 1 else place, header) for (place, uid), header in found.items()]
 
 
 def _sex(text: str) -> str | None:
-    """"F" or "M", from how people write it."""
-    return {"f": "F", "m": "M"}.get(text.strip().lower()[:1])
+    """"F" or "M", from how people write it (w: German)."""
+    return {"f": "F", "w": "F", "m": "M"}.get(text.strip().lower()[:1])
 
-# %% ../nbs/00_cohorts.ipynb #4e1846ef
+# %% ../nbs/00_cohorts.ipynb #186b9082
+_MASK_NAME = re.compile(r"(.*[_.\-])?(seg|dseg|segmentation|masks?|labels?|roi)", re.IGNORECASE)
+_UNREAD = (".mha", ".mhd", ".nrrd", ".nhdr", ".mgz", ".mgh", ".hdr", ".tif", ".tiff")
+
+
 def _folder(folder: Path, problems: list[InputError]) -> Cohort:
     """A folder of NIfTI, NPY, PNG, JPEG files and DICOM series, at any depth: one case each, no labels."""
-    files = _files(folder, problems)
-    scans = [f for f in files if f.name.lower().endswith(SUFFIXES)]
-    series = [replace(c, modalities=()) for c in _series(folder, sorted(set(files) - set(scans)), problems)]
-    named = [Case("-".join((*f.relative_to(folder).parts[:-1], _stem(f))), (f,)) for f in scans]
-    return _cohort(folder, "folder", named + series, problems)
+    files, cases = _files(folder, problems), []
+    for file in files:
+        if file.name.lower().endswith(_UNREAD):
+            problems.append(InputError(f"{file}: is of a kind that is not read. Convert it to NIfTI, or remove it."))
+        elif file.name.lower().endswith(SUFFIXES) and _MASK_NAME.fullmatch(_stem(file)):
+            problems.append(InputError(f"{file}: is a mask by its name, and would be taken for a scan. Describe the "
+                                       "folder by patterns (images=..., masks=...)."))
+        elif file.name.lower().endswith(SUFFIXES):
+            cases.append(Case("-".join((*file.relative_to(folder).parts[:-1], _stem(file))), (file,)))
+    for _, path, header in _series(files, problems):
+        name = path.relative_to(folder).as_posix().replace("/", "-")
+        cases.append(Case(name if name != "." else folder.resolve().name, (path,), subject=header["PatientID"]))
+    return _cohort(folder, "folder", cases, problems)
 
-
+# %% ../nbs/00_cohorts.ipynb #27aa0681
 def _dicom(folder: Path, problems: list[InputError]) -> Cohort:
-    """A tree of DICOM series: one case each, the person taken from the header."""
-    cases = _series(folder, _files(folder, problems), problems)
-    kinds = sorted({c.modalities for c in cases})
-    return _cohort(folder, "dicom", cases if len(kinds) == 1 else [replace(c, modalities=()) for c in cases], problems,
-                   channels=kinds[0] if len(kinds) == 1 else ())
+    """A tree of DICOM series: a case for each study, a modality for each SeriesDescription."""
+    studies = defaultdict(list)
+    for place, path, header in _series(_files(folder, problems), problems):
+        studies[header["PatientID"], header["StudyInstanceUID"] or place].append((place, path, header))
+    cases, taken = [], Counter()
+    for (patient, _), series in studies.items():
+        common = Path(os.path.commonpath([place for place, *_ in series])).relative_to(folder)
+        name = common.as_posix().replace("/", "-") if common.parts else folder.resolve().name
+        taken[name] += 1
+        images, first = {}, series[0][2]
+        for _, path, header in series:
+            what = header["SeriesDescription"] or header["Modality"] or "series"
+            images[what if what not in images else f"{what} {len(images) + 1}"] = path
+        age = re.fullmatch(r"(\d{3})Y", first["PatientAge"])
+        cases.append(Case(name if taken[name] == 1 else f"{name}-{taken[name]}", tuple(images.values()),
+                          subject=patient, modalities=tuple(images), age=float(age[1]) if age else None,
+                          sex=_sex(first["PatientSex"])))
+    channels = tuple(sorted({m for c in cases for m in c.modalities}))
+    cases = [replace(c, images=tuple(c.images[c.modalities.index(m)] for m in channels if m in c.modalities),
+                     modalities=tuple(m for m in channels if m in c.modalities)) for c in cases]
+    return _cohort(folder, "dicom", cases, problems, channels=channels)
 
-# %% ../nbs/00_cohorts.ipynb #1648cc54
+# %% ../nbs/00_cohorts.ipynb #567ac375
 def _pattern(text: str) -> re.Pattern:
     """A pattern such as `{subject}/{session}/*_T1.nii.gz` as a regular expression."""
     known, seen, out = ("id", "subject", "session"), set(), ""
-    for part in re.split(r"(\{\w*\}|\*\*/|\*|\?)", text):
+    for part in re.split(r"(\{\w*\}|(?:\*\*/)+|\*|\?)", text):
         name = part[1:-1]
         if part.startswith("{") and name not in known:
             raise InputError(f"'{text}': {part} is not known. A pattern has {{id}}, or {{subject}} and {{session}}.")
@@ -240,13 +289,13 @@ def _pattern(text: str) -> re.Pattern:
             out += f"(?P={name})" if name in seen else f"(?P<{name}>[^/]+?)"
             seen.add(name)
         else:
-            out += {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}.get(part) or re.escape(part)
+            out += "(?:.*/)?" if part.startswith("**/") else {"*": "[^/]*", "?": "[^/]"}.get(part) or re.escape(part)
     if not seen & {"id", "subject"}:
         raise InputError(f"'{text}': does not say what names a case. Put {{id}} or {{subject}} where its name is, as "
                          "in '{id}_T1.nii.gz'.")
     return re.compile(out)
 
-# %% ../nbs/00_cohorts.ipynb #8b304b27
+# %% ../nbs/00_cohorts.ipynb #4be2a0cf
 def _matches(root: Path, files: list[Path], text: str, problems: list[InputError]) -> dict[tuple, Path]:
     """File by (case id, subject), for those that a pattern fits."""
     pattern, found = _pattern(text), {}
@@ -275,10 +324,13 @@ def _by_pattern(root: Path, files: list[Path], images: dict[str, str], mask: str
                           modalities=tuple(m for m in has if m)))
     return cases
 
-# %% ../nbs/00_cohorts.ipynb #c999e41a
+# %% ../nbs/00_cohorts.ipynb #d9dea028
 def _patterned(folder: Path, images: str | dict[str, str], masks: str | None, problems: list[InputError]) -> Cohort:
     """A folder whose files follow patterns; raises `InputError` where one fits no file."""
     images = {"": images} if isinstance(images, str) else dict(images)
+    names = {text: sorted(_pattern(text).groupindex) for text in (*images.values(), *([masks] if masks else []))}
+    if len({*map(tuple, names.values())}) > 1:
+        raise InputError(f"the patterns {names} name cases by different things. Use the same names in braces in all.")
     files = _files(folder, problems)
     cases = _by_pattern(folder, files, images, masks, problems)
     for text, fits in ((f"images {', '.join(images.values())}", cases), (f"masks {masks}", any(c.mask for c in cases))):
@@ -287,19 +339,24 @@ def _patterned(folder: Path, images: str | dict[str, str], masks: str | None, pr
                              "'**/' for files further down.")
     return _cohort(folder, "pattern", cases, problems, channels=tuple(m for m in images if m))
 
-# %% ../nbs/00_cohorts.ipynb #67354f01
-_NAMES = {"image": ("image", "id_code", "image name"), "grade": ("grade", "label", "diagnosis", "retinopathy grade"),
-          "mask": ("mask",), "subject": ("subject",), "age": ("age",), "sex": ("sex", "gender")}
+# %% ../nbs/00_cohorts.ipynb #0a54a8af
+_NAMES = {"id": (), "image": ("image", "id_code", "image name"), "mask": ("mask",), "subject": ("subject",),
+          "grade": ("grade", "label", "diagnosis", "retinopathy grade"), "age": ("age",), "sex": ("sex", "gender")}
+_UNKNOWN = ("", "n/a", "na", "nan", "none", "null", "unknown", "-", "?")
 
 
 def _rows(file: Path, columns: dict[str, str] | None = None) -> list[dict[str, str]]:
     """The rows of a CSV or TSV: lower-case names, no stray spaces, columns called as in `_NAMES` where known."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as f:
-            table = csv.DictReader(f, delimiter="\t" if file.suffix.lower() == ".tsv" else ",", skipinitialspace=True)
-            rows = [{k.strip().lower(): (v or "").strip() for k, v in row.items() if k} for row in table]
+            lines = [line for line in f if not line.lower().startswith("sep=")]  # as Excel writes it
+        delimiter = max(",;\t", key=lines[0].count) if lines else ","
+        rows = [{k.strip().lower(): (v or "").strip() for k, v in row.items() if k}
+                for row in csv.DictReader(lines, delimiter=delimiter, skipinitialspace=True)]
+    except FileNotFoundError:
+        raise InputError(f"{file}: there is no such table. Its path counts from the folder of the scans.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise InputError(f"{file}: cannot be read as a table in UTF-8 ({e}).") from None
+        raise InputError(f"{file}: cannot be read as a table ({e}). Save it as 'CSV UTF-8'.") from None
     rows, has = [row for row in rows if any(row.values())], rows[0] if rows else {}
     for name, column in (columns or {}).items():
         if name not in _NAMES or column.strip().lower() not in has:
@@ -313,27 +370,41 @@ def _rows(file: Path, columns: dict[str, str] | None = None) -> list[dict[str, s
                 row[name] = row[column]
     return rows
 
-# %% ../nbs/00_cohorts.ipynb #f4aa5fb4
-def _whole(text: str) -> int | None:
-    """A whole number, also where a spreadsheet wrote it as 3.0; None for anything else."""
-    number = _number(text)
-    return int(number) if number is not None and number.is_integer() else None
-
-
+# %% ../nbs/00_cohorts.ipynb #9eac9c1d
 def _number(text: str) -> float | None:
-    """A finite number, or None."""
+    """A finite number, also with a decimal comma; None for anything else."""
     try:
-        return float(text) if np.isfinite(float(text)) else None
+        number = float(text.replace(",", "."))
+        return number if np.isfinite(number) else None
     except ValueError:
         return None
 
-# %% ../nbs/00_cohorts.ipynb #f8a7b16b
+
+def _whole(text: str) -> int | None:
+    """A whole number from 0, also where a spreadsheet wrote it as 3.0; None for anything else."""
+    number = _number(text)
+    return int(number) if number is not None and number.is_integer() and number >= 0 else None
+
+
+def _known(row: dict[str, str], file: Path, problems: list[InputError]) -> dict:
+    """Grade, age, sex and subject in a row, as far as they are given."""
+    found = {}
+    for name, read in (("grade", _whole), ("age", _number), ("sex", _sex), ("subject", str)):
+        text = row.get(name, "")
+        if text.lower() not in _UNKNOWN:
+            found[name] = read(text)
+            if found[name] is None:
+                problems.append(InputError(f"{file}: has the {name} '{text}'. A grade is a whole number from 0, an age "
+                                           "a number, a sex F or M; leave the cell empty where it is unknown."))
+    return {name: value for name, value in found.items() if value is not None}
+
+# %% ../nbs/00_cohorts.ipynb #f37e02bf
 def _finder(place: Path):
     """A function from a name in a table to its path: as it stands, or the one file of that name below the table."""
     below = defaultdict(list)
 
     def find(name: str) -> Path:
-        if (place / name).exists() or not name:
+        if not name or _exists(place / name):
             return place / name
         if not below:
             for file in _files(place, []):
@@ -356,43 +427,61 @@ def _csv(file: Path, problems: list[InputError], columns: dict[str, str] | None 
     names = [_stem(Path(next(filter(None, cell), ""))) for cell in cells]
     if len(set(names)) < len(names):  # as in sub1/T1.nii, sub2/T1.nii
         names = ["-".join((*Path(next(filter(None, cell), "")).parts[:-1], name)) for cell, name in zip(cells, names)]
-    return _cohort(file, "csv", [_row_case(name.strip("-/\\."), cell, modalities, row, find)
-                                 for name, cell, row in zip(names, cells, rows)], problems, channels=tuple(modalities))
+    cases = [_row_case(name.strip("-/\\."), cell, modalities, row, find, file, problems)
+             for name, cell, row in zip(names, cells, rows)]
+    return _cohort(file, "csv", cases, problems, channels=tuple(modalities))
 
-# %% ../nbs/00_cohorts.ipynb #e01e6fb5
-def _row_case(name: str, cell: list[str], modalities: list[str], row: dict[str, str], find) -> Case:
+# %% ../nbs/00_cohorts.ipynb #4907fe3c
+def _row_case(name: str, cell: list[str], modalities: list[str], row: dict[str, str], find, file: Path,
+              problems: list[InputError]) -> Case:
     """The case of one row; a `label` that is no number names a mask."""
-    grade = _whole(row.get("grade", ""))
-    mask = row.get("mask") or (row.get("label", "") if grade is None else "")
-    return Case(name, tuple(find(text) for text in cell if text), find(mask) if mask else None, grade,
-                row.get("subject", ""), tuple(m for m, text in zip(modalities, cell) if text),
-                _number(row.get("age", "")), _sex(row.get("sex", "")))
+    mask = row.get("mask", "")
+    if "label" in row and row.get("grade") == row["label"] and _number(row["label"]) is None:
+        mask, row = mask or row["label"], row | {"grade": ""}
+    return Case(name, tuple(find(text) for text in cell if text), find(mask) if mask.lower() not in _UNKNOWN else None,
+                modalities=tuple(m for m, text in zip(modalities, cell) if text), **_known(row, file, problems))
 
-# %% ../nbs/00_cohorts.ipynb #6a07e75d
-def _joined(cohort: Cohort, file: Path, columns: dict[str, str] | None = None) -> Cohort:
-    """The cohort with grade, age and sex taken from a table of its cases or subjects."""
-    rows = _rows(file, columns)
-    names = {name for c in cohort.cases for name in (c.id, c.subject)}
-    fits = Counter(column for row in rows for column, text in row.items() if text in names)
+# %% ../nbs/00_cohorts.ipynb #86c21c53
+def _plain(name: str) -> str:
+    """A name as it is compared: without leading zeros where it is a number."""
+    return name.lstrip("0") or "0" if name.isdigit() else name
+
+
+def _key_column(rows: list[dict[str, str]], cohort: Cohort, file: Path) -> str:
+    """The column that names the cases or subjects of a cohort."""
+    if rows and "id" in rows[0]:
+        return "id"
+    names = {_plain(name) for c in cohort.cases for name in (c.id, c.subject)}
+    fits = Counter(column for row in rows for column, text in row.items() if _plain(text) in names)
+    best = [column for column, n in fits.items() if n == max(fits.values()) and column not in _NAMES]
     if not fits:
         raise InputError(f"{file}: has no column with the ids of {cohort.source}, such as '{cohort.cases[0].id}'.")
-    by_name = {row[fits.most_common(1)[0][0]]: row for row in rows}
-    cases = []
-    for case in cohort.cases:
-        row = by_name.get(case.id) or by_name.get(case.subject) or {}
-        known = {"grade": _whole(row.get("grade", "")), "age": _number(row.get("age", "")),
-                 "sex": _sex(row.get("sex", ""))}
-        cases.append(replace(case, **{k: v for k, v in known.items() if v is not None}))
+    if len({tuple(row[column] for row in rows) for column in best}) > 1:
+        raise InputError(f"{file}: the columns {', '.join(best)} fit the ids of {cohort.source} equally well. Say "
+                         "which it is: columns={'id': ...}.")
+    return best[0] if best else fits.most_common(1)[0][0]
+
+
+def _joined(cohort: Cohort, file: Path, problems: list[InputError], columns: dict[str, str] | None = None) -> Cohort:
+    """The cohort with grade, age, sex and subject taken from a table of its cases or subjects."""
+    rows = _rows(file, columns)
+    key, by_name = _key_column(rows, cohort, file), {}
+    for row in rows:
+        known = _known(row, file, problems)
+        if by_name.setdefault(_plain(row[key]), known) != known:
+            raise InputError(f"{file}: has several rows for '{row[key]}' that differ. Give one row per person, or per "
+                             "case with its id.")
+    cases = [replace(c, **(by_name.get(_plain(c.id)) or by_name.get(_plain(c.subject)) or {})) for c in cohort.cases]
     return replace(cohort, cases=tuple(cases))
 
-# %% ../nbs/00_cohorts.ipynb #7af2cd91
+# %% ../nbs/00_cohorts.ipynb #2504d7e0
 def _msd(folder: Path, problems: list[InputError]) -> Cohort:
     """Medical Segmentation Decathlon: `dataset.json` with `training` pairs and unlabelled `test` images."""
     index = folder / "dataset.json"
     try:
         info = json.loads(index.read_text(encoding="utf-8"))
         pairs = [(str(row["image"]), str(row["label"])) for row in info["training"]]
-        pairs += [(f["image"] if isinstance(f, dict) else str(f), None) for f in info.get("test", [])]
+        pairs += [(str(f["image"] if isinstance(f, dict) else f), None) for f in info.get("test", [])]
         channels = tuple(str(name) for _, name in sorted(info.get("modality", {}).items(), key=lambda kv: int(kv[0])))
         classes = {int(k): str(name) for k, name in info.get("labels", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -401,7 +490,7 @@ def _msd(folder: Path, problems: list[InputError]) -> Cohort:
     cases = [Case(_stem(Path(image)), (folder / image,), folder / mask if mask else None) for image, mask in pairs]
     return _cohort(folder, "msd", cases, problems, channels=channels, classes=classes)
 
-# %% ../nbs/00_cohorts.ipynb #7ea5fd66
+# %% ../nbs/00_cohorts.ipynb #1dc4393d
 _BRATS = {"t1n": ("_t1", "-t1n"), "t1c": ("_t1ce", "-t1c"), "t2w": ("_t2", "-t2w"), "t2f": ("_flair", "-t2f")}
 
 
@@ -416,7 +505,7 @@ def _brats(folder: Path, problems: list[InputError]) -> Cohort:
     return _cohort(folder, "brats", cases, problems, channels=tuple(_BRATS), relabel={4: 3},
                    classes={0: "background", 1: "necrotic core", 2: "oedema", 3: "enhancing tumour"})
 
-# %% ../nbs/00_cohorts.ipynb #34c484fc
+# %% ../nbs/00_cohorts.ipynb #7414e9a7
 _UKB = {"T1": "T1/T1", "T2_FLAIR": "T2_FLAIR/T2_FLAIR"}
 
 
@@ -434,7 +523,7 @@ def _ukb(folder: Path, problems: list[InputError]) -> Cohort:
     return _cohort(folder, "ukb", cases, problems, channels=tuple(_UKB),
                    classes={0: "background", 1: "CSF", 2: "grey matter", 3: "white matter"})
 
-# %% ../nbs/00_cohorts.ipynb #67555042
+# %% ../nbs/00_cohorts.ipynb #df4be496
 def _ixi(folder: Path, problems: list[InputError]) -> Cohort:
     """IXI: `IXI012-HH-1211-T1.nii.gz`, and `IXI.csv` with the columns IXI_ID, AGE and SEX_ID (1=m, 2=f)."""
     files = _files(folder, problems)
@@ -450,7 +539,7 @@ def _ixi(folder: Path, problems: list[InputError]) -> Cohort:
                 sex=next((sexes.get(text) for name, text in row.items() if name.startswith("sex_id")), None))
         for c, row in cases], problems, channels=tuple(present))
 
-# %% ../nbs/00_cohorts.ipynb #beaae1c2
+# %% ../nbs/00_cohorts.ipynb #cc91dd6c
 _BIDS = re.compile(r"(?P<where>.*?)sub-(?P<subject>[^/_]+)/(?:ses-(?P<session>[^/_]+)/)?anat/sub-[^/_]+"
                    r"(?P<entities>(?:_[a-zA-Z]+-[^/_]+)*)_(?P<suffix>[a-zA-Z0-9]+)\.nii(?:\.gz)?")
 
@@ -462,37 +551,42 @@ def _bids(folder: Path, problems: list[InputError]) -> Cohort:
         match = _BIDS.fullmatch(file.relative_to(folder).as_posix())
         if not match or match["where"].startswith(("sourcedata", "code")):
             continue
-        run = re.search(r"_run-([^_]+)", match["entities"])
+        parts = re.findall(r"_([a-zA-Z]+-[^_]+)", match["entities"])
         key = tuple(filter(None, (f"sub-{match['subject']}", match["session"] and f"ses-{match['session']}",
-                                  run and f"run-{run[1]}")))
+                                  *[part for part in parts if part.startswith("run-")])))
+        kind = "_".join([*[part for part in parts if not part.startswith(("run-", "ses-"))], match["suffix"]])
         if not match["where"] and match["suffix"] not in ("dseg", "mask", "defacemask"):
-            scans[key].setdefault(match["suffix"], file)
+            scans[key][kind] = file
         elif match["suffix"] in ("dseg", "mask", "roi") and "space-" not in file.name and "brain" not in file.name:
-            masks[key].append((match["suffix"] != "dseg", file))
+            masks[key].append(file)
     channels = sorted({m for has in scans.values() for m in has}, key=lambda m: (m != "T1w", m))
     cases = []
     for key, has in scans.items():
-        mask = min(masks[key])[1] if masks[key] else None
+        if len(masks[key]) > 1:
+            problems.append(InputError(f"{masks[key][0]}: is one of {len(masks[key])} masks of {'_'.join(key)}, beside "
+                                       f"{masks[key][1]}. Name the ones you mean by patterns (images=..., masks=...)."))
         kinds = tuple(m for m in channels if m in has)
-        cases.append(Case("_".join(key), tuple(has[m] for m in kinds), mask, subject=key[0], modalities=kinds))
+        cases.append(Case("_".join(key), tuple(has[m] for m in kinds), masks[key][0] if len(masks[key]) == 1 else None,
+                          subject=key[0], modalities=kinds))
     cohort = _cohort(folder, "bids", cases, problems, channels=tuple(channels))
     people = folder / "participants.tsv"
-    return _joined(cohort, people) if people.is_file() else cohort
+    return _joined(cohort, people, problems, {"id": "participant_id"}) if people.is_file() else cohort
 
-# %% ../nbs/00_cohorts.ipynb #f0d95caf
-def _graded(part: str, table: Path, images: Path) -> list[Case]:
+# %% ../nbs/00_cohorts.ipynb #95174332
+def _graded(part: str, table: Path, images: Path, problems: list[InputError]) -> list[Case]:
     """Cases of one table and one folder of images."""
     find, rows = _finder(images), _rows(table)
     if rows and "image" not in rows[0]:
         raise InputError(f"{table}: has no column of image names, only {', '.join(rows[0])}.")
-    return [Case(f"{part}{row['image']}", (find(row["image"]),), grade=_whole(row.get("grade", ""))) for row in rows]
+    known = [_known({"grade": row.get("grade", "")}, table, problems) for row in rows]
+    return [Case(f"{part}{row['image']}", (find(row["image"]),), **what) for row, what in zip(rows, known)]
 
 
 def _aptos(folder: Path, problems: list[InputError]) -> Cohort:
     """APTOS 2019: `train.csv` with id_code and diagnosis, `train_images/`; the same for `test`, without grades."""
     parts = [part for part in ("train", "test") if (folder / f"{part}.csv").is_file()]
     return _cohort(folder, "aptos", [case for part in parts for case in _graded(
-        "", folder / f"{part}.csv", folder / f"{part}_images")], problems)
+        "", folder / f"{part}.csv", folder / f"{part}_images", problems)], problems)
 
 
 def _idrid(folder: Path, problems: list[InputError]) -> Cohort:
@@ -502,10 +596,10 @@ def _idrid(folder: Path, problems: list[InputError]) -> Cohort:
         tables = sorted(folder.glob(f"**/2. Groundtruths/*{part}*.csv"))
         images = sorted(folder.glob(f"**/1. Original Images/*{part}*"))
         if tables and images:
-            cases += _graded(name, tables[0], images[0])
+            cases += _graded(name, tables[0], images[0], problems)
     return _cohort(folder, "idrid", cases, problems)
 
-# %% ../nbs/00_cohorts.ipynb #7c9bfdb1
+# %% ../nbs/00_cohorts.ipynb #a60b3772
 def read_archive(file: Path, key: str) -> np.ndarray:
     """One array of an `.npz`; raises `InputError` for damage, and before memory is taken for a false size."""
     try:
@@ -515,32 +609,34 @@ def read_archive(file: Path, key: str) -> np.ndarray:
                 version = np.lib.format.read_magic(f)
                 reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                 shape, _, dtype = reader[version](f)
-            if entry.file_size > 1100 * entry.compress_size or dtype.itemsize * np.prod(shape, dtype=float) > \
-                    entry.file_size:
+            most = min(entry.file_size, 1032 * min(entry.compress_size, file.stat().st_size))  # what deflate can do
+            if dtype.itemsize * np.prod(shape, dtype=float) > most:
                 raise ValueError(f"'{key}' claims the shape {shape}, which the file cannot hold")
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[key]
+            with archive.open(entry) as f:
+                return np.lib.format.read_array(f, allow_pickle=False)
     except Exception as e:  # zipfile, zlib and numpy each have their own
         raise InputError(f"{file}: cannot be read as an archive of arrays ({type(e).__name__}: {e}).") from None
 
-# %% ../nbs/00_cohorts.ipynb #2bfa87d2
+# %% ../nbs/00_cohorts.ipynb #9f9fce73
 def _medmnist(source: Path, problems: list[InputError]) -> Cohort:
     """A MedMNIST `.npz`: arrays `{train,val,test}_images` (N, ...) and `{train,val,test}_labels` (N, 1)."""
     file = source if source.is_file() else sorted(source.glob("*.npz"))[0]
     cases = []
     for part in ("train", "val", "test"):
         labels = read_archive(file, f"{part}_labels")
+        if labels.dtype.kind not in "bui" or labels.ndim == 0:
+            raise InputError(f"{file}: {part}_labels are {labels.dtype} of shape {labels.shape}, not whole numbers.")
         single = labels.ndim == 1 or labels.ndim == 2 and labels.shape[1] == 1  # several columns are findings, no grade
         grades = labels.reshape(-1).tolist() if single else [None] * len(labels)
-        cases += [Case(f"{part}-{i:06d}", (file / f"{part}_images" / str(i),), grade=None if g is None else int(g))
+        cases += [Case(f"{part}-{i:06d}", (file / f"{part}_images" / str(i),), grade=g)
                   for i, g in enumerate(grades)]
     return _cohort(file, "medmnist", cases, problems)
 
-# %% ../nbs/00_cohorts.ipynb #126ad81b
+# %% ../nbs/00_cohorts.ipynb #e85450a5
 LAYOUTS = {"msd": _msd, "brats": _brats, "ukb": _ukb, "ixi": _ixi, "bids": _bids, "aptos": _aptos, "idrid": _idrid,
            "medmnist": _medmnist, "csv": _csv, "dicom": _dicom, "folder": _folder}
 _SIGNS = {"msd": "dataset.json", "bids": "sub-*/**/anat/sub-*.nii*", "aptos": "train_images", "ukb": "*/T1/T1*.nii.gz",
-          "idrid": "**/2. Groundtruths"}  # layout -> what a folder of it holds
+          "idrid": "2. Groundtruths"}  # layout -> what a folder of it holds
 
 
 def recognise(source: Path) -> str:
@@ -564,7 +660,7 @@ def recognise(source: Path) -> str:
     return "folder" if any(name.lower().endswith(SUFFIXES) for name in names) or not any(map(_is_dicom, files)) \
         else "dicom"
 
-# %% ../nbs/00_cohorts.ipynb #0d1c81a4
+# %% ../nbs/00_cohorts.ipynb #4e0fa4b8
 def open_cohort(
     source: str | Path,  # a folder of scans, a CSV or a MedMNIST archive
     layout: str | None = None,  # one of LAYOUTS; recognised where it is not given
@@ -573,7 +669,7 @@ def open_cohort(
     masks: str | None = None,  # pattern of the mask files; needs `images`
     table: str | None = None,  # CSV or TSV with grade, age or sex of the cases; its path from `source`
     columns: dict[str, str] | None = None,  # which column of a table holds the image, mask, grade, subject, age or sex
-    modalities: tuple[str, ...] | None = None,  # the ones to use, in this order; all if None
+    modalities: str | tuple[str, ...] | None = None,  # the ones to use, in this order; all if None
     on_error: str = "raise",  # or "skip": leave out what cannot be used, and say so in `left_out`
 ) -> Cohort:
     """The table of cases at `source`; raises `InputError` for what is missing, empty or of no known layout."""
@@ -585,23 +681,25 @@ def open_cohort(
         layout = layout or recognise(source)
         cohort = _csv(source, problems, columns) if layout == "csv" else LAYOUTS[layout](source, problems)
     if table:
-        cohort = _joined(cohort, source / table, columns)
+        cohort = _joined(cohort, source / table, problems, columns)
     if modalities:
-        cohort = _chosen(cohort, tuple(modalities), problems)
+        cohort = _chosen(cohort, (modalities,) if isinstance(modalities, str) else tuple(modalities), problems)
     if problems and on_error == "raise":
         more = f" ({len(problems) - 1} more such problems.)" if len(problems) > 1 else ""
         raise InputError(f"{problems[0]}{more}")
     return replace(cohort, left_out=tuple(problems))
 
-# %% ../nbs/00_cohorts.ipynb #fe961c78
+# %% ../nbs/00_cohorts.ipynb #a15c6b93
 def _check_call(source: Path, layout: str | None, images, masks, on_error: str) -> None:
     """Refuse a call of `open_cohort` that cannot be followed."""
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error is '{on_error}', and has to be 'raise' or 'skip'.")
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"'{layout}' is not a layout. Known are: {', '.join(LAYOUTS)}.")
-    if (images or masks) and (layout or not images):
-        raise InputError("patterns are a layout of their own: give images (and masks), and no other layout.")
+    if masks and not images:
+        raise InputError(f"masks are named by '{masks}', but images by nothing: give a pattern for images, too.")
+    if images and layout:
+        raise InputError(f"patterns are a layout of their own: give images (and masks), without layout '{layout}'.")
     if not source.exists():
         raise InputError(f"{source}: {'is a broken link' if source.is_symlink() else 'no such file or folder'}.")
     if images and not source.is_dir():
@@ -635,7 +733,7 @@ def _chosen(cohort: Cohort, wanted: tuple[str, ...], problems: list[InputError])
         raise problems[-1]
     return replace(cohort, cases=tuple(cases), channels=wanted)
 
-# %% ../nbs/00_cohorts.ipynb #3227a7dc
+# %% ../nbs/00_cohorts.ipynb #b39a626a
 def download_msd(
     task: str,  # its name, as "Task04_Hippocampus"
     folder: str | Path,  # where it will be unpacked
@@ -646,11 +744,15 @@ def download_msd(
 
     if task not in DecathlonDataset.resource:
         raise InputError(f"'{task}' is no task of the Decathlon. They are: {', '.join(DecathlonDataset.resource)}.")
-    url, folder = DecathlonDataset.resource[task], Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        download_and_extract(url, folder / f"{task}.tar", folder, DecathlonDataset.md5[task], "md5", progress=progress)
-    except Exception as e:  # urllib, tarfile and MONAI each have their own
-        raise InputError(f"{task}: could not be fetched from {url} ({type(e).__name__}: {e}). Is there a network? "
-                         f"Otherwise unpack it to {folder / task} by hand.") from None
-    return folder / task
+    url, place = DecathlonDataset.resource[task], Path(folder) / task
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".download-") as part:  # whole, or not at all
+        try:
+            if not place.exists():
+                download_and_extract(url, Path(part) / f"{task}.tar", part, DecathlonDataset.md5[task], "md5",
+                                     progress=progress)
+                (Path(part) / task).rename(place)
+        except Exception as e:  # urllib, tarfile and MONAI each have their own
+            raise InputError(f"{task}: could not be fetched from {url} ({type(e).__name__}: {e}). Is there a network? "
+                             f"Otherwise unpack it to {place} by hand.") from None
+    return place

@@ -41,16 +41,23 @@ def _channel_first(array: np.ndarray, path: Path) -> np.ndarray:
                          "more, first or last, for up to 4 channels.")
     return array
 
-# %% ../nbs/01_scans.ipynb #9959fba0
-@lru_cache(maxsize=1)
-def _archive(file: Path, key: str) -> np.ndarray:
-    """One array of a MedMNIST archive, kept until another one is asked for."""
+# %% ../nbs/01_scans.ipynb #93ad4eae
+@lru_cache(maxsize=2)  # threads may be in two parts of it
+def _archive_as_it_was(file: Path, key: str, changed: int) -> np.ndarray:
+    """One array of a MedMNIST archive, kept until others are asked for."""
     return read_archive(file, key)
+
+
+def _archive(file: Path, key: str) -> np.ndarray:
+    """One array of a MedMNIST archive as it is now."""
+    return _archive_as_it_was(file, key, file.stat().st_mtime_ns)
 
 
 def _picture(path: Path, mask: bool) -> np.ndarray:
     """A PNG or JPEG as (height, width) or (height, width, 3); of a mask with a palette, the indices."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=("PNG", "JPEG")) as image:  # other formats start other programs
+        if image.width * image.height > 1032 * path.stat().st_size:
+            raise InputError(f"{path}: claims {image.width} x {image.height} pixels, more than the file can hold.")
         if image.mode in ("L", "I", "F", "I;16", "1") or mask and image.mode == "P":
             return np.asarray(image)
         return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
@@ -74,7 +81,7 @@ def _nifti_header(start: bytes, path: Path) -> nib.Nifti1Header:
                          "Convert it to .nii or .nii.gz.")
     return header
 
-# %% ../nbs/01_scans.ipynb #b89cd6fa
+# %% ../nbs/01_scans.ipynb #7258ea38
 def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """The voxels (C, X, Y, Z) of a NIfTI file, plain or packed, and its affine; stops at the size the header claims."""
     with open(path, "rb") as raw:
@@ -93,7 +100,8 @@ def _nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if len(body) < claimed:
             raise InputError(f"{path}: ends after {len(body)} of the {claimed} bytes that its header claims. "
                              "It was cut short; get it again.")
-        stream.read(1)  # at its end gzip compares its check sum
+        if packed and len(_take(stream, 1 << 16)) == 1 << 16:  # at its end gzip compares its check sum
+            raise InputError(f"{path}: holds more than the {claimed} bytes that its header claims. Get it again.")
     image = (nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image).from_bytes(body)
     return _nifti_channels(np.asanyarray(image.dataobj), path), image.affine
 
@@ -125,7 +133,7 @@ def _load(path: Path, mask: bool) -> tuple[np.ndarray, np.ndarray | None]:
         return _channel_first(np.load(path, mmap_mode="r", allow_pickle=False), path), None  # mapped: size is checked
     return _channel_first(_picture(path, mask), path), None
 
-# %% ../nbs/01_scans.ipynb #b5c90583
+# %% ../nbs/01_scans.ipynb #7e15bff6
 def read_scan(
     path: str | Path,  # .nii, .nii.gz, .npy, .png, .jpg, a folder of DICOM slices, or `x.npz/train_images/12`
     mask: bool = False,  # whether the values are classes
@@ -153,7 +161,8 @@ def _checked(scan: MetaTensor, path: Path) -> MetaTensor:
         raise InputError(f"{path}: has shape {tuple(scan.shape)}, which is neither a picture nor a volume.")
     if not torch.isfinite(scan).all():
         raise InputError(f"{path}: holds NaN or infinite values. Mend or leave out this file.")
-    if not torch.isfinite(scan.affine).all() or abs(torch.linalg.det(scan.affine[:3, :3])) < 1e-9:
+    if not torch.isfinite(scan.affine).all() or abs(torch.linalg.det(scan.affine[:3, :3])) < 1e-9 or \
+            None in nib.aff2axcodes(scan.affine.numpy()):
         raise InputError(f"{path}: has an affine that maps its voxels to no place. Mend the header.")
     return scan
 
@@ -320,7 +329,7 @@ class Prepared(NamedTuple):
     box: Box  # the content, in voxels of the oriented scan
     facts: dict  # of the oriented scan: shape, spacing in mm, axes on disk, percentiles, voxels per class
 
-# %% ../nbs/01_scans.ipynb #a89b555e
+# %% ../nbs/01_scans.ipynb #8e7ba372
 def prepare_scan(
     images: tuple[Path, ...],  # the files of one case
     mask: Path | None = None,  # its segmentation
@@ -343,7 +352,7 @@ def prepare_scan(
     for version in (image,) if content is None else (image, content):
         low, high = version.flatten(1).min(dim=1).values, version.flatten(1).max(dim=1).values
         if not ((0 <= low) & (low < 1e-3) & (1 - 1e-3 < high) & (high <= 1)).all():
-            raise InputError(f"{images[0]}: nothing is left of it after scaling to [0, 1]. Are too many voxels alike "
-                             f"for the percentiles {percentiles}?")
+            raise InputError(f"{images[0]}: nothing is left of it after scaling to [0, 1]. Is it a mask, or are too "
+                             f"many voxels alike for the percentiles {percentiles}?")
     return Prepared(image, content, None if truth is None else resize(truth, grid, mask=True), box,
                     _facts(scan, axes, truth))

@@ -132,25 +132,23 @@ def row(
     _legend(fig, classes)
     return list(grid.flat[:n])
 
-# %% ../nbs/03_views.ipynb #9bb15d9b
-def _draw_range(ax: Axes, rows: list[dict]) -> None:
-    """For each scan and channel: extremes as a thin line, 1 to 99 % as a thick one, the median as a dot."""
+# %% ../nbs/03_views.ipynb #bd67824e
+def _draw_range(ax: Axes, rows: list[dict], channels: list[str]) -> None:
+    """For each channel, four rising rows of dots: the least, median, 99 % and largest value of each scan."""
     values = np.array([row["percentiles"] for row in rows], dtype=float)  # (scans, channels, 5)
-    order = np.argsort(values[:, 0, 2], kind="stable")
-    for channel in range(values.shape[1]):
-        low, p1, median, p99, high = values[order, channel].T
-        at = np.arange(len(rows)) + (channel + 0.5) / values.shape[1] - 0.5
-        colour = COLOURS[(5 + channel) % len(COLOURS)]
-        ax.vlines(at, low, high, lw=0.6, color=colour, alpha=0.6)
-        ax.vlines(at, p1, p99, lw=2, color=colour, label=f"channel {channel}")
-        ax.plot(at, median, ".", ms=3, color="black")
-    top = np.abs(values[..., 3:]).max(axis=(1, 2))
+    for at, name, colour, mark in ((4, "largest", COLOURS[7], "^"), (3, "99 %", COLOURS[5], "o"),
+                                   (2, "median", COLOURS[0], "s"), (0, "least", "black", "v")):
+        for channel in range(values.shape[1]):
+            ax.plot(np.linspace(channel - 0.35, channel + 0.35, len(rows)), np.sort(values[:, channel, at]), mark, ms=3,
+                    mew=0, color=colour, label=name if channel == 0 else None)
+    top = values[..., 4].max(axis=1)
     if top.max() > 100 * max(np.median(top), 1e-6) or top.max() > 100 * max(top.min(), 1e-6):
         ax.set_yscale("symlog", linthresh=max(1.0, float(np.median(top)) / 10))
-    if values.shape[1] > 1:
-        ax.legend(frameon=False, fontsize=8, ncol=4, loc="lower left", bbox_to_anchor=(0, 1), handlelength=0.8,
-                  columnspacing=1)
-    ax.set(xlabel="scans, by median (line: extremes, bar: 1 to 99 %)", ylabel="value")
+    ax.legend(frameon=False, fontsize=8, ncol=4, loc="lower left", bbox_to_anchor=(-0.05, 0.98), handletextpad=0.1,
+              columnspacing=0.8)
+    ax.set(xticks=range(values.shape[1]), ylabel="value")
+    names = channels or [f"channel {channel}" for channel in range(values.shape[1])]
+    ax.set_xticklabels(names, fontsize=8, rotation=20, ha="right")
 
 
 def _draw_labels(ax: Axes, rows: list[dict], classes: dict[int, str]) -> None:
@@ -173,11 +171,12 @@ def _draw_labels(ax: Axes, rows: list[dict], classes: dict[int, str]) -> None:
         ax.text(0.5, 0.5, "no labels", ha="center", transform=ax.transAxes)
         ax.set(xticks=[], yticks=[])
 
-# %% ../nbs/03_views.ipynb #4042ed16
+# %% ../nbs/03_views.ipynb #bb90d12e
 def draw_cohort(
     rows: list[dict],  # of `ssl3d.scans.survey`, or the values of `Store.cases`
     title: str = "",
     classes: dict[int, str] | None = None,  # names of the masks' classes
+    channels: list[str] | None = None,  # names of the channels
 ) -> list[Axes]:
     """Sizes, spacings, intensity ranges and labels of a cohort, one mark per scan."""
     read = [row for row in rows if "shape" in row]
@@ -189,7 +188,8 @@ def draw_cohort(
         names = ["R", "A", "S"] if read and len(read[0][key]) == 3 else ["rows", "columns"]
         ax.set(xticks=range(len(names)), xticklabels=names, ylabel=label, xlabel="axis", ylim=(0, None))
     if read:
-        _draw_range(axes[2], [row for row in read if len(row["percentiles"]) == len(read[0]["percentiles"])])
+        _draw_range(axes[2], [row for row in read if len(row["percentiles"]) == len(read[0]["percentiles"])],
+                    list(channels or ()) if len(channels or ()) == len(read[0]["percentiles"]) else [])
         _draw_labels(axes[3], read, classes or {})
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

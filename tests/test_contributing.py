@@ -50,8 +50,16 @@ def test_the_sixth_task_can_be_learned(mirror, dims):
 
 def test_the_sixth_task_pretrains(mirror, tmp_path):
     store = prepare(ROOT / "data_samples" / "Task01_TumourBrains", tmp_path / "store", size=16, progress=False)
-    run = pretrain("mirror", store.folder, tmp_path / "run", epochs=1, batch_size=8, widths=SMALL, progress=False,
-                   options={"samples_per_image": 2})
+    run = pretrain(
+        "mirror",
+        store.folder,
+        tmp_path / "run",
+        epochs=1,
+        batch_size=8,
+        widths=SMALL,
+        progress=False,
+        options={"samples_per_image": 2},
+    )
     assert load_encoder(run).channels == SMALL and read_log(run)["chance"][0] == 0.5
 
 

@@ -18,8 +18,13 @@ from ssl3d.dicom import read_series, series_files
 N, ROWS, COLUMNS = 6, 12, 9
 BETWEEN_ROWS, BETWEEN_COLUMNS, STEP = 0.7, 0.9, 2.5
 TILTED = np.linalg.qr([[3.0, 1, 0.5], [-1, 3, 1], [0.2, -1, 3]])[0].round(6)
-PLANES = {"axial": [1, 0, 0, 0, 1, 0], "sagittal": [0, 1, 0, 0, 0, -1], "coronal": [1, 0, 0, 0, 0, -1],
-          "feet up": [-1, 0, 0, 0, 1, 0], "oblique": [*TILTED[0], *TILTED[1]]}
+PLANES = {
+    "axial": [1, 0, 0, 0, 1, 0],
+    "sagittal": [0, 1, 0, 0, 0, -1],
+    "coronal": [1, 0, 0, 0, 0, -1],
+    "feet up": [-1, 0, 0, 0, 1, 0],
+    "oblique": [*TILTED[0], *TILTED[1]],
+}
 ORDERS = {"upwards": range(N), "downwards": range(N)[::-1], "shuffled": [3, 0, 5, 1, 4, 2]}
 
 
@@ -30,8 +35,9 @@ def values(dtype=np.int16, bits=12):
     return (stack - (2 ** (bits - 1) if dtype == np.int16 else 0)).astype(dtype)
 
 
-def write(folder, stack=None, plane="axial", order=range(N), edit=None, series="2.25.7", leave_out=(), encode=None,
-          prefix=""):
+def write(
+    folder, stack=None, plane="axial", order=range(N), edit=None, series="2.25.7", leave_out=(), encode=None, prefix=""
+):
     """Write a series, slice k as file number order[k]; `edit(k, ds)` changes a slice before it is saved."""
     stack = values() if stack is None else stack
     folder.mkdir(exist_ok=True)
@@ -114,6 +120,7 @@ def test_a_real_series_is_read_as_simpleitk_reads_it(real_data):
 
 def through_simpleitk(compressor):
     """An encoder that is not ours: SimpleITK (GDCM) writes the slice, and its stream is taken over."""
+
     def encode(ds, pixels):
         sitk = pytest.importorskip("SimpleITK")
         writer, file = sitk.ImageFileWriter(), encode.folder / "encoded.dcm"
@@ -125,6 +132,7 @@ def through_simpleitk(compressor):
         theirs = dcmread(file)
         assert theirs.PixelRepresentation == ds.PixelRepresentation and theirs.BitsStored == ds.BitsStored
         ds.file_meta.TransferSyntaxUID, ds["PixelData"] = theirs.file_meta.TransferSyntaxUID, theirs["PixelData"]
+
     return encode
 
 
@@ -135,12 +143,14 @@ def through_pillow(syntax, **options):
         ds.file_meta.TransferSyntaxUID = syntax
         ds.PixelData = encapsulate([stream.getvalue()])
         ds["PixelData"].is_undefined_length = True
+
     return encode
 
 
 def through_pydicom(syntax, **options):
     def encode(ds, pixels):
         ds.compress(syntax, generate_instance_uid=False, **options)
+
     return encode
 
 
@@ -177,15 +187,23 @@ def test_the_decoder_is_the_named_one_whatever_is_installed(tmp_path, encoder, m
     used, read = [], dicom.pixel_array
     monkeypatch.setattr(dicom, "pixel_array", lambda ds, **options: used.append(options) or read(ds, **options))
     read_series(write(tmp_path / "s", encode=encode))
-    named = {uid.RLELossless: "pydicom", uid.JPEGLSLossless: "pyjpegls", uid.JPEGLSNearLossless: "pyjpegls",
-             uid.JPEG2000Lossless: "pillow", uid.ExplicitVRLittleEndian: ""}
+    named = {
+        uid.RLELossless: "pydicom",
+        uid.JPEGLSLossless: "pyjpegls",
+        uid.JPEGLSNearLossless: "pyjpegls",
+        uid.JPEG2000Lossless: "pillow",
+        uid.ExplicitVRLittleEndian: "",
+    }
     assert used == ([{"decoding_plugin": named[syntax]}] * N if syntax in named else [])
 
 
-@pytest.mark.parametrize("syntax, options", [
-    (uid.JPEGBaseline8Bit, {"format": "JPEG", "quality": 95}),
-    (uid.JPEG2000, {"format": "JPEG2000", "no_jp2": True, "irreversible": True, "quality_layers": [4]}),
-])
+@pytest.mark.parametrize(
+    "syntax, options",
+    [
+        (uid.JPEGBaseline8Bit, {"format": "JPEG", "quality": 95}),
+        (uid.JPEG2000, {"format": "JPEG2000", "no_jp2": True, "irreversible": True, "quality_layers": [4]}),
+    ],
+)
 def test_lossy_8_bit(tmp_path, syntax, options):
     stack = (values(np.uint16) // 4).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     image, _ = read_series(write(tmp_path / "s", stack, encode=through_pillow(syntax, **options)))
@@ -209,6 +227,7 @@ def test_noise_in_many_bits_survives_jpeg_lossless(tmp_path, dtype):
 def test_every_slice_has_its_own_slope(tmp_path):
     def edit(k, ds):
         ds.RescaleSlope, ds.RescaleIntercept = 0.5 * (k + 1), -10 * k
+
     image, _ = read_series(write(tmp_path / "s", edit=edit))
     for k, stored in enumerate(values()):
         assert np.array_equal(image[0, :, :, k], stored.T * (0.5 * (k + 1)) - 10 * k)
@@ -218,6 +237,7 @@ def test_every_slice_has_its_own_slope(tmp_path):
 def test_bits_that_are_not_stored_are_not_read(tmp_path, dtype):
     def edit(k, ds):
         ds.BitsStored, ds.HighBit = 12, 11
+
     stack = values(dtype)
     garbage = (stack.view(np.uint16) & 0x0FFF | 0x5000).view(dtype)  # an overlay in the upper bits, as once was usual
     image, _ = read_series(write(tmp_path / "s", garbage, edit=edit))
@@ -230,6 +250,7 @@ def test_other_ways_to_write_plain_pixels(tmp_path, syntax):
         ds.file_meta.TransferSyntaxUID = syntax
         if syntax == uid.ExplicitVRBigEndian:
             ds.PixelData = values()[k].astype(">i2").tobytes()
+
     image, _ = read_series(write(tmp_path / "s", edit=edit))
     assert np.array_equal(image[0], values().transpose(2, 1, 0))
 
@@ -285,12 +306,14 @@ def test_paths_that_are_no_series(tmp_path):
 
 def put(k, **tags):
     """An edit that gives slice k (all slices where it is None) other tags; None takes a tag away."""
+
     def edit(i, ds):
         for tag, value in tags.items() if k in (None, i) else ():
             if value is None:
                 del ds[tag]
             else:
                 setattr(ds, tag, value)
+
     return edit
 
 
@@ -310,19 +333,39 @@ def colour(k, ds):
 
 REFUSALS = {
     "missing slice": (None, {"leave_out": [2]}, "misses 1 slice(s) between IM001.dcm and IM003.dcm", "5.00 mm apart"),
-    "missing slices": (None, {"leave_out": [1, 4]}, "misses 1 slice(s) between IM000.dcm and IM002.dcm",
-                       "(2 missing in all)"),
-    "unequal spacing": (at(lambda k: (0, 0, k * (2 + 0.1 * k))), {}, "unequal spacing, 2.10 mm after IM000.dcm",
-                        "2.90 mm after IM004.dcm"),
+    "missing slices": (
+        None,
+        {"leave_out": [1, 4]},
+        "misses 1 slice(s) between IM000.dcm and IM002.dcm",
+        "(2 missing in all)",
+    ),
+    "unequal spacing": (
+        at(lambda k: (0, 0, k * (2 + 0.1 * k))),
+        {},
+        "unequal spacing, 2.10 mm after IM000.dcm",
+        "2.90 mm after IM004.dcm",
+    ),
     "a jump": (at(lambda k: (0, 0, 2.5 * k + 0.4 * (k > 2))), {}, "unequal spacing", "2.90 mm after IM002.dcm"),
     "two times": (at(lambda k: (0, 0, k // 2)), {}, "6 slices lie at 3 positions only", "times, phases or echoes"),
     "one copy": (at(lambda k: (0, 0, min(k, 4))), {}, "IM004.dcm and IM005.dcm share one", "copies"),
-    "mixed directions": (put(3, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), {}, "IM003.dcm: has [0.0, 1.0, 0.0",
-                         "directions of rows and columns"),
-    "slightly turned": (put(3, ImageOrientationPatient=[0.99995, 0.01, 0, -0.01, 0.99995, 0]), {}, "IM003.dcm: has",
-                        "directions"),
-    "mixed spacing": (put(5, PixelSpacing=[0.7, 0.91]), {}, "IM005.dcm: has [0.7, 0.91] mm between pixels",
-                      "has [0.7, 0.9]."),
+    "mixed directions": (
+        put(3, ImageOrientationPatient=[0, 1, 0, 0, 0, -1]),
+        {},
+        "IM003.dcm: has [0.0, 1.0, 0.0",
+        "directions of rows and columns",
+    ),
+    "slightly turned": (
+        put(3, ImageOrientationPatient=[0.99995, 0.01, 0, -0.01, 0.99995, 0]),
+        {},
+        "IM003.dcm: has",
+        "directions",
+    ),
+    "mixed spacing": (
+        put(5, PixelSpacing=[0.7, 0.91]),
+        {},
+        "IM005.dcm: has [0.7, 0.91] mm between pixels",
+        "has [0.7, 0.9].",
+    ),
     "mixed sizes": (put(4, Rows=6), {}, "IM004.dcm: has (6, 9) rows x columns", "IM000.dcm has (12, 9)"),
     "tilt": (at(lambda k: (0, k * 2.5 * np.tan(np.radians(15)), 2.5 * k)), {}, "tilted gantry", "15.0 degrees"),
     "small tilt": (at(lambda k: (0, k * 2.5 * np.tan(np.radians(1)), 2.5 * k)), {}, "tilted gantry", "1.0 degrees"),
@@ -331,21 +374,37 @@ REFUSALS = {
     "enhanced": (enhanced, {}, "IM000.dcm: is multi-frame (enhanced)", "dcm2niix"),
     "colour": (colour, {}, "IM000.dcm: is in colour (RGB)", "screenshot"),
     "palette": (put(1, PhotometricInterpretation="PALETTE COLOR"), {}, "IM001.dcm: is in colour (PALETTE", "Leave out"),
-    "no position": (put(2, ImagePositionPatient=None, PixelSpacing=None), {}, "IM002.dcm: misses PixelSpacing, "
-                    "ImagePositionPatient,", "Export"),
+    "no position": (
+        put(2, ImagePositionPatient=None, PixelSpacing=None),
+        {},
+        "IM002.dcm: misses PixelSpacing, ImagePositionPatient,",
+        "Export",
+    ),
     "empty tag": (put(2, PixelSpacing=""), {}, "IM002.dcm: misses PixelSpacing,", "Export"),
-    "two numbers": (put(2, ImagePositionPatient=[1, 2]), {}, "IM002.dcm: has ImagePositionPatient [1.0, 2.0]",
-                    "3 finite"),
-    "skewed axes": (put(0, ImageOrientationPatient=[1, 0, 0, 0.5, 0.5, 0]), {}, "IM000.dcm",
-                    "two perpendicular vectors"),
+    "two numbers": (
+        put(2, ImagePositionPatient=[1, 2]),
+        {},
+        "IM002.dcm: has ImagePositionPatient [1.0, 2.0]",
+        "3 finite",
+    ),
+    "skewed axes": (
+        put(0, ImageOrientationPatient=[1, 0, 0, 0.5, 0.5, 0]),
+        {},
+        "IM000.dcm",
+        "two perpendicular vectors",
+    ),
     "no axes": (put(0, ImageOrientationPatient=[0] * 6), {}, "IM000.dcm", "two perpendicular vectors"),
     "no size": (put(3, PixelSpacing=[0, 1]), {}, "IM003.dcm: has 12 x 9 pixels, [0.0, 1.0] mm apart", "whole?"),
     "no slope": (put(3, RescaleSlope=0), {}, "IM003.dcm: has RescaleSlope 0", "one value"),
     "no rows": (put(3, Rows=None), {}, "IM003.dcm: says that it is a 'CT Image Storage', but has no Rows", "whole?"),
     "no pixels": (put(3, PixelData=None), {}, "IM003.dcm: has no pixels", "whole?"),
     "claims": (put(3, Rows=65535, Columns=65535), {}, "IM003.dcm: has (65535, 65535)", "IM000.dcm has (12, 9)"),
-    "all claim": (put(None, Rows=65535, Columns=65535), {}, "claims 65535 x 65535 pixels, 8589672450 bytes",
-                  "the file has"),
+    "all claim": (
+        put(None, Rows=65535, Columns=65535),
+        {},
+        "claims 65535 x 65535 pixels, 8589672450 bytes",
+        "the file has",
+    ),
     "few pixels": (put(None, Rows=13), {}, "IM000.dcm: cannot be read as DICOM (ValueError", "whole?"),
 }
 
@@ -359,12 +418,15 @@ def test_what_is_no_volume_is_refused_with_the_reason(tmp_path, case):
         assert word in message, message
 
 
-@pytest.mark.parametrize("edit", [
-    at(lambda k: (-30.5, 40.25, round(7 + 0.625 * k, 1))),  # one digit, so off by 0.05 mm
-    at(lambda k: (-30.5 + 0.05 * (k % 2), 40.25, 7 + 2.5 * k)),
-    put(3, ImageOrientationPatient=[0.9999, 0.0004, 0, -0.0004, 0.9999, 0]),
-    put(3, PixelSpacing=[0.7003, 0.9]),
-])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        at(lambda k: (-30.5, 40.25, round(7 + 0.625 * k, 1))),  # one digit, so off by 0.05 mm
+        at(lambda k: (-30.5 + 0.05 * (k % 2), 40.25, 7 + 2.5 * k)),
+        put(3, ImageOrientationPatient=[0.9999, 0.0004, 0, -0.0004, 0.9999, 0]),
+        put(3, PixelSpacing=[0.7003, 0.9]),
+    ],
+)
 def test_digits_that_were_cut_off_do_not_matter(tmp_path, edit):
     assert read_series(write(tmp_path / "s", edit=edit))[0].shape == (1, COLUMNS, ROWS, N)
 
@@ -378,8 +440,10 @@ def test_files_that_should_be_dicom(tmp_path):
     folder = write(tmp_path / "s")
     (folder / "IM005.dcm").write_bytes(b"")
     assert "IM005.dcm: is not DICOM, though its name says so" in refused(folder)
-    folder = write(tmp_path / "t", edit=lambda k, ds: setattr(ds.file_meta, "TransferSyntaxUID",
-                                                              uid.DeflatedExplicitVRLittleEndian))
+    folder = write(
+        tmp_path / "t",
+        edit=lambda k, ds: setattr(ds.file_meta, "TransferSyntaxUID", uid.DeflatedExplicitVRLittleEndian),
+    )
     assert "IM000.dcm: is deflated as a whole" in refused(folder)
 
 
@@ -387,6 +451,7 @@ def test_kinds_of_compression_without_a_decoder(tmp_path, monkeypatch):
     def high_throughput(ds, pixels):
         ds.file_meta.TransferSyntaxUID = uid.HTJ2KLossless
         ds.PixelData = encapsulate([b"\xff\x4f\xff\x51"])
+
     message = refused(write(tmp_path / "s", encode=high_throughput))
     assert "compressed as High-Throughput JPEG 2000" in message and "dcm2niix" in message
     monkeypatch.setitem(dicom._DECODERS, uid.RLELossless, "pyjpegls")  # which reads no RLE
@@ -402,6 +467,7 @@ def test_12_bit_jpeg_is_refused(tmp_path):
     def twelve(ds, pixels):
         encode(ds, (pixels // 4).astype(np.uint8))
         ds.BitsStored, ds.HighBit = 12, 11
+
     assert "12-bit precision" in refused(write(tmp_path / "t", values(np.uint16), encode=twelve))
 
 
@@ -428,6 +494,7 @@ def test_a_compressed_picture_has_the_size_of_its_header(tmp_path, name):
             old, new = (side + bytes(8) + b"\0\0\0\x09" for side in (b"\0\0\0\x09\0\0\0\x0c", b"\0\0\xff\xff" * 2))
         assert data.count(old) == 1
         return data.replace(old, new)
+
     damage(folder / "IM002.dcm", grow)
     message = refused(folder)
     assert "IM002.dcm" in message
@@ -460,6 +527,8 @@ def test_random_damage_is_read_or_refused(tmp_path, encoder):
 
 
 def test_the_cohorts_do_without_pydicom():
-    done = python("import sys, ssl3d.cohorts; print('pydicom' in sys.modules); import ssl3d.dicom; "
-                  "print(*[m for m in ('torch', 'monai', 'SimpleITK', 'scipy') if m in sys.modules])")
+    done = python(
+        "import sys, ssl3d.cohorts; print('pydicom' in sys.modules); import ssl3d.dicom; "
+        "print(*[m for m in ('torch', 'monai', 'SimpleITK', 'scipy') if m in sys.modules])"
+    )
     assert done.stdout.split() == ["False"]

@@ -23,7 +23,7 @@ from ssl3d.finetune import finetune, load_segmenter, make_segmenter, score, segm
 from ssl3d.metrics import dice_per_class, read_scores
 from ssl3d.networks import Segmenter, load_encoder
 from ssl3d.pretrain import pretrain
-from ssl3d.runs import append_log, read_card, read_log, trim_log
+from ssl3d.runs import append_log, check_card, read_card, read_log, trim_log
 from ssl3d.store import Store, prepare
 from ssl3d.tasks import NAMES
 from ssl3d.training import images_of_step, steps_per_epoch
@@ -162,8 +162,18 @@ def test_every_task_on_a_store_of_pictures(tmp_path, task, precision):
         Image.fromarray(array).save(folder / f"{i}.png")
     store = prepare(folder, tmp_path / "store", size=40, progress=False)
     options = {"jigsaw": {"n_permutations": 20}, "cpc": {"context_size": 16}}.get(task)
-    run = pretrain(task, store.folder, tmp_path / "run", epochs=1, batch_size=4, widths=SMALL, options=options,
-                   progress=False, accelerator="cpu", precision=precision)
+    run = pretrain(
+        task,
+        store.folder,
+        tmp_path / "run",
+        epochs=1,
+        batch_size=4,
+        widths=SMALL,
+        options=options,
+        progress=False,
+        accelerator="cpu",
+        precision=precision,
+    )
     assert read_card(run)["spatial_dims"] == 2 and np.isfinite(read_log(run)["loss"]).all()
     with pytest.raises(InputError, match="pictures already"):
         pretrain(task, store.folder, tmp_path / "other", slices=True, progress=False)
@@ -176,8 +186,17 @@ def test_every_task_on_real_images(real_data, tmp_path_factory, task):
     for name, (source, size) in sources.items():
         store = prepare(real_data / source, folder / name, size=size, progress=False).folder
         for slices in (False, True) if name == "hippocampus" else (False,):
-            run = pretrain(task, store, folder / f"{name}-{task}-{slices}", epochs=1, batch_size=64, widths=SMALL,
-                           slices=slices, progress=False, accelerator="cpu")
+            run = pretrain(
+                task,
+                store,
+                folder / f"{name}-{task}-{slices}",
+                epochs=1,
+                batch_size=64,
+                widths=SMALL,
+                slices=slices,
+                progress=False,
+                accelerator="cpu",
+            )
             assert np.isfinite(read_log(run)["loss"]).all() and load_encoder(run).channels == SMALL
 
 
@@ -393,6 +412,17 @@ def test_an_encoder_that_saw_a_test_image_is_refused(store, encoder, tmp_path):
     (tmp_path / "e/encoder.json").write_text(json.dumps(card | {"trained_on": [*card["trained_on"], leaked]}))
     with pytest.raises(InputError, match="keeps for testing"):
         finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, progress=False)
+    finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, allow_seen=True, progress=False)
+    assert yaml.safe_load((tmp_path / "ft/settings.yaml").read_text())["allow_seen"] is True
+
+
+def test_an_encoder_that_saw_a_test_person_is_refused(encoder, tmp_path):
+    again = prepare(SAMPLES, tmp_path / "again", size=16, seed=1, progress=False)  # who was trained on is tested here
+    for case in again.cases.values():
+        case["fingerprint"] += "scanned again"
+    with pytest.raises(InputError, match="subject.*keeps for testing.*brain_"):
+        check_card(read_card(encoder), again, encoder)
+    check_card(read_card(encoder), again, encoder, allow_seen=True)
 
 
 def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
