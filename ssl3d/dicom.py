@@ -312,63 +312,6 @@ def _check_stream(stream: bytes, shape: tuple[int, int]) -> None:
         raise ValueError(f"the compressed picture has {found[0]} x {found[1]} pixels, its header says "
                          f"{shape[0]} x {shape[1]}")
 
-# %% ../nbs/01_dicom.ipynb #50c4a5ec
-def _code_table(segment: bytes) -> np.ndarray:  # (2, 65536)
-    """For all 16 next bits: how long the code is that they begin with, and how many bits of difference follow it."""
-    table, at = np.zeros((2, 1 << 16), dtype=np.uint8), 0
-    for length, symbol in zip(np.repeat(np.arange(1, 17), list(segment[1:17])), segment[17:]):
-        table[:, at : at + (1 << 16 - length)] = [[length], [symbol]]
-        at += 1 << 16 - length
-    return table
-
-
-def _next_bits(data: np.ndarray) -> np.ndarray:  # (8 n,) uint32 of (n + 4,) bytes
-    """The next 32 bits from every bit on."""
-    n = len(data) - 4
-    five = sum(data[i : n + i].astype(np.uint64) << np.uint64(32 - 8 * i) for i in range(5))
-    return (five[:, None] >> np.arange(8, 0, -1, dtype=np.uint64)).astype(np.uint32).ravel()
-
-
-def _differences(data: bytes, table: np.ndarray, n: int) -> np.ndarray:  # (n,) int64
-    """The first n Huffman-coded differences."""
-    padded = np.frombuffer(data + bytes(4), np.uint8)
-    found, at, block = [], 0, 1 << 16  # bytes at a time
-    for start in range(0, len(data), block):
-        bits = _next_bits(padded[start : start + block + 4])
-        following = (np.arange(len(bits)) + table[0, bits >> 16] + table[1, bits >> 16] % 16).tolist()
-        places, at = [], at if start == 0 else at - 8 * block
-        while at < len(following) and len(places) < n:
-            places.append(at)
-            at = following[at]
-        n -= len(places)
-        found.append(_values(bits[places], table))
-    if n:
-        raise ValueError("the compressed picture ends too early")
-    return np.concatenate(found)
-
-# %% ../nbs/01_dicom.ipynb #7f18dcb6
-def _values(bits: np.ndarray, table: np.ndarray) -> np.ndarray:  # (n,) int64
-    """The difference that is written at the beginning of each of (n,) 32 bits."""
-    length, size = table[:, bits >> 16].astype(np.int64)
-    if (length == 0).any() or (size > 16).any():
-        raise ValueError("the compressed picture holds a code that means nothing")
-    half = 1 << np.maximum(size - 1, 0)
-    extra = bits >> (32 - length - size % 16) & (1 << size) - 1
-    return np.select([size == 0, size == 16, extra >= half], [0, 32768, extra], extra - 2 * half + 1)
-
-
-def _jpeg_lossless(stream: bytes) -> np.ndarray:  # (rows, columns) uint16
-    """Decode JPEG Lossless with first-order prediction (process 14, selection value 1)."""
-    segments, at = _segments(stream)
-    precision, rows, columns, parts = unpack(">BHHB", segments[0xFFC3][0][:6])
-    scan, tables = segments[0xFFDA][0], segments[0xFFC4]
-    if parts != 1 or scan[3] != 1 or scan[5] != 0 or len(tables) != 1 or any(segments.get(0xFFDD, [b""])[0]):
-        raise ValueError(f"JPEG Lossless with {parts} colours and predictor {scan[3]}; 1 and 1 are read")
-    data = stream[at : stream.index(b"\xff\xd9", at)].replace(b"\xff\x00", b"\xff")
-    pixels = _differences(data, _code_table(tables[0]), rows * columns).reshape(rows, columns)
-    pixels[:, 0] = pixels[:, 0].cumsum() + (1 << precision - 1)
-    return pixels.cumsum(axis=1).astype(np.uint16)
-
 # %% ../nbs/01_dicom.ipynb #931bcea6
 def _decode(dataset: Dataset) -> np.ndarray:  # (rows, columns)
     """The stored numbers of one slice."""
@@ -425,3 +368,60 @@ def read_series(
         with _reading(one.path):
             stack[k] = _pixels(one.path)
     return stack.transpose(2, 1, 0)[None], _affine(slices)
+
+# %% ../nbs/01_dicom.ipynb #50c4a5ec
+def _code_table(segment: bytes) -> np.ndarray:  # (2, 65536)
+    """For all 16 next bits: how long the code is that they begin with, and how many bits of difference follow it."""
+    table, at = np.zeros((2, 1 << 16), dtype=np.uint8), 0
+    for length, symbol in zip(np.repeat(np.arange(1, 17), list(segment[1:17])), segment[17:]):
+        table[:, at : at + (1 << 16 - length)] = [[length], [symbol]]
+        at += 1 << 16 - length
+    return table
+
+
+def _next_bits(data: np.ndarray) -> np.ndarray:  # (8 n,) uint32 of (n + 4,) bytes
+    """The next 32 bits from every bit on."""
+    n = len(data) - 4
+    five = sum(data[i : n + i].astype(np.uint64) << np.uint64(32 - 8 * i) for i in range(5))
+    return (five[:, None] >> np.arange(8, 0, -1, dtype=np.uint64)).astype(np.uint32).ravel()
+
+
+def _differences(data: bytes, table: np.ndarray, n: int) -> np.ndarray:  # (n,) int64
+    """The first n Huffman-coded differences."""
+    padded = np.frombuffer(data + bytes(4), np.uint8)
+    found, at, block = [], 0, 1 << 16  # bytes at a time
+    for start in range(0, len(data), block):
+        bits = _next_bits(padded[start : start + block + 4])
+        following = (np.arange(len(bits)) + table[0, bits >> 16] + table[1, bits >> 16] % 16).tolist()
+        places, at = [], at if start == 0 else at - 8 * block
+        while at < len(following) and len(places) < n:
+            places.append(at)
+            at = following[at]
+        n -= len(places)
+        found.append(_values(bits[places], table))
+    if n:
+        raise ValueError("the compressed picture ends too early")
+    return np.concatenate(found)
+
+# %% ../nbs/01_dicom.ipynb #7f18dcb6
+def _values(bits: np.ndarray, table: np.ndarray) -> np.ndarray:  # (n,) int64
+    """The difference that is written at the beginning of each of (n,) 32 bits."""
+    length, size = table[:, bits >> 16].astype(np.int64)
+    if (length == 0).any() or (size > 16).any():
+        raise ValueError("the compressed picture holds a code that means nothing")
+    half = 1 << np.maximum(size - 1, 0)
+    extra = bits >> (32 - length - size % 16) & (1 << size) - 1
+    return np.select([size == 0, size == 16, extra >= half], [0, 32768, extra], extra - 2 * half + 1)
+
+
+def _jpeg_lossless(stream: bytes) -> np.ndarray:  # (rows, columns) uint16
+    """Decode JPEG Lossless with first-order prediction (process 14, selection value 1)."""
+    segments, at = _segments(stream)
+    precision, rows, columns, parts = unpack(">BHHB", segments[0xFFC3][0][:6])
+    scan, tables = segments[0xFFDA][0], segments[0xFFC4]
+    if parts != 1 or scan[3] != 1 or scan[5] != 0 or len(tables) != 1 or any(segments.get(0xFFDD, [b""])[0]):
+        raise ValueError(f"JPEG Lossless with {parts} colours and predictor {scan[3]}; 1 and 1 are read")
+    data = stream[at : stream.index(b"\xff\xd9", at)].replace(b"\xff\x00", b"\xff")
+    pixels = _differences(data, _code_table(tables[0]), rows * columns).reshape(rows, columns)
+    pixels[:, 0] = pixels[:, 0].cumsum() + (1 << precision - 1)
+    return pixels.cumsum(axis=1).astype(np.uint16)

@@ -427,3 +427,96 @@ def test_real_copies(real_data, tmp_path):
     people = {part: {store.cases[n]["fingerprint"] for n in store.split(part)} for part in ("train", "test")}
     assert store.copies == 5 and not people["train"] & people["test"]
     assert Store(tmp_path / "eyes").hash == store.hash
+
+
+def people_folder(folder):
+    return volumes(folder, "001_a", "001_b", "002_a", "003_a")
+
+
+@pytest.mark.parametrize(
+    "table, columns, said",
+    [
+        ("No,Patient,Grade\n1,003,0\n2,001,1\n3,002,2\n", None, "equally well"),
+        ("Patient,Grade\n001,0\n001,1\n002,2\n", None, "several rows for '001' that differ"),
+        ("Patient,Grade\n001,HGG\n", None, "grade 'HGG'"),
+        ("Patient,Age\n001,forty\n", None, "age 'forty'"),
+        ("Patient,Grade\n001,-1\n", None, "grade '-1'"),
+        ("Patient,Sex\n001,x\n", None, "sex 'x'"),
+        ("Patient,Grade\n001,1\n", {"id": "Name"}, "'Name' for 'id'"),
+    ],
+)
+def test_a_table_is_never_guessed_at(tmp_path, table, columns, said):
+    people_folder(tmp_path)
+    (tmp_path / "people.csv").write_text(table)
+    with pytest.raises(InputError, match=f"people.csv.*{said}"):
+        open_cohort(tmp_path, images="{subject}_{session}.nii.gz", table="people.csv", columns=columns)
+
+
+def test_a_table_as_excel_writes_it(tmp_path):
+    people_folder(tmp_path)
+    table = "sep=;\nNo;Patient;Age;Sex;Who\n1;1;41,5;w;A\n2;2;n/a;m;B\n3;3;60;;A\n"
+    (tmp_path / "people.csv").write_text(table, encoding="utf-8-sig")
+    columns = {"id": "patient", "subject": "Who"}
+    cohort = open_cohort(tmp_path, images="{subject}_{session}.nii.gz", table="people.csv", columns=columns)
+    assert [(c.id, c.age, c.sex, c.subject) for c in cohort.cases] == [
+        ("001-a", 41.5, "F", "A"),
+        ("001-b", 41.5, "F", "A"),
+        ("002-a", None, "M", "B"),
+        ("003-a", 60, None, "A"),
+    ]
+    assert "sex:      F: 2, M: 1 (known for 3 of 4)" in str(cohort)
+    (tmp_path / "old.csv").write_bytes("Patient;Ort\n1;Köln\n".encode("cp1252"))
+    with pytest.raises(InputError, match="old.csv.*CSV UTF-8"):
+        open_cohort(tmp_path, images="{subject}_{session}.nii.gz", table="old.csv")
+
+
+def test_what_a_plain_folder_would_pass_over_in_silence(tmp_path):
+    volumes(tmp_path, "p1/t1", "p2/t1", mask=["p1/lesion_mask", "p2/seg"])
+    (tmp_path / "p3.nrrd").touch()
+    cohort = open_cohort(tmp_path, on_error="skip")
+    assert [c.id for c in cohort.cases] == ["p1-t1", "p2-t1"]
+    assert [w in str(e) for e, w in zip(cohort.left_out, ("lesion_mask", "seg", "p3.nrrd"))].count(True) >= 1
+    assert len(cohort.left_out) == 3
+    with pytest.raises(InputError, match="mask by its name|kind that is not read"):
+        open_cohort(tmp_path)
+
+
+def test_bids_does_not_choose_for_the_user(tmp_path):
+    volumes(
+        tmp_path,
+        "sub-1/anat/sub-1_acq-ax_T1w",
+        "sub-1/anat/sub-1_acq-sag_T1w",
+        "sub-2/anat/sub-2_acq-ax_T1w",
+        mask=["derivatives/a/sub-1/anat/sub-1_dseg", "derivatives/b/sub-1/anat/sub-1_label-lesion_mask"],
+    )
+    cohort = open_cohort(tmp_path, on_error="skip", modalities="acq-ax_T1w")
+    assert len(cohort) == 2 and all(c.modalities == ("acq-ax_T1w",) and c.mask is None for c in cohort.cases)
+    with pytest.raises(InputError, match="one of 2 masks of sub-1"):
+        open_cohort(tmp_path)
+
+
+def test_a_finished_store_notices_other_people_and_other_voxels(tmp_path):
+    people_folder(tmp_path / "in")
+    by_file = open_cohort(tmp_path / "in", images="{id}.nii.gz")
+    by_person = open_cohort(tmp_path / "in", images="{subject}_{session}.nii.gz")
+    first = prepare(by_file, tmp_path / "a", size=8, progress=False)
+    with pytest.raises(InputError, match="other scans"):
+        prepare(by_person, tmp_path / "a", size=8, progress=False)
+    for file in (tmp_path / "in").iterdir():
+        file.touch()  # another time of change, the same bytes
+    assert prepare(by_file, tmp_path / "a", size=8, progress=False).hash == first.hash
+    write_nifti(tmp_path / "in/002_a.nii.gz", RNG.random((8, 9, 10)))
+    with pytest.raises(InputError, match="other scans"):
+        prepare(by_file, tmp_path / "a", size=8, progress=False)
+
+
+def test_a_class_that_gets_lost_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        write_nifti(tmp_path / f"in/{i}_t.nii.gz", RNG.random((32, 32, 32)))
+        spot = np.zeros((32, 32, 32), np.uint8)
+        spot[4:20, 4:20, 4:20], spot[1, 1, 1] = 1, 2
+        write_nifti(tmp_path / f"in/{i}_m.nii.gz", spot)
+    cohort = open_cohort(tmp_path / "in", images="{id}_t.nii.gz", masks="{id}_m.nii.gz")
+    assert "too small: 3 mask(s)" in str(prepare(cohort, tmp_path / "s", size=8, progress=False))
+    assert "too small" not in str(prepare(cohort, tmp_path / "l", size=32, progress=False))
