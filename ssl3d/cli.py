@@ -20,10 +20,10 @@ from .splits import split_subjects
 from .store import Store
 from .tasks import NAMES
 
-# %% ../nbs/60_cli.ipynb #a1e13091
+# %% ../nbs/60_cli.ipynb #3f02b740
 def prepare(source: str, out: str, *, layout: str | None = None, images: str | dict[str, str] | None = None,
             masks: str | None = None, table: str | None = None, columns: dict[str, str] | None = None,
-            modalities: tuple[str, ...] | None = None, size: int = 128, crop: bool = True,
+            modalities: str | tuple[str, ...] | None = None, size: int = 128, crop: bool = True,
             percentiles: tuple[float, float] | None = None, dtype: Literal["float16", "uint8"] = "float16",
             test: float = 0.2, seed: int = 0, on_error: Literal["raise", "skip"] = "raise", workers: int | None = None,
             plan: bool = False):
@@ -120,11 +120,11 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: 
                             widths=widths, slices=slices, seed=seed, preset=preset, options=options,
                             accelerator=accelerator, precision=precision))
 
-# %% ../nbs/60_cli.ipynb #67b5e821
+# %% ../nbs/60_cli.ipynb #7266e74f
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float = 1e-3,
-             widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0, allow_seen: bool = False,
-             accelerator: str = "auto", precision: str = "32-true"):
+             widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
+             allow_seen: Literal["names", "all"] | None = None, accelerator: str = "auto", precision: str = "32-true"):
     """Train a segmentation network from an encoder or from scratch, and score it on the test subjects.
 
     Args:
@@ -139,7 +139,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         lr: learning rate
         widths: filters per level where there is no encoder to load, as [32,64,128,256,512]
         seed: of the label subset, the order and the weights that are not loaded
-        allow_seen: take an encoder that was pretrained on test subjects, whose scores then mean little
+        allow_seen: names, where people of one name are not the same; all, to test on what was seen in pretraining
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
     """

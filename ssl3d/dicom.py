@@ -6,9 +6,9 @@
 __all__ = ['Slice', 'series_files', 'read_series']
 
 # %% ../nbs/01_dicom.ipynb #c918d137
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from struct import unpack
 from typing import NamedTuple
@@ -32,10 +32,9 @@ _TAGS = [*_NEEDED, "SeriesInstanceUID", "SeriesDescription", "NumberOfFrames", "
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside is told with the name of the file, once: pydicom's warnings are left out."""
+    """Whatever goes wrong inside is told with the name of the file."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     except InputError:
         raise
     except Exception as e:  # pydicom and the decoders raise nearly everything
@@ -77,9 +76,15 @@ def _header(path: Path) -> Dataset | None:
 
 # %% ../nbs/01_dicom.ipynb #9e5f0bff
 def _by_series(folder: Path) -> dict[str, list[tuple[Path, Dataset]]]:
-    """All images of a folder (not of its subfolders), by SeriesInstanceUID."""
+    """All images of a folder (not of its subfolders), by SeriesInstanceUID; read once, until a file changes."""
     with _reading(folder):
         files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+        return _headers_of(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+@lru_cache(maxsize=4)
+def _headers_of(folder: Path, stamps: tuple) -> dict[str, list[tuple[Path, Dataset]]]:
+    files = [file for file, *_ in stamps]
     found = {}
     for file in files:
         with _reading(file):

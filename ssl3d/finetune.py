@@ -47,13 +47,13 @@ def _read_masked(store: Store, names: list[str]) -> tuple[torch.Tensor, torch.Te
     masks = np.stack([np.searchsorted(codes, store.mask(name)) for name in names])
     return read_batch(store, names).image, torch.from_numpy(masks)[:, None]
 
-# %% ../nbs/41_finetune.ipynb #3528a6f4
+# %% ../nbs/41_finetune.ipynb #d83f0680
 def make_segmenter(
     store: Store,  # whose classes it will tell apart
     encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
-    allow_seen: bool = False,  # take an encoder that was pretrained on test subjects
+    allow_seen: str | None = None,  # see `ssl3d.runs.check_card`
 ) -> Segmenter:
     """A segmentation network for a store; raises `InputError` for an encoder that does not fit it."""
     if encoder is None:
@@ -98,7 +98,7 @@ def _keep(network: Segmenter, out: Path, card: dict) -> None:
     save_weights(network, out / "segmenter.safetensors")
     write_json(out / "segmenter.json", card)
 
-# %% ../nbs/41_finetune.ipynb #8dc4bcd0
+# %% ../nbs/41_finetune.ipynb #901d8fec
 def finetune(
     store: str | Path,  # folder of a prepared store with masks
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
@@ -112,7 +112,7 @@ def finetune(
     lr: float = 1e-3,  # learning rate of Adam; the paper has 1e-5, and trains for longer
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the label subset, the order and the weights that are not loaded
-    allow_seen: bool = False,  # take an encoder that was pretrained on test subjects, whose scores then mean little
+    allow_seen: str | None = None,  # "names": test people who have the names of pretraining people are others; or "all"
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar

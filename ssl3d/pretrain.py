@@ -85,7 +85,7 @@ def _dimensions(store: Store, slices: bool) -> int:
         raise InputError(f"{store.folder}: holds pictures already, and slices are made of volumes. Leave `slices` out.")
     return 2 if slices else store.spatial_dims
 
-# %% ../nbs/31_pretrain.ipynb #ac713a35
+# %% ../nbs/31_pretrain.ipynb #75d3d283
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -140,5 +140,5 @@ def pretrain(
         "task": task, "options": _in_full(task, options), "slices": slices, "steps": n_steps,
         "ssl3d": __version__, "torch": torch.__version__, "store": store.hash, "preparation": store.settings,
         "trained_on": sorted(store.cases[name]["fingerprint"] for name in names),
-        "people": sorted({person_key(store.cases[name]["subject"]) for name in names})})
+        "people": sorted({person_key(store.cases[name][k]) for name in names for k in ("subject", "named")})})
     return out

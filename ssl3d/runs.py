@@ -133,12 +133,12 @@ def read_card(
             else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
     return read_json(folder / "encoder.json")
 
-# %% ../nbs/05_runs.ipynb #74de4fbe
+# %% ../nbs/05_runs.ipynb #a79d91c7
 def check_card(
     card: dict,  # of an encoder
     store: Store,  # that it is to be trained and tested on
     folder: str | Path,  # where the encoder is, for the message
-    allow_seen: bool = False,  # take an encoder that was trained on test subjects all the same
+    allow_seen: str | None = None,  # "names": people of one name are not the same; "all": testing on seen is intended
 ) -> None:
     """Refuse an encoder that does not fit a store, or was trained on somebody whom the store keeps for testing."""
     for what, has, needs in (("dimension(s)", card["spatial_dims"], store.spatial_dims),
@@ -146,11 +146,16 @@ def check_card(
         if has != needs:
             raise InputError(f"{folder}: its encoder is made for {has} {what}, but {store.folder} holds images with "
                              f"{needs}. Pretrain on a store of the same kind.")
-    test = {name: store.cases[name] for name in store.split("test")}
-    leaked = {"image": [name for name, case in test.items() if case["fingerprint"] in card["trained_on"]],
-              "subject": [case["subject"] for case in test.values() if person_key(case["subject"]) in card["people"]]}
-    for what, names in leaked.items():
-        if names and not allow_seen:
-            raise InputError(f"{folder}: its encoder was pretrained on {len(set(names))} {what}(s) that {store.folder} "
-                             f"keeps for testing, the first is '{names[0]}'. Pretrain with this store, or prepare both "
-                             "alike; allow_seen=True if that is as it should be.")
+    one_of((None, "names", "all"), allow_seen=allow_seen)
+    test, images, people = store.split("test"), set(card["trained_on"]), set(card["people"])
+    files = [name for name in test if store.cases[name]["fingerprint"] in images]
+    names = [store.cases[name]["subject"] for name in test
+             if people & {person_key(store.cases[name][k]) for k in ("subject", "named")}]
+    if files and allow_seen != "all":
+        raise InputError(f"{folder}: its encoder was pretrained on {len(files)} image(s) that {store.folder} keeps for "
+                         f"testing, the first is '{files[0]}'. Pretrain with this store, or prepare both alike; "
+                         "allow_seen='all' if that is intended.")
+    if names and allow_seen is None:
+        raise InputError(f"{folder}: its encoder was pretrained on {len(set(names))} subject(s) that {store.folder} "
+                         f"keeps for testing, the first is '{names[0]}'. Pretrain with this store, or prepare both "
+                         "alike; allow_seen='names' if they are other people of the same name.")

@@ -6,13 +6,14 @@
 __all__ = ['Box', 'PERCENTILES', 'read_scan', 'fingerprint', 'orient', 'content_box', 'crop', 'resize', 'scale', 'survey',
            'Prepared', 'prepare_scan']
 
-# %% ../nbs/01_scans.ipynb #23baa5eb
+# %% ../nbs/01_scans.ipynb #583ca785
 import gzip
 import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, NamedTuple
 
 import nibabel as nib
@@ -41,16 +42,20 @@ def _channel_first(array: np.ndarray, path: Path) -> np.ndarray:
                          "more, first or last, for up to 4 channels.")
     return array
 
-# %% ../nbs/01_scans.ipynb #93ad4eae
+# %% ../nbs/01_scans.ipynb #063bb60a
 @lru_cache(maxsize=2)  # threads may be in two parts of it
 def _archive_as_it_was(file: Path, key: str, changed: int) -> np.ndarray:
     """One array of a MedMNIST archive, kept until others are asked for."""
     return read_archive(file, key)
 
 
+_one_at_a_time = Lock()  # or each thread would read the archive for itself
+
+
 def _archive(file: Path, key: str) -> np.ndarray:
     """One array of a MedMNIST archive as it is now."""
-    return _archive_as_it_was(file, key, file.stat().st_mtime_ns)
+    with _one_at_a_time:
+        return _archive_as_it_was(file, key, file.stat().st_mtime_ns)
 
 
 def _picture(path: Path, mask: bool) -> np.ndarray:
@@ -286,7 +291,7 @@ def _read_mask(path: Path, scan: MetaTensor, image: Path, classes: Iterable[int]
     _check_mask(mask, path, classes)
     return mask
 
-# %% ../nbs/01_scans.ipynb #d7601417
+# %% ../nbs/01_scans.ipynb #eba42e9a
 PERCENTILES = (0, 1, 50, 99, 100)
 
 
@@ -307,6 +312,8 @@ def survey(
     progress: bool = True,  # show a progress bar
 ) -> list[dict]:  # one row per case: id, grade, shape, spacing, axes, percentiles, voxels; or id and problem
     """Read the cases of a cohort and say what they are like; a case that cannot be read gets its problem as a row."""
+    if most < 0:
+        raise InputError(f"most is {most}, and has to be a number of cases, or 0 for all.")
     places = np.linspace(0, len(cohort) - 1, min(most or len(cohort), len(cohort))).round().astype(int)
     rows = []
     for case in tqdm([cohort.cases[i] for i in places], desc=f"survey {cohort.source.name}", disable=not progress):

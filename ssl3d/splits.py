@@ -5,47 +5,49 @@
 # %% auto #0
 __all__ = ['split_subjects', 'label_subset', 'merge_copies', 'person_key']
 
-# %% ../nbs/02_splits.ipynb #8c40dd43
+# %% ../nbs/02_splits.ipynb #bbc1e9fc
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
+from numbers import Real
 
 import numpy as np
 
 from .cohorts import InputError
 
-# %% ../nbs/02_splits.ipynb #7412963b
-def _order(subjects: Iterable[str], grades: Iterable[int | None], seed: int) -> list[str]:
-    """Everybody once, shuffled; each grade is spread evenly from the beginning to the end."""
+# %% ../nbs/02_splits.ipynb #62441fb4
+def _order(subjects: Iterable[str], labels: Iterable, seed: int) -> list[str]:
+    """Everybody once, shuffled; each label (None goes first) is spread evenly from the beginning to the end."""
     worst = {}
-    for subject, grade in zip(subjects, grades):
-        worst[subject] = max(worst.get(subject, -1), -1 if grade is None else grade)
+    for subject, label in zip(subjects, labels):
+        label = (label is not None, label)
+        worst[subject] = max(worst[subject], label) if subject in worst else label
     people = sorted(worst)
     rng = np.random.default_rng([seed, len(people)])
     groups = defaultdict(list)
     for i in rng.permutation(len(people)):
         groups[worst[people[i]]].append(people[i])
-    start = {grade: rng.random() for grade in sorted(groups)}  # so that ties between grades fall by chance
-    place = {p: (i + start[grade]) / len(group) for grade, group in groups.items() for i, p in enumerate(group)}
+    start = {label: rng.random() for label in sorted(groups)}  # so that ties between labels fall by chance
+    place = {p: (i + start[label]) / len(group) for label, group in groups.items() for i, p in enumerate(group)}
     return sorted(place, key=place.get)
 
-# %% ../nbs/02_splits.ipynb #76e42cd9
+# %% ../nbs/02_splits.ipynb #e06a0fd1
 def split_subjects(
     subjects: list[str],  # one entry per case; repeated entries are one person
     test: float = 0.2,  # share of the subjects that is kept for testing; 0 keeps nobody
     seed: int = 0,  # the same seed and subjects give the same split
-    grades: list[int | None] | None = None,  # one entry per case; both sides get their share of each grade
+    grades: list | None = None,  # a grade or another label for each case; both sides get their share of each
 ) -> dict[str, list[str]]:
     """Subjects for `train` and for `test`, each sorted; raises `InputError` where one side would be empty."""
     people = sorted(set(subjects))
-    if not 0 <= test < 1 or not people or test and len(people) < 2:
+    if not isinstance(test, Real) or not 0 <= test < 1 or not people or test and len(people) < 2:
         raise InputError(f"a test share of {test} of {len(people)} subject(s) leaves nobody on one side of the split. "
                          "It takes two subjects at least, and a share from 0 (for pretraining only) to below 1.")
     n_test = min(len(people) - 1, max(1, round(test * len(people)))) if test else 0
     chosen = set(_order(subjects, grades or [None] * len(subjects), seed)[:n_test])
     return {"train": [p for p in people if p not in chosen], "test": sorted(chosen)}
 
-# %% ../nbs/02_splits.ipynb #b7ae1a6c
+# %% ../nbs/02_splits.ipynb #be465fc7
 def label_subset(
     cases: dict[str, str],  # labelled training cases: id -> subject
     fraction: float,  # share of the subjects to use, in (0, 1]
@@ -58,18 +60,26 @@ def label_subset(
                          "Give a share above 0 and up to 1, and cases that have labels.")
     order = _order(cases.values(), [(grades or {}).get(name) for name in cases], seed)
     chosen = order[: max(1, round(fraction * len(order)))]
-    return [name for person in chosen for name in sorted(cases) if cases[name] == person]
+    of_person = defaultdict(list)
+    for name in sorted(cases):
+        of_person[cases[name]].append(name)
+    return [name for person in chosen for name in of_person[person]]
 
-# %% ../nbs/02_splits.ipynb #dde45665
+# %% ../nbs/02_splits.ipynb #023d477c
 def merge_copies(subjects: dict[str, str], fingerprints: dict[str, str]) -> dict[str, str]:  # case id -> subject
     """The subject of each case, where cases with the same bytes, and all who share a subject with them, are one."""
-    merged, seen = dict(subjects), {}
-    for name in sorted(merged):
-        twin = seen.setdefault(fingerprints[name], name)
-        old, new = merged[name], merged[twin]
-        if old != new:
-            merged |= {other: new for other, subject in merged.items() if subject == old}
-    return merged
+    parent = {subject: subject for subject in subjects.values()}
+
+    def root(subject):
+        while parent[subject] != subject:
+            subject = parent[subject]
+        return subject
+
+    first = {}
+    for name in sorted(subjects):
+        pair = root(subjects[name]), root(subjects[first.setdefault(fingerprints[name], name)])
+        parent[max(pair)] = min(pair)
+    return {name: root(subject) for name, subject in subjects.items()}
 
 # %% ../nbs/02_splits.ipynb #e6727bb7
 def person_key(subject: str) -> str:  # 16 hexadecimal digits

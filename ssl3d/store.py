@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'write_whole', 'write_json', 'read_json', 'write_sealed', 'read_sealed', 'is_free', 'refuse_difference',
            'prepare', 'write_split', 'read_split', 'Store', 'forecast']
 
-# %% ../nbs/02_store.ipynb #4ee99001
+# %% ../nbs/02_store.ipynb #3a089c10
 import csv
 import hashlib
 import io
@@ -14,19 +14,24 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from numbers import Integral, Real
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from . import __version__
-from .cohorts import Case, Cohort, InputError, open_cohort
+from .cohorts import Case, Cohort, InputError, is_file_name, open_cohort
 from .splits import merge_copies, split_subjects
 
 # %% ../nbs/02_store.ipynb #6a00a126
@@ -72,14 +77,14 @@ def read_sealed(path: Path) -> dict:
                          "Make it again with the command that wrote it.")
     return read_json(path)
 
-# %% ../nbs/02_store.ipynb #784af877
+# %% ../nbs/02_store.ipynb #63b60d34
 def is_free(folder: Path) -> bool:
-    """Whether a folder does not exist yet, is empty, or holds nothing but a half-written file."""
+    """Whether a folder does not exist yet, is empty, or holds nothing but a lock or a half-written file."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(entry.suffix == ".part" for entry in folder.iterdir())
+    return folder.is_dir() and all(entry.suffix in (".part", ".lock") for entry in folder.iterdir())
 
-# %% ../nbs/02_store.ipynb #eaee3351
+# %% ../nbs/02_store.ipynb #356b26c2
 UNITS = {"float16": 1, "uint8": 255}  # how numbers are kept, and what 1.0 becomes
 
 
@@ -104,12 +109,17 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
         arrays["masks"] = ready.mask[0].byte().numpy()
     for name, array in arrays.items():
         write_whole(folder / name / f"{case.id}.npy", lambda f, a=array: np.save(f, a))
-    return {"id": case.id, "stamp": stamp, "cropped": "content" in arrays, "stored": list(ready.image.shape),
-            "classes": np.unique(arrays["masks"]).tolist() if "masks" in arrays else [], **ready.facts,
-            "box": ready.box, "rounding": max(error for _, error in kept.values()), "files": [*map(str, case.images)],
-            "mask": str(case.mask) if case.mask else None, "fingerprint": fingerprint(case.images),
-            "mask_fingerprint": fingerprint((case.mask,)) if case.mask else None,
-            "arrays": {name: _digest(array) for name, array in arrays.items()}}
+    record = {"id": case.id, "stamp": stamp, "cropped": "content" in arrays, "stored": list(ready.image.shape),
+              "classes": np.unique(arrays["masks"]).tolist() if "masks" in arrays else [], **ready.facts,
+              "box": ready.box, "rounding": max(error for _, error in kept.values()),
+              "files": [*map(str, case.images)], "mask": str(case.mask) if case.mask else None,
+              "fingerprint": fingerprint(case.images),
+              "mask_fingerprint": fingerprint((case.mask,)) if case.mask else None,
+              "arrays": {name: _digest(array) for name, array in arrays.items()},
+              "bytes": {name: array.nbytes for name, array in arrays.items()}}
+    if _stamp(case) != stamp:
+        raise InputError(f"{case.images[0]}: was changed while it was read. Prepare again when its copy is complete.")
+    return record
 
 
 def _digest(array: np.ndarray) -> str:
@@ -170,28 +180,36 @@ def _stamp(case: Case) -> list[list]:
         stamps.append([str(path), sum(f.st_size for f in files), max(f.st_mtime_ns for f in files)])
     return stamps
 
-# %% ../nbs/02_store.ipynb #ad191d1b
+# %% ../nbs/02_store.ipynb #71972bf1
 def _one_by_one(cases: list[Case], make: Callable[[Case], dict], workers: int) -> Iterator[tuple[Case, object]]:
     """Each case with its record, or with the `InputError` that it ended in; in the order of the cases."""
     import torch
 
-    threads = torch.get_num_threads()
+    threads, pool = torch.get_num_threads(), ThreadPoolExecutor(workers)
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers)
     try:
-        for case, future in [(case, pool.submit(make, case)) for case in cases]:
-            error = future.exception()
-            if error is not None and not isinstance(error, InputError):
-                raise error
-            yield case, error or future.result()
+        with warnings.catch_warnings():  # here, since it is not safe inside of threads
+            warnings.simplefilter("ignore")
+            for case, future in [(case, pool.submit(make, case)) for case in cases]:
+                error = future.exception()
+                if error is not None and not isinstance(error, InputError):
+                    raise error
+                yield case, error or future.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
 
+def _is_done(case: Case, record: dict | None, out: Path) -> bool:
+    """Whether a noted case was made from the files as they are now, and all of its arrays are there."""
+    files = [] if record is None else [(out / kind / f"{case.id}.npy", n) for kind, n in record["bytes"].items()]
+    return record is not None and record["stamp"] == _stamp(case) and \
+        all(file.exists() and file.stat().st_size > n for file, n in files)
+
+
 def _check_room(folder: Path, record: dict, n_cases: int) -> None:
     """Refuse to go on where the disk cannot hold as many cases as are still to come."""
-    needed = n_cases * sum(f.stat().st_size for f in (folder / k / f"{record['id']}.npy" for k in record["arrays"]))
+    needed = n_cases * sum(record["bytes"].values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(f"{folder}: {n_cases} more cases need about {needed / 1e9:.1f} GB, and the disk has "
@@ -220,7 +238,7 @@ def _majority(done: dict[str, dict], left_out: list[dict], out: Path) -> dict[st
                 (out / kind / f"{name}.npy").unlink()
     return done
 
-# %% ../nbs/02_store.ipynb #ef6b7c5a
+# %% ../nbs/02_store.ipynb #b96f814f
 def prepare(
     source: str | Path | Cohort,  # what `open_cohort` opens, or what it opened
     out: str | Path,  # folder for the store
@@ -242,54 +260,80 @@ def prepare(
     cohort, out = source if isinstance(source, Cohort) else open_cohort(source, on_error=on_error), Path(out)
     settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, "size": size, "crop": crop,
                 "percentiles": None if percentiles is None else list(percentiles), "dtype": dtype, "test": test,
-                "seed": seed}
-    _check_settings(cohort, out, settings, on_error)
+                "seed": seed, "classes": {str(k): v for k, v in cohort.classes.items()},
+                "relabel": {str(k): v for k, v in cohort.relabel.items()}}
+    _check_settings(cohort, out, settings, on_error, workers)
     if (out / "manifest.json").exists():
-        return _same_store(out, cohort, settings)
-    done, left_out = _begin(out, settings), [{"case": "", "problem": str(e)} for e in cohort.left_out]
-    bar = tqdm(total=len(cohort), desc=f"prepare {cohort.source.name}", disable=not progress, unit="scan")
+        return _same_store(out, cohort, settings, on_error)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / "prepare.lock", timeout=0):  # given back by the system, however the program ends
+            _prepare_all(cohort, out, settings, on_error, workers or os.cpu_count() or 1, progress)
+    except Timeout:
+        raise InputError(f"{out}: is being made by another process. Wait for it, or name another folder.") from None
+    (out / "prepare.lock").unlink(missing_ok=True)
+    return Store(out)
+
+# %% ../nbs/02_store.ipynb #d52c883b
+def _prepare_all(cohort: Cohort, out: Path, settings: dict, on_error: str, workers: int, progress: bool) -> None:
+    """Prepare what is not done yet, note each case as it is done, and finish the store."""
+    noted, writing = _begin(out, settings), Lock()
+    done, left_out = {}, [{"case": "", "problem": str(e)} for e in cohort.left_out]
 
     def make(case):
-        record = done.get(case.id)
-        return record if record and record["stamp"] == _stamp(case) else _prepare_case(case, cohort, out, settings)
+        if _is_done(case, noted.get(case.id), out):
+            return noted[case.id]
+        record = _prepare_case(case, cohort, out, settings)
+        with writing:
+            notes.write(json.dumps(record) + "\n")
+            notes.flush()
+        return record
 
+    bar = tqdm(total=len(cohort), desc=f"prepare {cohort.source.name}", disable=not progress, unit="scan")
     with open(out / _NOTES, "a", encoding="utf-8") as notes, bar:
-        for case, record in _one_by_one(list(cohort.cases), make, workers or os.cpu_count() or 1):
+        for case, record in _one_by_one(list(cohort.cases), make, workers):
             bar.update()
-            if isinstance(record, InputError):
-                if on_error == "raise":
-                    raise record
-                done.pop(case.id, None)
-                left_out.append({"case": case.id, "problem": str(record)})
-            elif record is not done.get(case.id):
-                notes.write(json.dumps(record) + "\n")
-                notes.flush()
+            if isinstance(record, dict):
                 done[case.id] = record
                 _check_room(out, record, len(cohort) - len(done))
                 if on_error == "raise":
                     _check_alike(record, next(iter(done.values())))
+            elif on_error == "raise":
+                raise record
+            else:
+                left_out.append({"case": case.id, "problem": str(record)})
     _finish(out, cohort, settings, done, left_out)
-    return Store(out)
 
-# %% ../nbs/02_store.ipynb #36370444
-def _check_settings(cohort: Cohort, out: Path, settings: dict, on_error: str) -> None:
+# %% ../nbs/02_store.ipynb #750ec80c
+def _check_settings(cohort: Cohort, out: Path, settings: dict, on_error: str, workers: int | None) -> None:
     """Refuse what is known to be wrong before anything is read."""
-    if settings["dtype"] not in UNITS:
-        raise InputError(f"dtype is '{settings['dtype']}', and has to be one of {', '.join(UNITS)}.")
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error is '{on_error}', and has to be 'raise' or 'skip'.")
+    for name, value, least in (("size", settings["size"], 8), ("seed", settings["seed"], 0), ("workers", workers, 1)):
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < least):
+            raise InputError(f"{name} is {value!r}, and has to be a whole number from {least}.")
+    for name, value, known in (("dtype", settings["dtype"], UNITS), ("on_error", on_error, ("raise", "skip"))):
+        if value not in known:
+            raise InputError(f"{name} is {value!r}, and has to be one of {', '.join(known)}.")
+    span = settings["percentiles"]
+    if span is not None and not (len(span) == 2 and all(isinstance(v, Real) for v in span)
+                                 and 0 <= span[0] < span[1] <= 100):
+        raise InputError(f"percentiles are {span}: give two numbers from 0 to 100, the lower one first.")
+    if not all(is_file_name(case.id) for case in cohort.cases):
+        raise InputError(f"{cohort.source}: has cases whose ids cannot be names of files.")
     if out.resolve().is_relative_to(cohort.source.resolve()):
         raise InputError(f"{out}: lies inside {cohort.source}, so its arrays would be taken for scans. "
                          "Name a folder outside.")
     split_subjects([c.subject for c in cohort.cases], settings["test"], settings["seed"])
 
 
-def _same_store(out: Path, cohort: Cohort, settings: dict) -> "Store":
+def _same_store(out: Path, cohort: Cohort, settings: dict, on_error: str) -> "Store":
     """The finished store in a folder, if it is of this cohort, as it is now, and of these settings."""
     from ssl3d.scans import fingerprint
 
     store = Store(out)
     refuse_difference(out, store.settings, settings)
+    if store.left_out and on_error == "raise":
+        raise InputError(f"{out}: was made without {len(store.left_out)} case(s) (left_out.csv). Take it as it is with "
+                         "on_error='skip', or name a new folder for a whole one.")
     cases = [case for case in cohort.cases if case.id not in {row["case"] for row in store.left_out}]
     prints = {name: case["fingerprint"] for name, case in store.cases.items()}
     same = [case.id for case in cases] == [*store.cases]
@@ -306,7 +350,7 @@ def _same_store(out: Path, cohort: Cohort, settings: dict) -> "Store":
                          "Name a new folder for the store.")
     return store
 
-# %% ../nbs/02_store.ipynb #064c9c92
+# %% ../nbs/02_store.ipynb #c2a33da3
 def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], left_out: list[dict]) -> None:
     """Write the split and, last of all, the manifest that makes the folder a store."""
     if not done:
@@ -314,8 +358,10 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
     done = _majority(done, left_out, out)
     people = [case for case in cohort.cases if case.id in done]
     subjects = merge_copies({c.id: c.subject for c in people}, {c.id: done[c.id]["fingerprint"] for c in people})
-    cases = [done[c.id] | {"subject": subjects[c.id], "grade": c.grade, "age": c.age, "sex": c.sex} for c in people]
-    split = split_subjects([*subjects.values()], settings["test"], settings["seed"], [c.grade for c in people])
+    cases = [done[c.id] | {"subject": subjects[c.id], "named": c.subject, "grade": c.grade, "age": c.age, "sex": c.sex}
+             for c in people]
+    labels = [(c.mask is not None, -1 if c.grade is None else c.grade) for c in people]
+    split = split_subjects([*subjects.values()], settings["test"], settings["seed"], labels)
     stored, present = cases[0]["stored"], {v for case in cases for v in case["classes"]}
     classes = {v: f"class {v}" for v in present} | {0: "background"} | cohort.classes if present else {}
     known = [{k: settings[k] for k in ("size", "crop", "percentiles", "dtype")}, split, sorted(classes.items()),
@@ -327,7 +373,7 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         "versions": {"ssl3d": __version__} | {name: version(name) for name in ("torch", "monai", "numpy", "nibabel")},
         "settings": settings, "spatial_dims": len(stored) - 1, "channels": stored[0],
         "channel_names": list(cohort.channels) if len(cohort.channels) == stored[0] else [],
-        "classes": {str(v): name for v, name in sorted(classes.items())}, "relabel": cohort.relabel,
+        "classes": {str(v): name for v, name in sorted(classes.items())},
         "copies": sum(subjects[c.id] != c.subject for c in people), "left_out": left_out,
         "hash": hashlib.sha256(json.dumps(known).encode()).hexdigest(), "cases": cases})
     (out / _NOTES).unlink()
@@ -341,7 +387,7 @@ def _table(rows: list[dict]) -> str:
     writer.writerows(rows)
     return text.getvalue()
 
-# %% ../nbs/02_store.ipynb #8b6d7bbc
+# %% ../nbs/02_store.ipynb #2409d985
 def write_split(file: Path, split: dict[str, list[str]], **made_with) -> None:
     """Write the subjects for `train` and `test` as JSON, with how they were drawn and a hash of the lists."""
     write_json(file, split | made_with | {"hash": _split_hash(split)})
@@ -363,7 +409,7 @@ def read_split(file: Path) -> dict[str, list[str]]:
 def _split_hash(split: dict[str, list[str]]) -> str:
     return hashlib.sha256(json.dumps([split["train"], split["test"]]).encode()).hexdigest()[:16]
 
-# %% ../nbs/02_store.ipynb #6918ae6e
+# %% ../nbs/02_store.ipynb #6077e775
 class Store:
     """A finished store: images, content and masks by case id, and the split."""
 
@@ -456,7 +502,7 @@ class Store:
             raise InputError(f"{damaged[0]}: is damaged, {len(damaged)} file(s) of {self.folder} in all. Remove the "
                              "folder and prepare it again.")
 
-# %% ../nbs/02_store.ipynb #570c7e64
+# %% ../nbs/02_store.ipynb #1d6b55d0
 def forecast(
     source: str | Path | Cohort,  # what `open_cohort` opens, or what it opened
     *,
@@ -468,23 +514,21 @@ def forecast(
     tries: int = 3,  # cases to measure, evenly spaced
 ) -> dict:  # cases, bytes, seconds_per_case (on one core), hours
     """How much space and time `prepare` will need, measured on a few cases."""
-    from ssl3d.scans import fingerprint, prepare_scan
-
     cohort = source if isinstance(source, Cohort) else open_cohort(source)
-    places = np.unique(np.linspace(0, len(cohort) - 1, tries).round().astype(int))
+    settings = {"size": size, "crop": crop, "percentiles": percentiles, "dtype": dtype}
+    places = np.unique(np.linspace(0, len(cohort) - 1, max(1, tries)).round().astype(int))
     cases = [cohort.cases[i] for i in places]
+    with tempfile.TemporaryDirectory() as folder:
 
-    def size_of(case):
-        ready = prepare_scan(case.images, case.mask, size=size, crop_content=crop, percentiles=percentiles,
-                             relabel=cohort.relabel)
-        fingerprint(case.images)
-        versions = [ready.image] if ready.content is None else [ready.image, ready.content]
-        return sum(v.numel() for v in versions) * np.dtype(dtype).itemsize + \
-            (0 if ready.mask is None else ready.mask.numel())
+        def make(case):
+            begin = time.perf_counter()
+            record = _prepare_case(case, cohort, Path(folder), settings)
+            return record | {"seconds": time.perf_counter() - begin}
 
-    size_of(cases[0])  # the first time pays for starting up
-    begin = time.perf_counter()
-    sizes = [size_of(case) for case in cases]
-    seconds = (time.perf_counter() - begin) / len(cases)
-    return {"cases": len(cohort), "bytes": int(np.mean(sizes) * len(cohort)), "seconds_per_case": seconds,
-            "hours": seconds * len(cohort) / (workers or os.cpu_count() or 1) / 3600}
+        made = [record for _, record in _one_by_one([cases[0], *cases], make, workers=1)][1:]  # the first warms up
+    for record in made:
+        if isinstance(record, InputError):
+            raise record
+    seconds = float(np.mean([record["seconds"] for record in made]))
+    return {"cases": len(cohort), "bytes": int(np.mean([sum(r["bytes"].values()) for r in made]) * len(cohort)),
+            "seconds_per_case": seconds, "hours": seconds * len(cohort) / (workers or os.cpu_count() or 1) / 3600}

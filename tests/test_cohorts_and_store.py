@@ -365,10 +365,11 @@ def test_nothing_imports_upwards():
     for name in order:
         file = ROOT / "ssl3d" / (name.replace(".", "/") + ("/__init__.py" if name == "tasks" else ".py"))
         for line in file.read_text().splitlines():
-            if line.strip().startswith("from ."):
+            if line.strip().startswith(("from .", "from ssl3d")):
                 module = line.split()[1]
-                target = (
-                    module.lstrip(".") if module.startswith("..") or "." not in name else f"tasks.{module.lstrip('.')}"
-                )
+                if module.startswith("ssl3d") or module.startswith("..") or "." not in name:
+                    target = module.removeprefix("ssl3d").lstrip(".")
+                else:
+                    target = f"tasks.{module.lstrip('.')}"
                 if target:
                     assert place[target] < place[name], f"{name} imports {target}"

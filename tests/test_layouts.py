@@ -3,17 +3,23 @@
 import json
 import tarfile
 import threading
+import time
+import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_nifti
+from filelock import FileLock
 from PIL import Image
+from test_dicom import write as write_series
 
+from ssl3d import store as store_module
 from ssl3d.cohorts import InputError, download_msd, open_cohort
 from ssl3d.pretrain import pretrain
-from ssl3d.scans import survey
+from ssl3d.scans import fingerprint, read_scan, resize, scale, survey
 from ssl3d.splits import label_subset, merge_copies, split_subjects
 from ssl3d.store import Store, forecast, prepare, read_split, write_split
 from ssl3d.tasks import NAMES
@@ -69,11 +75,16 @@ def test_modalities_are_chosen_in_order(tmp_path):
         prepare(tmp_path / "in", tmp_path / "all", size=8, progress=False)
     skipped = prepare(tmp_path / "in", tmp_path / "all", size=8, on_error="skip", progress=False)
     assert len(skipped) == 2 and skipped.channels == 4 and "00002-000" in skipped.left_out[0]["problem"]
-    pair = open_cohort(tmp_path / "in", modalities=("t1c", "t1n"))
-    store = prepare(pair, tmp_path / "pair", size=8, progress=False)
-    assert len(store) == 3 and store.channel_names == ["t1c", "t1n"]
-    first = store.cases["BraTS-GLI-00001-000"]["files"]
-    assert first[0].endswith("t1c.nii.gz") and first[1].endswith("t1n.nii.gz")
+    for order in (("t1c", "t1n"), ("t1n", "t1c")):
+        pair = open_cohort(tmp_path / "in", modalities=order)
+        store = prepare(pair, tmp_path / order[0], size=8, progress=False)
+        assert len(store) == 3 and store.channel_names == list(order)
+        first = store.cases["BraTS-GLI-00001-000"]["files"]
+        assert [f.split("-")[-1] for f in first] == [f"{m}.nii.gz" for m in order]
+        for channel, file in enumerate(first):
+            assert np.allclose(
+                store.image("BraTS-GLI-00001-000")[channel], scale(resize(read_scan(file), (8,) * 3))[0], atol=1e-3
+            )
     with pytest.raises(InputError, match="no separate files for 'dwi'"):
         open_cohort(tmp_path / "in", modalities=("dwi",))
 
@@ -120,14 +131,14 @@ def test_bids_with_sessions_runs_and_derivatives(tmp_path):
             "derivatives/prep/sub-01/ses-a/anat/sub-01_ses-a_space-MNI_dseg",
             "derivatives/prep/sub-01/ses-a/anat/sub-01_ses-a_desc-brain_mask",
             "derivatives/hand/sub-01/ses-a/anat/sub-01_ses-a_label-lesion_mask",
-            "derivatives/prep/sub-01/ses-b/anat/sub-01_ses-b_dseg",
+            "derivatives/hand/sub-01/ses-b/anat/sub-01_ses-b_label-lesion_mask",
         ],
     )
     (tmp_path / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t33\tM\nsub-02\tn/a\tF\n")
     cohort = open_cohort(tmp_path)
     assert cohort.layout == "bids" and cohort.channels == ("T1w",)
     assert [c.id for c in cohort.cases] == ["sub-01_ses-a", "sub-01_ses-b", "sub-02_run-1", "sub-02_run-2"]
-    assert [c.mask and c.mask.parts[-5 if "ses" in c.id else -4] for c in cohort.cases] == ["hand", "prep", None, None]
+    assert [c.mask and c.mask.parts[-5 if "ses" in c.id else -4] for c in cohort.cases] == ["hand", "hand", None, None]
     assert [(c.age, c.sex) for c in cohort.cases] == [(33, "M"), (33, "M"), (None, "F"), (None, "F")]
 
 
@@ -491,7 +502,7 @@ def test_bids_does_not_choose_for_the_user(tmp_path):
     )
     cohort = open_cohort(tmp_path, on_error="skip", modalities="acq-ax_T1w")
     assert len(cohort) == 2 and all(c.modalities == ("acq-ax_T1w",) and c.mask is None for c in cohort.cases)
-    with pytest.raises(InputError, match="one of 2 masks of sub-1"):
+    with pytest.raises(InputError, match="masks of 2 kinds"):
         open_cohort(tmp_path)
 
 
@@ -520,3 +531,175 @@ def test_a_class_that_gets_lost_is_told(tmp_path):
     cohort = open_cohort(tmp_path / "in", images="{id}_t.nii.gz", masks="{id}_m.nii.gz")
     assert "too small: 3 mask(s)" in str(prepare(cohort, tmp_path / "s", size=8, progress=False))
     assert "too small" not in str(prepare(cohort, tmp_path / "l", size=32, progress=False))
+
+
+def test_two_processes_do_not_make_one_store(tmp_path):
+    volumes(tmp_path / "in", "a", "b")
+    (tmp_path / "store").mkdir()
+    with FileLock(tmp_path / "store/prepare.lock"), pytest.raises(InputError, match="made by another process"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    assert len(prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)) == 2
+    assert not (tmp_path / "store/prepare.lock").exists()
+
+
+def test_what_is_finished_is_noted_at_once(tmp_path, monkeypatch):
+    volumes(tmp_path / "in", *"abcde")
+    honest = store_module._prepare_case
+
+    def slow_first(case, *rest):
+        if case.id == "a":
+            for _ in range(200):
+                if len((tmp_path / "store/unfinished.jsonl").read_text().splitlines()) == 5:
+                    raise KeyboardInterrupt
+                time.sleep(0.05)
+        return honest(case, *rest)
+
+    monkeypatch.setattr(store_module, "_prepare_case", slow_first)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, workers=2, progress=False)
+    monkeypatch.setattr(store_module, "_prepare_case", honest)
+    made = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "store/images").iterdir()}
+    (tmp_path / "store/images/c.npy").unlink()  # lost before the second try
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    store.check(progress=False)
+    again = {name: (tmp_path / "store/images" / name).stat().st_mtime_ns == made[name] for name in made}
+    assert again == {"b.npy": True, "c.npy": False, "d.npy": True, "e.npy": True}
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    volumes(tmp_path / "in", "a", "b")
+    monkeypatch.setattr("ssl3d.scans.fingerprint", lambda paths: [p.touch() for p in paths] and "0")
+    with pytest.raises(InputError, match="changed while it was read"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+
+
+def test_an_odd_case_that_was_removed_is_forgotten(tmp_path):
+    volumes(tmp_path / "in", "b", "c")
+    np.save(tmp_path / "in/a.npy", RNG.random((20, 30)))
+    with pytest.raises(InputError, match="one kind of image"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, workers=1, progress=False)
+    (tmp_path / "in/a.npy").unlink()
+    assert len(prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)) == 2
+
+
+def test_threads_and_warnings_are_as_before(tmp_path):
+    volumes(tmp_path / "in", *"abcd")
+    threads, filters = torch.get_num_threads(), list(warnings.filters)
+    prepare(tmp_path / "in", tmp_path / "store", size=8, workers=4, progress=False)
+    assert torch.get_num_threads() == threads and warnings.filters == filters
+
+
+def test_the_hash_is_of_people_and_grades_too(tmp_path):
+    volumes(tmp_path, "a", "b", "c")
+    tables = {
+        "plain": "image\na\nb\nc\n",
+        "graded": "image,label\na,0\nb,1\nc,1\n",
+        "other": "image,label\na,0\nb,0\nc,1\n",
+        "people": "image,subject\na,x\nb,x\nc,y\n",
+        "aged": "image,age\na,1\nb,2\nc,3\n",
+    }
+    hashes = set()
+    for name, text in tables.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+        hashes.add(
+            prepare(
+                tmp_path / f"{name}.csv", tmp_path.parent / f"{tmp_path.name}-{name}", size=8, test=0, progress=False
+            ).hash
+        )
+    assert len(hashes) == len(tables)
+
+
+def test_both_sides_of_a_store_have_masks_and_grades(tmp_path):
+    volumes(tmp_path, *[f"i{n:02d}" for n in range(40)], mask=[f"m{n}" for n in range(8)])
+    rows = [f"i{n:02d},{f'm{n}' if n < 8 else ''},{n % 2 if n >= 20 else ''}" for n in range(40)]
+    (tmp_path / "t.csv").write_text("image,mask,grade\n" + "\n".join(rows))
+    for seed in range(6):
+        store = prepare(
+            tmp_path / "t.csv",
+            tmp_path.parent / f"{tmp_path.name}-{seed}",
+            size=8,
+            test=0.25,
+            seed=seed,
+            progress=False,
+        )
+        test = [store.cases[n] for n in store.split("test")]
+        assert len(test) == 10 and sum(bool(c["classes"]) for c in test) == 2
+        assert 2 <= sum(c["grade"] == 0 for c in test) <= 3 and 2 <= sum(c["grade"] == 1 for c in test) <= 3
+
+
+def test_shrinking_blurs_first(tmp_path):
+    fine = np.indices((64, 64, 64)).sum(0) % 2
+    write_nifti(tmp_path / "a.nii", fine.astype(np.float32))
+    small = resize(read_scan(tmp_path / "a.nii"), (15, 15, 15))[0, 2:-2, 2:-2, 2:-2]
+    assert (small - 0.5).abs().max() < 0.02, "a checkerboard is grey from afar"
+    step = np.zeros((64, 64, 64), np.float32)
+    step[32:] = 1
+    write_nifti(tmp_path / "b.nii", step)
+    edge = resize(read_scan(tmp_path / "b.nii"), (16, 16, 16))[0, :, 8, 8]
+    assert edge[0] == 0 and edge[-1] == 1 and 0.02 < edge[7] < 0.4, "blurred as much as four voxels become one, no more"
+
+
+def test_every_slice_counts_in_a_fingerprint(tmp_path):
+    folder = write_series(tmp_path / "s")
+    before = fingerprint((folder,))
+    last = sorted(folder.iterdir())[-1]
+    data = bytearray(last.read_bytes())
+    data[-1] ^= 1
+    last.write_bytes(data)
+    assert fingerprint((folder,)) != before
+
+
+def test_a_mask_on_another_grid_by_little(tmp_path):
+    for i, shift in enumerate((0.4, 0.6)):
+        write_nifti(tmp_path / f"{i}_t.nii", RNG.random((8, 9, 10)))
+        away = np.eye(4)
+        away[0, 3] = shift
+        write_nifti(tmp_path / f"{i}_m.nii", RNG.integers(0, 2, (8, 9, 10)).astype(np.uint8), away)
+    cohort = open_cohort(tmp_path, images="{id}_t.nii", masks="{id}_m.nii")
+    store = prepare(cohort, tmp_path.parent / f"{tmp_path.name}-s", size=8, test=0, on_error="skip", progress=False)
+    assert list(store.cases) == ["0"] and "0.6 mm away" in store.left_out[0]["problem"]
+    with pytest.raises(InputError, match="made without 1 case"):
+        prepare(cohort, tmp_path.parent / f"{tmp_path.name}-s", size=8, test=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": -1},
+        {"workers": -1},
+        {"workers": 0},
+        {"percentiles": (1,)},
+        {"test": "0.2"},
+        {"size": 12.5},
+        {"size": True},
+        {"percentiles": ("a", "b")},
+        {"on_error": "go"},
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, wrong):
+    volumes(tmp_path / "in", "a", "b")
+    with pytest.raises(InputError, match=next(iter(wrong)).replace("test", "share")):
+        prepare(tmp_path / "in", tmp_path / "store", **wrong, progress=False)
+
+
+def test_uk_biobank_without_a_brain(tmp_path):
+    volumes(tmp_path, "1/T1/T1", "1/T1/T1_brain", "2/T1/T1")
+    with pytest.raises(InputError, match="2/T1/T1.nii.gz: has no T1_brain"):
+        open_cohort(tmp_path)
+    (tmp_path / "1/T1/T1_brain.nii.gz").unlink()
+    assert len(open_cohort(tmp_path)) == 2
+
+
+def test_a_mask_is_no_second_scan(tmp_path):
+    volumes(tmp_path, "a", "b", mask=["a_seg", "b_seg"])
+    cohort = open_cohort(tmp_path, images="{id}.nii.gz", masks="{id}_seg.nii.gz")
+    assert [c.id for c in cohort.cases] == ["a", "b"] and all(c.mask for c in cohort.cases)
+
+
+def test_a_large_cohort_is_split_in_no_time():
+    people = {f"c{i}": f"p{i // 2}" for i in range(44_000)}
+    start = time.perf_counter()
+    label_subset(people, 0.5)
+    merge_copies(people, {name: name for name in people})
+    split_subjects([*people.values()], 0.2)
+    assert time.perf_counter() - start < 20, "minutes where each person is looked up among all others"

@@ -412,8 +412,8 @@ def test_an_encoder_that_saw_a_test_image_is_refused(store, encoder, tmp_path):
     (tmp_path / "e/encoder.json").write_text(json.dumps(card | {"trained_on": [*card["trained_on"], leaked]}))
     with pytest.raises(InputError, match="keeps for testing"):
         finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, progress=False)
-    finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, allow_seen=True, progress=False)
-    assert yaml.safe_load((tmp_path / "ft/settings.yaml").read_text())["allow_seen"] is True
+    finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, allow_seen="all", progress=False)
+    assert yaml.safe_load((tmp_path / "ft/settings.yaml").read_text())["allow_seen"] == "all"
 
 
 def test_an_encoder_that_saw_a_test_person_is_refused(encoder, tmp_path):
@@ -422,7 +422,7 @@ def test_an_encoder_that_saw_a_test_person_is_refused(encoder, tmp_path):
         case["fingerprint"] += "scanned again"
     with pytest.raises(InputError, match="subject.*keeps for testing.*brain_"):
         check_card(read_card(encoder), again, encoder)
-    check_card(read_card(encoder), again, encoder, allow_seen=True)
+    check_card(read_card(encoder), again, encoder, allow_seen="names")
 
 
 def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
