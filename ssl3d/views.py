@@ -197,7 +197,7 @@ def draw_cohort(
     fig.suptitle(f"{title}: {len(read)} scans{failed}", fontsize=11)
     return list(axes)
 
-# %% ../nbs/03_views.ipynb #87405865
+# %% ../nbs/03_views.ipynb #b80dd0f3
 def training_curve(
     log: dict[str, np.ndarray],  # columns of a run's log.csv: step, loss, and where known accuracy and chance
     title: str = "",

@@ -424,7 +424,7 @@ def test_real_people(real_data):
     tumours = open_cohort(real_data / "brats_mini_2mm")
     assert len({c.subject for c in tumours.cases}) == 8 and sum(len(c.images) == 4 for c in tumours.cases) == 4
     ct = open_cohort(real_data / "totalsegmentator_ct" / "example_ct_dicom")
-    assert ct.layout == "dicom" and len(ct) == 1 and ct.channels == ("CT",)
+    assert ct.layout == "dicom" and len(ct) == 1 and ct.channels == ("CT Body 3.0",)
 
 
 def test_real_copies(real_data, tmp_path):
