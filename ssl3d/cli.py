@@ -86,7 +86,7 @@ def check(store: str):
     opened.check()
     print(f"{store}: {len(opened)} cases, all as they were written")
 
-# %% ../nbs/60_cli.ipynb #bad19ada
+# %% ../nbs/60_cli.ipynb #6680683c
 def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: int = 4, lr: float | None = None,
              architecture: str = "unet", widths: tuple[int, ...] = (32, 64, 128, 256, 512), slices: bool = False,
              seed: int = 0, preset: Literal["paper"] | None = None,
@@ -101,7 +101,8 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: 
         epochs: passes over the training images, in full batches
         batch_size: images per step
         lr: learning rate; 1e-3 for volumes and 5e-4 for pictures if not given
-        architecture: of the encoder: unet, densenet121 or densenet121-batchnorm (the paper's for pictures)
+        architecture: of the encoder: unet, dynunet, densenet121, densenet121-batchnorm (the paper's for pictures),
+            resnet18, resnet50, swinunetr or segresnet
         widths: filters per level of a U-Net's encoder, as [32,64,128,256,512]
         slices: take one axial slice of each volume, and a task and an encoder in 2D
         seed: of weights, order, slices and questions
@@ -120,10 +121,11 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: 
                             widths=widths, slices=slices, seed=seed, preset=preset, options=options,
                             accelerator=accelerator, precision=precision))
 
-# %% ../nbs/60_cli.ipynb #7266e74f
+# %% ../nbs/60_cli.ipynb #d57ec21b
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float = 1e-3,
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
+             architecture: str = "unet", sources: tuple[int, ...] | None = None, scaled: bool = True,
              allow_seen: Literal["names", "all"] | None = None, accelerator: str = "auto", precision: str = "32-true"):
     """Train a segmentation network from an encoder or from scratch, and score it on the test subjects.
 
@@ -139,6 +141,9 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         lr: learning rate
         widths: filters per level where there is no encoder to load, as [32,64,128,256,512]
         seed: of the label subset, the order and the weights that are not loaded
+        architecture: of the encoder where there is none to load, as in pretrain
+        sources: for each modality, the encoder's channel whose weights it gets, as [0,0,1]; in turn if not given
+        scaled: divide copied weights by the number of copies; the paper does not
         allow_seen: names, where people of one name are not the same; all, to test on what was seen in pretraining
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
@@ -146,11 +151,12 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
     opened = Store(store)
     if encoder is not None:
-        check_card(read_card(encoder), opened, encoder, allow_seen)
+        check_card(read_card(encoder), opened, encoder, allow_seen, sources)
     from ssl3d import finetune
 
     run = finetune.finetune(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
-                            batch_size=batch_size, lr=lr, widths=widths, seed=seed, accelerator=accelerator,
+                            batch_size=batch_size, lr=lr, widths=widths, seed=seed, architecture=architecture,
+                            sources=sources, scaled=scaled, allow_seen=allow_seen, accelerator=accelerator,
                             precision=precision)
     print(finetune.summary(run))
 

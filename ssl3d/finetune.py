@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['freeze', 'make_segmenter', 'segment', 'score', 'finetune', 'summary', 'load_segmenter']
 
-# %% ../nbs/41_finetune.ipynb #92c2c149
+# %% ../nbs/41_finetune.ipynb #852e75db
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from . import __version__
 from .cohorts import InputError
 from .metrics import dice_per_class, read_scores, write_scores
-from .networks import WIDTHS, Segmenter, load_encoder, load_weights, make_encoder, save_weights, seeded
+from .networks import WIDTHS, Segmenter, load_encoder, load_weights, make_encoder, save_weights, seeded, widen
 from .runs import begin_run, check_card, check_numbers, read_card
 from .scans import fingerprint
 from .splits import label_subset
@@ -47,22 +47,35 @@ def _read_masked(store: Store, names: list[str]) -> tuple[torch.Tensor, torch.Te
     masks = np.stack([np.searchsorted(codes, store.mask(name)) for name in names])
     return read_batch(store, names).image, torch.from_numpy(masks)[:, None]
 
-# %% ../nbs/41_finetune.ipynb #d83f0680
+# %% ../nbs/41_finetune.ipynb #f29f8f82
 def make_segmenter(
     store: Store,  # whose classes it will tell apart
     encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
+    *,
+    architecture: str = "unet",  # of the encoder where there is none to load
+    sources: tuple[int, ...] | None = None,  # see `ssl3d.networks.widen`
+    scaled: bool = True,  # see `ssl3d.networks.widen`
     allow_seen: str | None = None,  # see `ssl3d.runs.check_card`
-) -> Segmenter:
+) -> tuple[Segmenter, dict[str, list[str]]]:  # and where its weights come from: loaded, widened, new
     """A segmentation network for a store; raises `InputError` for an encoder that does not fit it."""
+    widened = []
     if encoder is None:
-        base = make_encoder("unet", store.spatial_dims, store.channels, widths, seed)
+        base = make_encoder(architecture, store.spatial_dims, store.channels, widths, seed)
     else:
-        check_card(read_card(encoder), store, encoder, allow_seen)
+        check_card(read_card(encoder), store, encoder, allow_seen, sources)
         base = load_encoder(encoder)
+        if base.in_channels != store.channels or sources is not None:
+            widened = [f"encoder.{name}" for name in widen(base, store.channels, sources, scaled)]
     with seeded(seed, "decoder"):
-        return Segmenter(base, n_classes=len(store.classes))
+        network = Segmenter(base, n_classes=len(store.classes))
+    if store.settings["size"] % network.step:
+        raise InputError(f"{store.folder}: holds images of {store.settings['size']} a side, and this network needs a "
+                         f"multiple of {network.step}. Prepare the store with such a size.")
+    learned = [f"encoder.{name}" for name in base.state_dict()] if encoder is not None else []
+    return network, {"loaded": [name for name in learned if name not in widened], "widened": widened,
+                     "new": [name for name in network.state_dict() if name not in learned]}
 
 # %% ../nbs/41_finetune.ipynb #7e186f39
 @torch.no_grad()
@@ -98,7 +111,7 @@ def _keep(network: Segmenter, out: Path, card: dict) -> None:
     save_weights(network, out / "segmenter.safetensors")
     write_json(out / "segmenter.json", card)
 
-# %% ../nbs/41_finetune.ipynb #901d8fec
+# %% ../nbs/41_finetune.ipynb #4c6c1ba4
 def finetune(
     store: str | Path,  # folder of a prepared store with masks
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
@@ -112,6 +125,9 @@ def finetune(
     lr: float = 1e-3,  # learning rate of Adam; the paper has 1e-5, and trains for longer
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the label subset, the order and the weights that are not loaded
+    architecture: str = "unet",  # of the encoder where there is none to load
+    sources: tuple[int, ...] | None = None,  # for each modality, the encoder's channel to copy; in turn if None
+    scaled: bool = True,  # divide copied weights by the number of copies; the paper does not
     allow_seen: str | None = None,  # "names": test people who have the names of pretraining people are others; or "all"
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
@@ -136,12 +152,15 @@ def finetune(
     if warmup_steps > n_steps:
         raise InputError(f"a warm-up of {warmup} is longer than the training. Give less, or as much to keep the "
                          "encoder frozen throughout.")
-    network = make_segmenter(store, encoder, tuple(widths), seed, allow_seen)
+    network, origins = make_segmenter(store, encoder, tuple(widths), seed, architecture=architecture, sources=sources,
+                                      scaled=scaled, allow_seen=allow_seen)
     settings = {"command": "finetune", "store": store.hash, "encoder": _origin(encoder), "labels": labels,
                 "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr,
                 "widths": list(network.encoder.channels), "seed": seed, "precision": precision,
-                "allow_seen": allow_seen}
+                "architecture": network.encoder.architecture, "sources": None if sources is None else list(sources),
+                "scaled": scaled, "allow_seen": allow_seen}
     begin_run(out, settings)
+    write_json(out / "origins.json", origins)
     if (out / "scores.csv").exists():
         return out
     train(network, _measure(warmup_steps),
@@ -152,17 +171,18 @@ def finetune(
     write_scores(out / "scores.csv", score(segment(network, store, labelled["test"]), store))
     return out
 
-# %% ../nbs/41_finetune.ipynb #c0c91d7f
+# %% ../nbs/41_finetune.ipynb #63d3e83a
 def summary(run: str | Path) -> str:
     """The mean Dice of each class over the test cases of a finished run, in one line."""
     if not (Path(run) / "scores.csv").exists():
         raise InputError(f"{run}: has no scores.csv. Is this a finished fine-tuning run?")
     rows = read_scores(Path(run) / "scores.csv")
     mean = {c: np.mean([r["dice"] for r in rows if r["class"] == c]) for c in dict.fromkeys(r["class"] for r in rows)}
-    cases = len({r["case"] for r in rows})
-    return f"{run}: Dice over {cases} test cases: " + ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
+    cases, origins = len({r["case"] for r in rows}), read_json(Path(run) / "origins.json")
+    return f"{run}: weights {', '.join(f'{len(names)} {origin}' for origin, names in origins.items())}. " \
+        f"Dice over {cases} test cases: " + ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
 
-# %% ../nbs/41_finetune.ipynb #5561d305
+# %% ../nbs/41_finetune.ipynb #b7144a52
 def _origin(encoder: str | Path | None) -> str | None:
     """What tells one encoder from another in the settings of a run: its task and the beginning of its bytes' hash."""
     if encoder is None:
@@ -177,6 +197,6 @@ def load_segmenter(out: str | Path, store: Store) -> Segmenter:
     card = read_json(Path(out) / "segmenter.json")
     if {int(code): name for code, name in card["classes"].items()} != store.classes:
         raise InputError(f"{out}: its network tells {card['classes']} apart, but {store.folder} has {store.classes}.")
-    network = make_segmenter(store, widths=tuple(card["widths"]))
+    network, _ = make_segmenter(store, widths=tuple(card["widths"]), architecture=card["architecture"])
     load_weights(network, Path(out) / "segmenter.safetensors")
     return network

@@ -133,19 +133,22 @@ def read_card(
             else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
     return read_json(folder / "encoder.json")
 
-# %% ../nbs/05_runs.ipynb #a79d91c7
+# %% ../nbs/05_runs.ipynb #e3446399
 def check_card(
     card: dict,  # of an encoder
     store: Store,  # that it is to be trained and tested on
     folder: str | Path,  # where the encoder is, for the message
     allow_seen: str | None = None,  # "names": people of one name are not the same; "all": testing on seen is intended
+    sources: tuple[int, ...] | None = None,  # the encoder's channels to use, where it has more than the store
 ) -> None:
     """Refuse an encoder that does not fit a store, or was trained on somebody whom the store keeps for testing."""
-    for what, has, needs in (("dimension(s)", card["spatial_dims"], store.spatial_dims),
-                             ("channel(s)", card["in_channels"], store.channels)):
-        if has != needs:
-            raise InputError(f"{folder}: its encoder is made for {has} {what}, but {store.folder} holds images with "
-                             f"{needs}. Pretrain on a store of the same kind.")
+    if card["spatial_dims"] != store.spatial_dims:
+        raise InputError(f"{folder}: its encoder is made for {card['spatial_dims']} dimensions, but {store.folder} "
+                         f"holds images with {store.spatial_dims}. Pretrain on a store of the same kind.")
+    if card["in_channels"] > store.channels and sources is None:
+        raise InputError(f"{folder}: its encoder reads {card['in_channels']} channels, but {store.folder} has "
+                         f"{store.channels}. Say which of the encoder's channels they are, as sources=[0], or pretrain "
+                         "on a store with as many.")
     one_of((None, "names", "all"), allow_seen=allow_seen)
     test, images, people = store.split("test"), set(card["trained_on"]), set(card["people"])
     files = [name for name in test if store.cases[name]["fingerprint"] in images]

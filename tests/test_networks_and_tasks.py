@@ -9,7 +9,7 @@ from conftest import SMALL
 from monai.networks.nets import DynUNet
 
 from ssl3d.cohorts import InputError
-from ssl3d.networks import Segmenter, dynunet_name, load_encoder, load_weights, make_encoder, save_encoder, seeded
+from ssl3d.networks import Segmenter, dynunet_names, load_encoder, load_weights, make_encoder, save_encoder, seeded
 from ssl3d.tasks import NAMES, TASKS
 from ssl3d.tasks.rotation import describe, rotations, turn
 from ssl3d.tasks.task import Batch, hits
@@ -44,7 +44,7 @@ def test_our_network_is_dynunet(dims, widths):
         res_block=True,
         norm_name=("group", {"num_groups": groups, "affine": True}),
     ).eval()
-    moved = {dynunet_name(k, n): v for k, v in ours.state_dict().items()}
+    moved = {name: ours.state_dict()[k] for k, name in dynunet_names(ours).items()}
     assert set(moved) == {k for k in theirs.state_dict() if not k.startswith("skip_layers")}
     theirs.load_state_dict(moved, strict=False)
     x = torch.rand(1, 2, *[16 if n == 5 else 8] * dims)

@@ -1,0 +1,203 @@
+"""Every architecture: pretrained by every task, widened, moved to and from MONAI, and fine-tuned."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from monai.networks.nets import DynUNet
+
+from ssl3d.cohorts import InputError, open_cohort
+from ssl3d.finetune import finetune, load_segmenter, make_segmenter
+from ssl3d.networks import (
+    ENCODERS,
+    Segmenter,
+    dynunet_names,
+    input_convolutions,
+    load_dynunet,
+    load_encoder,
+    make_encoder,
+    save_encoder,
+    widen,
+)
+from ssl3d.pretrain import make_task, pretrain
+from ssl3d.store import prepare
+from ssl3d.tasks import NAMES
+from ssl3d.tasks.task import Batch
+
+SMALL = (4, 8, 16)
+RNG = np.random.default_rng(0)
+
+
+def widths_of(name):
+    return {"widths": SMALL} if name in ("unet", "dynunet") else {}
+
+
+@pytest.mark.parametrize("task", NAMES)
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_encoder_learns_every_task(name, task):
+    encoder = make_encoder(name, 2, 1, **widths_of(name))
+    network = make_task(task, encoder, seed=0, options={"grid": 3, "overlap": 0.0} if task == "cpc" else None)
+    size = 160 if "dense" in name else 64
+    batch = Batch(torch.rand(2, 1, size, size, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]))
+    example = network.make(batch, torch.Generator().manual_seed(0))
+    network.loss(network(example.inputs), example.targets).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters()), (
+        "all of it is trained"
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in ENCODERS if n != "resnet50"])
+def test_every_encoder_works_in_3d_and_segments(name):
+    encoder = make_encoder(name, 3, 2, **widths_of(name))
+    network = Segmenter(encoder, n_classes=3)
+    side = max(32, network.step)
+    scores = network(torch.rand(2, 2, side, side, side))
+    assert scores.shape == (2, 3, side, side, side)
+    norms = {type(m).__name__ for m in encoder.modules() if "Norm" in type(m).__name__}
+    assert any("BatchNorm" in n for n in norms) == ("batchnorm" in name), "images of a batch do not see each other"
+    scores.mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    with pytest.raises(InputError, match=f"multiple of {network.step}"):
+        network(torch.rand(1, 2, side + 1, side, side))
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_is_kept_and_comes_back(name, tmp_path):
+    encoder = make_encoder(name, 2, 3, **widths_of(name), seed=1).eval()
+    save_encoder(encoder, tmp_path, {"task": "none", "trained_on": [], "people": []})
+    again, x = load_encoder(tmp_path).eval(), torch.rand(1, 3, 64, 64)
+    assert again.architecture == name
+    assert all(torch.equal(a, b) for a, b in zip(encoder(x), again(x)))
+
+
+@pytest.mark.parametrize("old, new", [(1, 4), (2, 4), (2, 3), (3, 7), (2, 2)])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_widened_means_equal(name, old, new):
+    encoder = make_encoder(name, 2, old, **widths_of(name)).eval()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    x = torch.rand(2, old, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = encoder(x)
+        changed = widen(encoder, new)
+        found = encoder(x[:, [k % old for k in range(new)]])
+    assert all((a - b).abs().max() < 1e-4 * (1 + a.abs().max()) for a, b in zip(wanted, found))
+    after = encoder.state_dict()
+    assert encoder.in_channels == new and set(changed) == {
+        k for k in after if after[k].shape[1:2] == (new,) and before[k].shape[1:2] == (old,) and k in changed
+    }
+    assert all(torch.equal(before[k], after[k]) for k in after if k not in changed), "nothing else has changed"
+    assert len(changed) == (2 if name in ("unet", "dynunet") else 1)
+
+
+def test_widening_as_the_paper_does_it_grows_the_response():
+    scaled, copied = (make_encoder("unet", 3, 1, SMALL) for _ in range(2))
+    weight = scaled.stages[0].conv1.conv.weight.detach().clone()
+    widen(scaled, 4)
+    widen(copied, 4, scaled=False)
+    for channel in range(4):
+        assert torch.allclose(scaled.stages[0].conv1.conv.weight[:, channel], weight[:, 0] / 4)
+        assert torch.equal(copied.stages[0].conv1.conv.weight[:, channel], weight[:, 0])
+    with pytest.raises(InputError, match="fewer"):
+        widen(copied, 2)
+    for wrong in ((0,), (0, 9), (0, -1)):
+        with pytest.raises(InputError, match="sources"):
+            widen(copied, 2, wrong)
+    named = make_encoder("unet", 3, 5, SMALL)
+    weight = named.stages[0].conv3.conv.weight.detach().clone()
+    widen(named, 3, sources=(3, 1, 3))
+    assert torch.allclose(
+        named.stages[0].conv3.conv.weight, weight[:, [3, 1, 3]] / torch.tensor([2, 1, 2.0])[None, :, None, None, None]
+    )
+
+
+def test_a_block_without_a_shortcut_convolution_is_not_widened():
+    with pytest.raises(InputError, match="first block adds the image"):
+        widen(make_encoder("unet", 3, 4, SMALL), 5)
+
+
+def test_input_convolutions_leave_no_trace():
+    encoder = make_encoder("densenet121-batchnorm", 2, 3).train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    assert list(input_convolutions(encoder)) == ["network.conv0"] and encoder.training
+    assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items()), "running statistics included"
+    assert not any(m._forward_pre_hooks for m in encoder.modules())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_weights_of_a_dynunet_there_and_back(norm, dims):
+    names = {"group": ("group", {"num_groups": 4, "affine": True}), "instance": ("INSTANCE", {"affine": True})}
+    theirs = DynUNet(
+        dims, 2, 3, [3] * 3, [1, 2, 2], [2, 2], filters=SMALL, res_block=True, norm_name=names[norm]
+    ).eval()
+    architecture = {"group": "unet", "instance": "dynunet"}[norm]
+    whole = Segmenter(make_encoder(architecture, dims, 2, SMALL), n_classes=3).eval()
+    alone = make_encoder(architecture, dims, 2, SMALL, seed=5).eval()
+    assert load_dynunet(whole, theirs.state_dict()) == []
+    left = load_dynunet(alone, theirs.state_dict())
+    assert left and all(name.startswith(("upsamples", "output_block")) for name in left)
+    x = torch.rand(1, 2, *[32] * dims)
+    with torch.no_grad():
+        assert torch.equal(whole(x), theirs(x))
+        assert all(torch.equal(a, b) for a, b in zip(alone(x), whole.encoder(x)))
+        fresh = DynUNet(dims, 2, 3, [3] * 3, [1, 2, 2], [2, 2], filters=SMALL, res_block=True, norm_name=names[norm])
+        fresh.load_state_dict(
+            {theirs: whole.state_dict()[ours] for ours, theirs in dynunet_names(whole).items()}, strict=False
+        )
+        assert torch.equal(fresh.eval()(x), theirs(x))
+    before = {k: v.clone() for k, v in alone.state_dict().items()}
+    wrong = theirs.state_dict() | {"bottleneck.conv1.conv.weight": torch.zeros(1)}
+    with pytest.raises(InputError, match="1 weight.*bottleneck.conv1.conv.weight.*Nothing was loaded"):
+        load_dynunet(alone, wrong)
+    assert all(torch.equal(before[k], v) for k, v in alone.state_dict().items())
+    with pytest.raises(InputError, match="only a U-Net"):
+        load_dynunet(make_encoder("resnet18", 2, 1), {})
+
+
+@pytest.fixture(scope="module")
+def cohorts(tmp_path_factory):
+    """A store of one modality and one of three, with masks, of other people."""
+    folder = tmp_path_factory.mktemp("cohorts")
+    stores = {}
+    for name, channels in (("one", 1), ("three", 3)):
+        (folder / name).mkdir()
+        for i in range(6):
+            write_nifti(folder / name / f"{name}{i}_t.nii", RNG.random((16, 16, 16, channels)).astype(np.float32))
+            write_nifti(folder / name / f"{name}{i}_m.nii", RNG.integers(0, 2, (16, 16, 16)).astype(np.uint8))
+        cohort = open_cohort(folder / name, images="{id}_t.nii", masks="{id}_m.nii")
+        stores[name] = prepare(cohort, folder / f"{name}-store", size=16, progress=False)
+    pretrain("rotation", folder / "one-store", folder / "rot", epochs=1, widths=SMALL, progress=False)
+    pretrain("rotation", folder / "three-store", folder / "rot3", epochs=1, widths=SMALL, progress=False)
+    return stores | {"rot": folder / "rot", "rot3": folder / "rot3"}
+
+
+def test_fine_tuning_with_more_modalities_says_what_came_from_where(cohorts, tmp_path):
+    run = finetune(cohorts["three"].folder, tmp_path / "ft", encoder=cohorts["rot"], epochs=1, warmup=1, progress=False)
+    origins = json.loads((run / "origins.json").read_text())
+    assert origins["widened"] == ["encoder.stages.0.conv1.conv.weight", "encoder.stages.0.conv3.conv.weight"]
+    network = load_segmenter(run, cohorts["three"])
+    assert sorted(sum(origins.values(), [])) == sorted(network.state_dict())
+    assert all(name.startswith("decoder") for name in origins["new"])
+    encoder = load_encoder(cohorts["rot"]).state_dict()
+    for name in origins["loaded"]:
+        assert torch.equal(network.state_dict()[name], encoder[name.removeprefix("encoder.")]), "frozen all along"
+    thirds = network.encoder.stages[0].conv1.conv.weight
+    assert torch.allclose(thirds[:, :1] * 3, encoder["stages.0.conv1.conv.weight"])
+
+
+def test_fewer_modalities_have_to_be_named(cohorts, tmp_path):
+    with pytest.raises(InputError, match="reads 3 channels.*has 1.*sources"):
+        finetune(cohorts["one"].folder, tmp_path / "ft", encoder=cohorts["rot3"], epochs=1, progress=False)
+    network, origins = make_segmenter(cohorts["one"], cohorts["rot3"], sources=(2,))
+    kept = load_encoder(cohorts["rot3"]).stages[0].conv1.conv.weight
+    assert torch.equal(network.encoder.stages[0].conv1.conv.weight[:, 0], kept[:, 2]) and len(origins["widened"]) == 2
+
+
+def test_another_architecture_from_scratch(cohorts, tmp_path):
+    run = finetune(cohorts["three"].folder, tmp_path / "ft", architecture="segresnet", epochs=1, progress=False)
+    assert load_segmenter(run, cohorts["three"]).encoder.architecture == "segresnet"
+    assert json.loads((run / "origins.json").read_text())["loaded"] == []
+    with pytest.raises(InputError, match="multiple of 32"):
+        make_segmenter(cohorts["one"], architecture="resnet18")
