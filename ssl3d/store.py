@@ -84,7 +84,7 @@ def is_free(folder: Path) -> bool:
         return True
     return folder.is_dir() and all(entry.suffix in (".part", ".lock") for entry in folder.iterdir())
 
-# %% ../nbs/02_store.ipynb #356b26c2
+# %% ../nbs/02_store.ipynb #c8ac9a39
 UNITS = {"float16": 1, "uint8": 255}  # how numbers are kept, and what 1.0 becomes
 
 
@@ -112,7 +112,8 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
     record = {"id": case.id, "stamp": stamp, "cropped": "content" in arrays, "stored": list(ready.image.shape),
               "classes": np.unique(arrays["masks"]).tolist() if "masks" in arrays else [], **ready.facts,
               "box": ready.box, "rounding": max(error for _, error in kept.values()),
-              "files": [*map(str, case.images)], "mask": str(case.mask) if case.mask else None,
+              "files": [*map(os.path.abspath, case.images)],
+              "mask": os.path.abspath(case.mask) if case.mask else None,
               "fingerprint": fingerprint(case.images),
               "mask_fingerprint": fingerprint((case.mask,)) if case.mask else None,
               "arrays": {name: _digest(array) for name, array in arrays.items()},

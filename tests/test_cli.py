@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from conftest import SAMPLES, write_nifti
 
@@ -40,6 +41,39 @@ def walk(source, folder, size, labels):
 def test_four_commands(tmp_path):
     walk(SAMPLES, tmp_path, 16, 0.2)
     assert (tmp_path / "ft/scores.csv").exists() and (tmp_path / "rot/encoder.safetensors").exists()
+
+
+def test_predicting_checking_and_grading(tmp_path):
+    rows = [f"{SAMPLES / 'imagesTr' / f'brain_{i:03d}.nii.gz'},{i % 2}" for i in range(1, 13)]
+    (tmp_path / "graded.csv").write_text("image,grade\n" + "\n".join(rows))
+    store = walk(SAMPLES, tmp_path, 16, 0.2)
+    for command, said in (
+        (("predict", tmp_path / "ft", store, tmp_path / "masks"), "6 masks"),
+        (("check", store), "32 cases"),
+        (("prepare", tmp_path / "graded.csv", tmp_path / "graded", "--size", 16, "--plan", "true"), "GB and"),
+        (("prepare", tmp_path / "graded.csv", tmp_path / "graded", "--size", 16, "--dtype", "uint8"), "kept as uint8"),
+        (
+            (
+                "classify",
+                tmp_path / "graded",
+                "--epochs",
+                1,
+                "--widths",
+                WIDTHS,
+                "--ordinal",
+                "true",
+                "--out",
+                tmp_path / "c",
+            ),
+            "kappa",
+        ),
+    ):
+        done = ssl3d(*command)
+        assert done.returncode == 0 and said in done.stdout, done.stderr
+    masks = sorted((tmp_path / "masks").glob("*.nii.gz"))
+    shapes = {nib.load(file).shape for file in masks}
+    assert len(masks) == 6 and shapes == {(48, 48, 48)}
+    assert (tmp_path / "c/predictions.csv").exists()
 
 
 def test_four_commands_on_real_hippocampi(real_data, tmp_path):

@@ -356,6 +356,8 @@ def test_nothing_imports_upwards():
         "pretrain",
         "metrics",
         "finetune",
+        "predict",
+        "classify",
         "experiments",
         "curves",
         "demo",

@@ -1,0 +1,183 @@
+"""Grading whole images: bits, probabilities, scores, frozen encoders, and real retinas."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_nifti
+from sklearn.metrics import cohen_kappa_score
+
+from ssl3d.classify import (
+    _balance,
+    classify,
+    grade,
+    grade_bits,
+    grade_probabilities,
+    likely_grade,
+    load_classifier,
+    make_classifier,
+    summary,
+)
+from ssl3d.cohorts import InputError, open_cohort
+from ssl3d.metrics import read_scores
+from ssl3d.networks import load_encoder
+from ssl3d.pretrain import pretrain
+from ssl3d.store import prepare
+from ssl3d.training import read_batch
+
+SMALL = (4, 8, 16)
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """Volumes whose grade is how bright their ball is beside a bright corner; three in ten are not graded."""
+    folder, rng, rows = tmp_path_factory.mktemp("graded"), np.random.default_rng(0), []
+    for i in range(30):
+        volume = rng.random((16, 16, 16)).astype(np.float32) * 0.1
+        volume[0, 0, 0] = 3
+        volume[4:12, 4:12, 4:12] += i % 3
+        write_nifti(folder / f"b{i:02d}.nii", volume)
+        rows.append(f"b{i:02d}.nii,{i % 3 if i < 21 else ''}")
+    (folder / "t.csv").write_text("image,grade\n" + "\n".join(rows))
+    return prepare(folder / "t.csv", folder / "store", size=16, test=0.34, crop=False, progress=False)
+
+
+@pytest.mark.parametrize("ordinal", [False, True])
+def test_grades_are_learned_and_written(graded, tmp_path, ordinal):
+    run = classify(
+        graded.folder,
+        tmp_path / "run",
+        widths=SMALL,
+        epochs=40,
+        warmup=0,
+        batch_size=4,
+        lr=1e-2,
+        ordinal=ordinal,
+        progress=False,
+    )
+    rows = read_scores(run / "predictions.csv")
+    assert [r["case"] for r in rows] == graded.split("test"), "every test case is there, graded or not"
+    assert all(abs(sum(float(r[f"p{k}"]) for k in range(3)) - 1) < 1e-5 for r in rows)
+    known = [r for r in rows if r["grade"] != ""]
+    assert 0 < len(known) < len(rows)
+    scores = read_scores(run / "scores.csv")[0]
+    truth, answers = ([int(r[k]) for r in known] for k in ("grade", "predicted"))
+    assert scores["kappa"] == pytest.approx(cohen_kappa_score(truth, answers, weights="quadratic"), abs=1e-5)
+    assert scores["kappa"] > 0.9 and int(scores["cases"]) == len(known), "three brightnesses are easy"
+    again = grade(load_classifier(run, graded), graded, graded.split("test"), ordinal)
+    assert [str(r["predicted"]) for r in again] == [r["predicted"] for r in rows]
+    assert "kappa" in summary(run) and "0 loaded" in summary(run)
+
+
+def test_bits_and_probabilities():
+    for n in (2, 3, 5):
+        grades = torch.arange(n)
+        bits = grade_bits(grades, n)
+        assert bits.shape == (n, n - 1) and bits.sum(1).tolist() == grades.tolist()
+        sure = grade_probabilities((bits * 2 - 1) * 30, ordinal=True)
+        assert torch.allclose(sure, torch.eye(n), atol=1e-5) and likely_grade(sure, True).tolist() == grades.tolist()
+    scores = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * 4
+    for ordinal, n in ((True, 5), (False, 4)):
+        found = grade_probabilities(scores, ordinal)
+        assert found.shape == (500, n) and (found >= 0).all() and torch.allclose(found.sum(1), torch.ones(500))
+        assert likely_grade(found, ordinal).min() >= 0 and likely_grade(found, ordinal).max() < n
+    chances = scores.sigmoid().cumprod(1)
+    assert torch.equal(likely_grade(grade_probabilities(scores, True), True), (chances > 0.5).sum(1))
+
+
+def test_rare_grades_get_their_share():
+    grades = [0] * 6 + [1] * 3 + [2]
+    weights = _balance(grades, 3, ordinal=False)
+    assert torch.allclose(torch.stack([weights[g] * grades.count(g) for g in range(3)]), torch.full((3,), 10 / 3))
+    assert _balance(grades, 3, ordinal=True).tolist() == pytest.approx([6 / 4, 9 / 1])
+
+
+def test_an_encoder_that_is_frozen_moves_in_nothing(graded, tmp_path):
+    few = {"epochs": 1, "batch_size": 4, "progress": False}
+    encoder = pretrain("rotation", graded.folder, tmp_path / "rot", widths=SMALL, **few)
+    run = classify(
+        graded.folder, tmp_path / "frozen", encoder=encoder, epochs=2, warmup=2, head="linear", progress=False
+    )
+    before, after = load_encoder(encoder).state_dict(), load_classifier(run, graded).encoder.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    fresh = make_classifier(graded, 3, "linear", encoder)[0].head.state_dict()
+    assert not all(torch.equal(fresh[k], v) for k, v in load_classifier(run, graded).head.state_dict().items())
+    origins = json.loads((run / "origins.json").read_text())
+    assert origins["new"] == ["head.0.weight", "head.0.bias"] and len(origins["loaded"]) == len(before)
+    moved = classify(graded.folder, tmp_path / "moved", encoder=encoder, epochs=2, warmup=0, progress=False)
+    assert not all(torch.equal(before[k], v) for k, v in load_classifier(moved, graded).encoder.state_dict().items())
+
+
+def test_running_statistics_stay_while_frozen(tmp_path):
+    from ssl3d.finetune import freeze
+
+    for i in range(4):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        np.save(tmp_path / f"in/{i}.npy", np.random.default_rng(i).random((40, 40)))
+    (tmp_path / "in/t.csv").write_text("image,grade\n" + "".join(f"{i}.npy,{i % 2}\n" for i in range(4)))
+    store = prepare(tmp_path / "in/t.csv", tmp_path / "store", size=32, test=0.5, progress=False)
+    network, _ = make_classifier(store, 2, architecture="densenet121-batchnorm")
+    before = {k: v.clone() for k, v in network.encoder.state_dict().items()}
+    freeze(network.encoder)
+    network(read_batch(store, store.split("train")).image).sum().backward()
+    assert all(torch.equal(before[k], v) for k, v in network.encoder.state_dict().items())
+    freeze(network.encoder, False)
+    network(read_batch(store, store.split("train")).image)
+    assert not all(torch.equal(before[k], v) for k, v in network.encoder.state_dict().items())
+
+
+def test_stopped_and_continued(graded, tmp_path):
+    how = {"widths": SMALL, "steps": 12, "batch_size": 4, "progress": False, "ordinal": True, "balanced": True}
+    whole = classify(graded.folder, tmp_path / "whole", **how)
+    again = classify(graded.folder, tmp_path / "again", **how)
+    for name in ("classifier.safetensors", "predictions.csv", "log.csv"):
+        assert (whole / name).read_bytes() == (again / name).read_bytes()
+    with pytest.raises(InputError, match="ordinal was True and is now False"):
+        classify(graded.folder, tmp_path / "whole", **how | {"ordinal": False})
+
+
+@pytest.mark.parametrize(
+    "how, said",
+    [
+        ({"head": "deep"}, "head"),
+        ({"labels": 0}, "share"),
+        ({"warmup": 99}, "longer"),
+        ({"architecture": "densenet121"}, "32"),
+        ({"architecture": "net"}, "not an encoder"),
+    ],
+)
+def test_what_cannot_be_is_refused(graded, tmp_path, how, said):
+    with pytest.raises(InputError, match=said):
+        classify(graded.folder, tmp_path / "x", **{"epochs": 1, "progress": False} | how)
+    assert not (tmp_path / "x").exists()
+
+
+def test_no_grades_no_classes(tmp_path):
+    for i in range(4):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_nifti(tmp_path / f"in/{i}.nii", np.random.default_rng(i).random((8, 8, 8)))
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    with pytest.raises(InputError, match="has grades for 0 training"):
+        classify(store.folder, tmp_path / "x", progress=False)
+
+
+def test_real_retinas(real_data, tmp_path):
+    cohort = open_cohort(real_data / "idrid_grading_512/labels.csv", columns={"grade": "dr_grade"})
+    store = prepare(cohort, tmp_path / "eyes", size=32, crop=False, progress=False)
+    encoder = pretrain(
+        "rotation", store.folder, tmp_path / "rot", epochs=1, batch_size=32, widths=SMALL, progress=False
+    )
+    run = classify(
+        store.folder,
+        tmp_path / "run",
+        encoder=encoder,
+        epochs=2,
+        batch_size=32,
+        ordinal=True,
+        balanced=True,
+        progress=False,
+    )
+    rows = read_scores(run / "predictions.csv")
+    assert {r["grade"] for r in rows} == set("01234") and len(rows) == len(store.split("test"))
+    assert np.isfinite(read_scores(run / "scores.csv")[0]["kappa"])
