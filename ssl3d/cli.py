@@ -121,11 +121,12 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, batch_size: 
                             widths=widths, slices=slices, seed=seed, preset=preset, options=options,
                             accelerator=accelerator, precision=precision))
 
-# %% ../nbs/60_cli.ipynb #d57ec21b
+# %% ../nbs/60_cli.ipynb #ba3c09c2
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
-             warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float = 1e-3,
+             warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float | None = None,
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
-             architecture: str = "unet", sources: tuple[int, ...] | None = None, scaled: bool = True,
+             architecture: str = "unet", sources: tuple[int, ...] | None = None, scaled: bool | None = None,
+             preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, accelerator: str = "auto", precision: str = "32-true"):
     """Train a segmentation network from an encoder or from scratch, and score it on the test subjects.
 
@@ -138,12 +139,13 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         warmup: epochs, the first of them, with a frozen encoder; a quarter of the training if not given
         steps: a fixed number of steps instead; warmup is then counted in steps, too
         batch_size: cases per step
-        lr: learning rate
+        lr: learning rate; 1e-3 if not given
         widths: filters per level where there is no encoder to load, as [32,64,128,256,512]
         seed: of the label subset, the order and the weights that are not loaded
         architecture: of the encoder where there is none to load, as in pretrain
         sources: for each modality, the encoder's channel whose weights it gets, as [0,0,1]; in turn if not given
-        scaled: divide copied weights by the number of copies; the paper does not
+        scaled: divide copied weights by the number of copies; true if not given
+        preset: paper, for the paper's warm-up, learning rate and copies, where they are not given
         allow_seen: names, where people of one name are not the same; all, to test on what was seen in pretraining
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
@@ -156,16 +158,17 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
 
     run = finetune.finetune(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
                             batch_size=batch_size, lr=lr, widths=widths, seed=seed, architecture=architecture,
-                            sources=sources, scaled=scaled, allow_seen=allow_seen, accelerator=accelerator,
-                            precision=precision)
+                            sources=sources, scaled=scaled, preset=preset, allow_seen=allow_seen,
+                            accelerator=accelerator, precision=precision)
     print(finetune.summary(run))
 
-# %% ../nbs/60_cli.ipynb #29b33c33
+# %% ../nbs/60_cli.ipynb #bc27a74b
 def classify(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
-             warmup: int | None = None, steps: int | None = None, batch_size: int = 8, lr: float = 1e-3,
+             warmup: int | None = None, steps: int | None = None, batch_size: int = 8, lr: float | None = None,
              head: Literal["hidden", "linear"] = "hidden", ordinal: bool = False, balanced: bool = False,
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0, architecture: str = "unet",
-             sources: tuple[int, ...] | None = None, scaled: bool = True,
+             sources: tuple[int, ...] | None = None, scaled: bool | None = None,
+             preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, accelerator: str = "auto", precision: str = "32-true"):
     """Train a network that grades images, from an encoder or from scratch, and grade the test subjects.
 
@@ -178,7 +181,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
         warmup: epochs, the first of them, with a frozen encoder; a quarter of the training if not given
         steps: a fixed number of steps instead; warmup is then counted in steps, too
         batch_size: cases per step
-        lr: learning rate; the paper has 5e-5
+        lr: learning rate; 1e-3 if not given
         head: hidden, a layer before the answer, or linear
         ordinal: ask "more than 0?", "more than 1?" and so on
         balanced: give rare grades more weight
@@ -186,7 +189,8 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
         seed: of the label subset, the order and the weights that are not loaded
         architecture: of the encoder where there is none to load, as in pretrain
         sources: for each modality, the encoder's channel whose weights it gets, as [0,0,1]; in turn if not given
-        scaled: divide copied weights by the number of copies; the paper does not
+        scaled: divide copied weights by the number of copies; true if not given
+        preset: paper, for the paper's warm-up, learning rate and copies, where they are not given
         allow_seen: names, where people of one name are not the same; all, to test on what was seen in pretraining
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
@@ -199,7 +203,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
 
     run = classify.classify(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
                             batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced, widths=widths,
-                            seed=seed, architecture=architecture, sources=sources, scaled=scaled,
+                            seed=seed, architecture=architecture, sources=sources, scaled=scaled, preset=preset,
                             allow_seen=allow_seen, accelerator=accelerator, precision=precision)
     print(classify.summary(run))
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import write_nifti
 from monai.networks.nets import DynUNet
 
@@ -201,3 +202,18 @@ def test_another_architecture_from_scratch(cohorts, tmp_path):
     assert json.loads((run / "origins.json").read_text())["loaded"] == []
     with pytest.raises(InputError, match="multiple of 32"):
         make_segmenter(cohorts["one"], architecture="resnet18")
+
+
+def test_the_paper_is_a_preset_and_the_user_goes_first(cohorts, tmp_path):
+    store, few = cohorts["three"].folder, {"widths": SMALL, "progress": False, "batch_size": 4}
+    run = finetune(store, tmp_path / "paper", preset="paper", epochs=25, **few)
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    assert (settings["lr"], settings["scaled"]) == (1e-5, False)
+    assert settings["warmup_steps"] == settings["steps"], "25 epochs of warm-up are all of them here"
+    run = finetune(store, tmp_path / "own", preset="paper", epochs=2, warmup=0, lr=1e-2, scaled=True, **few)
+    settings = yaml.safe_load((run / "settings.yaml").read_text())
+    assert (settings["lr"], settings["scaled"], settings["warmup_steps"]) == (1e-2, True, 0)
+    with pytest.raises(InputError, match="longer than the training"):
+        finetune(store, tmp_path / "short", preset="paper", epochs=3, **few)
+    with pytest.raises(InputError, match="preset"):
+        finetune(store, tmp_path / "x", preset="article", epochs=3, **few)
