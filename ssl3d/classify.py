@@ -6,7 +6,7 @@
 __all__ = ['PAPER_CLASSIFICATION', 'Classifier', 'grade_bits', 'grade_probabilities', 'likely_grade', 'make_classifier', 'grade',
            'classify', 'load_classifier', 'summary']
 
-# %% ../nbs/43_classify.ipynb #a0ee0060
+# %% ../nbs/43_classify.ipynb #f5e24d0a
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,15 @@ from torch.nn import functional as F
 
 from . import __version__
 from .cohorts import InputError
-from .finetune import encoder_origin, freeze, plan_steps, preset_or_default, starting_encoder, weight_origins
+from ssl3d.finetune import (
+    encoder_origin,
+    freeze,
+    plan_steps,
+    preset_or_default,
+    starting_encoder,
+    told_origins,
+    weight_origins,
+)
 from .metrics import grading_scores, read_scores, write_scores
 from .networks import WIDTHS, load_weights, save_weights, seeded
 from .runs import begin_run, check_numbers, one_of
@@ -205,7 +213,7 @@ def classify(
     write_scores(out / "scores.csv", [{"cases": len(known)} | scores])
     return out
 
-# %% ../nbs/43_classify.ipynb #a5fe4220
+# %% ../nbs/43_classify.ipynb #ab8e9083
 def load_classifier(out: str | Path, store: Store) -> Classifier:
     """The trained network of a `classify` run on `store`; raises `InputError` where anything does not fit."""
     if not (Path(out) / "classifier.json").exists():
@@ -221,6 +229,6 @@ def summary(run: str | Path) -> str:
     """Kappa and accuracy of a finished run, in one line."""
     if not (Path(run) / "scores.csv").exists():
         raise InputError(f"{run}: has no scores.csv. Is this a finished run of `classify`?")
-    scores, origins = read_scores(Path(run) / "scores.csv")[0], read_json(Path(run) / "origins.json")
-    return f"{run}: weights {', '.join(f'{len(names)} {origin}' for origin, names in origins.items())}. " \
+    scores = read_scores(Path(run) / "scores.csv")[0]
+    return f"{run}: {told_origins(run)}. " \
         f"Quadratic kappa {scores['kappa']:.3f}, accuracy {scores['accuracy']:.3f} over {scores['cases']} test cases"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_SEGMENTATION', 'freeze', 'starting_encoder', 'weight_origins', 'preset_or_default', 'plan_steps',
-           'make_segmenter', 'segment', 'score', 'finetune', 'summary', 'encoder_origin', 'load_segmenter']
+           'make_segmenter', 'segment', 'score', 'finetune', 'told_origins', 'summary', 'encoder_origin',
+           'load_segmenter']
 
 # %% ../nbs/41_finetune.ipynb #ee7a33ab
 from pathlib import Path
@@ -214,16 +215,22 @@ def finetune(
     write_scores(out / "scores.csv", score(segment(network, store, labelled["test"]), store))
     return out
 
-# %% ../nbs/41_finetune.ipynb #c9f77ddd
+# %% ../nbs/41_finetune.ipynb #a6e1a16c
+def told_origins(run: str | Path) -> str:
+    """How many weights of a run's network came from where, in words."""
+    origins = read_json(Path(run) / "origins.json")
+    return "weights " + ", ".join(f"{len(names)} {origin}" for origin, names in origins.items())
+
+
 def summary(run: str | Path) -> str:
     """The mean Dice of each class over the test cases of a finished run, in one line."""
     if not (Path(run) / "scores.csv").exists():
         raise InputError(f"{run}: has no scores.csv. Is this a finished fine-tuning run?")
     rows = read_scores(Path(run) / "scores.csv")
     mean = {c: np.mean([r["dice"] for r in rows if r["class"] == c]) for c in dict.fromkeys(r["class"] for r in rows)}
-    cases, origins = len({r["case"] for r in rows}), read_json(Path(run) / "origins.json")
-    return f"{run}: weights {', '.join(f'{len(names)} {origin}' for origin, names in origins.items())}. " \
-        f"Dice over {cases} test cases: " + ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
+    cases = len({r["case"] for r in rows})
+    return f"{run}: {told_origins(run)}. Dice over {cases} test cases: " + \
+        ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
 
 # %% ../nbs/41_finetune.ipynb #e154ee3b
 def encoder_origin(encoder: str | Path | None) -> str | None:

@@ -78,7 +78,16 @@ class UNetEncoder(nn.Module):
             features.append(x)
         return features
 
-# %% ../nbs/10_networks.ipynb #6a6d53cd
+# %% ../nbs/10_networks.ipynb #26224135
+@torch.no_grad()
+def _look(encoder: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
+    """The maps of an image; the encoder stays as it was, running statistics and mode included."""
+    training = encoder.training
+    maps = encoder.eval()(image)
+    encoder.train(training)
+    return maps
+
+
 class AdaptedEncoder(nn.Module):
     """Any network with a hierarchy of maps as an encoder: (B, in_channels, *space) to them, fine to coarse."""
 
@@ -93,9 +102,8 @@ class AdaptedEncoder(nn.Module):
         super().__init__()
         self.network, self.maps = network, maps
         self.spatial_dims, self.in_channels, self.min_side = spatial_dims, in_channels, min_side
-        with torch.no_grad():
-            found = self.eval()(torch.zeros(1, in_channels, *[2 * min_side] * spatial_dims))
-        self.channels, _ = tuple(m.shape[1] for m in found), self.train()
+        found = _look(self, torch.zeros(1, in_channels, *[2 * min_side] * spatial_dims))
+        self.channels = tuple(m.shape[1] for m in found)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         return self.maps(self.network, x)
@@ -189,7 +197,7 @@ class UNetDecoder(nn.Module):
             x = up(x, skip)
         return self.out(x)
 
-# %% ../nbs/10_networks.ipynb #1e21084b
+# %% ../nbs/10_networks.ipynb #f1805d22
 class Segmenter(nn.Module):
     """Encoder and decoder: (B, C, *space) to class scores (B, n_classes, *space)."""
 
@@ -197,10 +205,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder = encoder
         dims, channels, norm = encoder.spatial_dims, tuple(encoder.channels), getattr(encoder, "norm", None)
-        with torch.no_grad():
-            side = 2 ** len(channels)
-            finest = encoder.eval()(torch.zeros(1, encoder.in_channels, *[side] * dims))[0].shape[-1]
-        encoder.train()
+        side = 2 ** len(channels)
+        finest = _look(encoder, torch.zeros(1, encoder.in_channels, *[side] * dims))[0].shape[-1]
         self.step = side // finest * 2 ** (len(channels) - 1)  # what every side has to be a multiple of
         self.full = None
         if finest < side:
@@ -318,7 +324,7 @@ def load_encoder(folder: str | Path) -> nn.Module:
     load_weights(encoder, Path(folder) / "encoder.safetensors")
     return encoder
 
-# %% ../nbs/10_networks.ipynb #59dc0753
+# %% ../nbs/10_networks.ipynb #e8c1f058
 def input_convolutions(encoder: nn.Module) -> dict[str, nn.Module]:  # name -> convolution
     """The convolutions that read the image itself, found by watching one go through (a residual block has two)."""
     found, hooks = {}, []
@@ -327,10 +333,7 @@ def input_convolutions(encoder: nn.Module) -> dict[str, nn.Module]:  # name -> c
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             hooks.append(module.register_forward_pre_hook(
                 lambda module, inputs, name=name: found.update({name: module}) if inputs[0] is image else None))
-    training = encoder.training
-    with torch.no_grad():
-        encoder.eval()(image)
-    encoder.train(training)
+    _look(encoder, image)
     for hook in hooks:
         hook.remove()
     return found

@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from .cohorts import Case, Cohort, InputError, is_series, open_cohort
 from .finetune import load_segmenter
-from .scans import fingerprint, prepare_scan, read_scan, resize
-from .store import Store, is_free, read_json, refuse_difference, write_json, write_whole
+from .scans import fingerprint, nifti_header, prepare_scan, read_scan, resize
+from .store import Store, as_kept, is_free, read_json, refuse_difference, write_json, write_whole
 from .training import read_batch
 
 # %% ../nbs/42_predict.ipynb #80dfd524
@@ -51,23 +51,15 @@ class Grid(NamedTuple):
     header: nib.Nifti1Header | None  # for a NIfTI file on this grid; None where the format knows no place
 
 
-def _nifti_header(path: Path) -> nib.Nifti1Header:
-    """The header of a NIfTI file, plain or packed, whatever its name says."""
-    with open(path, "rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if packed else open(path, "rb") as f:
-        start = f.read(nib.Nifti2Header.sizeof_hdr)
-    kind = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(start) else nib.Nifti1Header
-    return kind(start[: kind.sizeof_hdr])
-
-
 def read_grid(path: str | Path) -> Grid:  # anything that `ssl3d.scans.read_scan` reads
     """The grid of a scan as it lies on disk; raises `InputError` for what cannot be read."""
     path = Path(path)
     if path.name.lower().endswith((".nii", ".nii.gz")) and not is_series(path):
         try:
-            header = _nifti_header(path)
+            header = nifti_header(path)
             return Grid(header.get_data_shape()[:3], header.get_best_affine(), header)
+        except InputError:
+            raise
         except Exception as e:  # gzip, zlib and nibabel each have their own
             raise InputError(f"{path}: has a header that cannot be read ({type(e).__name__}: {e}). Is the file "
                              "whole?") from None
@@ -156,8 +148,7 @@ def _from_store(case: Case, store: Store) -> torch.Tensor:
     try:
         same = fingerprint(case.images) == store.cases[case.id]["fingerprint"]
     except (InputError, OSError) as e:
-        at = "" if case.images[0].is_absolute() else f" (from the folder {Path.cwd()}, since its path is relative)"
-        raise InputError(f"{case.images[0]}: cannot be read any more{at}, and case '{case.id}' of {store.folder} was "
+        raise InputError(f"{case.images[0]}: cannot be read any more, and case '{case.id}' of {store.folder} was "
                          f"made from it. Put it back, or prepare a new store. ({e})") from None
     if not same:
         raise InputError(f"{case.images[0]}: was changed since {store.folder} was made from it. Put the old file back, "
@@ -183,7 +174,8 @@ def _from_files(case: Case, store: Store) -> torch.Tensor:
     if image.ndim != 1 + store.spatial_dims or len(image) != store.channels:
         raise InputError(f"{case.images[0]}: case '{case.id}' has {len(image)} channel(s) in {image.ndim - 1}D, but "
                          f"the network was trained on {store.channels} in {store.spatial_dims}D.")
-    return (image * store.unit).round() / store.unit if settings["dtype"] == "uint8" else image.half().float()
+    kept, _ = as_kept(image.numpy(), settings["dtype"])
+    return torch.from_numpy(kept).float() / store.unit
 
 # %% ../nbs/42_predict.ipynb #f669d136
 def _begin(out: Path, card: dict, source: Path) -> None:
