@@ -6,7 +6,7 @@
 __all__ = ['PAPER_CLASSIFICATION', 'Classifier', 'grade_bits', 'grade_probabilities', 'likely_grade', 'make_classifier', 'grade',
            'classify', 'load_classifier', 'summary']
 
-# %% ../nbs/43_classify.ipynb #f5e24d0a
+# %% ../nbs/43_classify.ipynb #bf308d5e
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from .cohorts import InputError
 from ssl3d.finetune import (
     encoder_origin,
     freeze,
+    keep_trained,
     plan_steps,
     preset_or_default,
     starting_encoder,
@@ -26,8 +27,8 @@ from ssl3d.finetune import (
     weight_origins,
 )
 from .metrics import grading_scores, read_scores, write_scores
-from .networks import WIDTHS, load_weights, save_weights, seeded
-from .runs import begin_run, check_numbers, one_of
+from .networks import WIDTHS, load_weights, seeded
+from .runs import begin_run, check_numbers, one_of, provenance, read_card
 from .splits import label_subset
 from .store import Store, read_json, write_json
 from .training import images_of_step, read_batch, train
@@ -140,7 +141,7 @@ def grade(
         rows.append({"case": name} | answer | {f"p{k}": round(p, 6) for k, p in enumerate(found[0].tolist())})
     return rows
 
-# %% ../nbs/43_classify.ipynb #e0bd5605
+# %% ../nbs/43_classify.ipynb #b6e90d45
 PAPER_CLASSIFICATION = {"warmup": 5, "lr": 5e-5, "scaled": False}  # appendix A, for pictures
 
 
@@ -165,6 +166,7 @@ def classify(
     scaled: bool | None = None,  # divide copied weights by the number of copies; True if None
     preset: str | None = None,  # "paper" for the paper's warm-up, learning rate and copies, where they are not given
     allow_seen: str | None = None,  # "names": test people who have the names of pretraining people are others; or "all"
+    fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's test cases if None
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
@@ -176,7 +178,7 @@ def classify(
     """
     warmup, lr, scaled = preset_or_default(PAPER_CLASSIFICATION, preset, warmup, lr, scaled)
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
-    store, out = Store(store), Path(out)
+    store, out = Store(store, fold), Path(out)
     graded = {part: {n: store.cases[n]["grade"] for n in store.split(part) if store.cases[n]["grade"] is not None}
               for part in ("train", "test")}
     n_grades = 1 + max([0, *graded["train"].values(), *graded["test"].values()])
@@ -190,8 +192,8 @@ def classify(
     settings = {"command": "classify", "store": store.hash, "encoder": encoder_origin(encoder), "labels": labels,
                 "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr, "head": head,
                 "ordinal": ordinal, "balanced": balanced, "widths": list(network.encoder.channels), "seed": seed,
-                "precision": precision} | how | {"architecture": network.encoder.architecture,
-                                                 "sources": None if sources is None else list(sources)}
+                "precision": precision, "fold": fold and list(fold)} | how | {
+                    "architecture": network.encoder.architecture, "sources": sources and list(sources)}
     begin_run(out, settings)
     write_json(out / "origins.json", origins)
     if (out / "scores.csv").exists():
@@ -204,8 +206,9 @@ def classify(
 
     train(network, _measure(warmup_steps, n_grades, ordinal, weights), read, out, n_steps=n_steps, lr=lr,
           title=f"classify {len(names)} labels", progress=progress, accelerator=accelerator, precision=precision)
-    save_weights(network, out / "classifier.safetensors")
-    write_json(out / "classifier.json", settings | {"n_grades": n_grades, "trained_on": names, "ssl3d": __version__})
+    keep_trained(network, out, "classifier", settings | {"n_grades": n_grades, "trained_on": names,
+                                                         "ssl3d": __version__},
+                 provenance(store, names, read_card(encoder) if encoder else None))
     rows = grade(network, store, store.split("test"), ordinal)
     write_scores(out / "predictions.csv", rows)
     known = [r for r in rows if r["grade"] != ""]

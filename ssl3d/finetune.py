@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PAPER_SEGMENTATION', 'freeze', 'starting_encoder', 'weight_origins', 'preset_or_default', 'plan_steps',
-           'make_segmenter', 'segment', 'score', 'finetune', 'told_origins', 'summary', 'encoder_origin',
-           'load_segmenter']
+           'make_segmenter', 'on_volumes', 'segment', 'score', 'keep_trained', 'finetune', 'told_origins', 'summary',
+           'encoder_origin', 'load_segmenter']
 
-# %% ../nbs/41_finetune.ipynb #ee7a33ab
+# %% ../nbs/41_finetune.ipynb #933e4041
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,24 @@ from torch import nn
 
 from . import __version__
 from .cohorts import InputError
-from .metrics import dice_per_class, read_scores, write_scores
-from .networks import WIDTHS, Segmenter, load_encoder, load_weights, make_encoder, save_weights, seeded, widen
-from .runs import begin_run, check_card, check_numbers, one_of, read_card
+from .metrics import BRATS_REGIONS, dice_per_region, hausdorff95, read_scores, write_scores
+from ssl3d.networks import (
+    WIDTHS,
+    Segmenter,
+    load_encoder,
+    load_weights,
+    make_encoder,
+    save_encoder,
+    save_weights,
+    seeded,
+    widen,
+)
+from .runs import begin_run, check_card, check_numbers, one_of, provenance, read_card, seen_dimensions
 from .scans import fingerprint
 from .splits import label_subset
 from .store import Store, read_json, write_json
-from .training import images_of_step, read_batch, steps_per_epoch, train
+from .training import draw, images_of_step, read_batch, steps_per_epoch, train
+from .windows import SliceBySlice, SlidingWindow, draw_window
 
 # %% ../nbs/41_finetune.ipynb #06e67810
 def freeze(encoder: nn.Module, frozen: bool = True) -> None:
@@ -31,25 +42,40 @@ def freeze(encoder: nn.Module, frozen: bool = True) -> None:
     encoder.requires_grad_(not frozen)
     encoder.train(not frozen)
 
-# %% ../nbs/41_finetune.ipynb #1169cc15
-def _measure(warmup_steps: int):
+# %% ../nbs/41_finetune.ipynb #dc809253
+def _measure(warmup_steps: int, class_weights: tuple[float, ...] | None = None):
     """Dice plus cross-entropy of a segmenter; its encoder is frozen in the first `warmup_steps` steps."""
-    criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True)
+    weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+    criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True, weight=weight)
 
-    def measure(network: Segmenter, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> dict:
+    def measure(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> dict:
         freeze(network.encoder, step < warmup_steps)
         image, truth = batch
-        return {"loss": criterion(network(image).float(), truth)}
+        return {"loss": criterion.to(image.device)(network(image).float(), truth)}
     return measure
 
-# %% ../nbs/41_finetune.ipynb #7bdaaf37
-def _read_masked(store: Store, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole images (B, C, *space) and their masks (B, 1, *space); classes are numbered in the order of their codes."""
-    codes = np.array(sorted(store.classes))
-    masks = np.stack([np.searchsorted(codes, store.mask(name)) for name in names])
-    return read_batch(store, names).image, torch.from_numpy(masks)[:, None]
 
-# %% ../nbs/41_finetune.ipynb #4dc6279f
+def _check_weights(class_weights: tuple[float, ...] | None, store: Store) -> None:
+    """Refuse weights that are not those of a store's classes."""
+    if class_weights is not None and not (len(class_weights) == len(store.classes) and sum(class_weights) > 0
+                                          and all(0 <= w < np.inf for w in class_weights)):
+        raise InputError(f"class_weights are {class_weights}: give a number from 0 for each of {store.classes}, in "
+                         "this order, and not only zeros.")
+
+# %% ../nbs/41_finetune.ipynb #53392cd2
+def _read_masked(
+    store: Store,
+    names: list[str],  # case ids
+    patch: int | None = None,  # voxels per axis of one window of each image; the whole if None
+    generator: torch.Generator | None = None,  # draws the windows
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (B, C, *space) and their masks (B, 1, *space); classes are numbered in the order of their codes."""
+    codes, everywhere = np.array(sorted(store.classes)), (slice(None),) * store.spatial_dims
+    where = [everywhere if patch is None else draw_window(store.mask(name), patch, generator) for name in names]
+    masks = np.stack([np.searchsorted(codes, store.mask(name)[place]) for name, place in zip(names, where)])
+    return read_batch(store, names, where=where).image, torch.from_numpy(masks)[:, None]
+
+# %% ../nbs/41_finetune.ipynb #8f48fb56
 def starting_encoder(
     store: Store,  # what it will be trained on
     encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
@@ -60,11 +86,13 @@ def starting_encoder(
     sources: tuple[int, ...] | None = None,  # see `ssl3d.networks.widen`
     scaled: bool = True,  # see `ssl3d.networks.widen`
     allow_seen: str | None = None,  # see `ssl3d.runs.check_card`
+    slices: bool = False,  # make one in 2D, for slices of the store's volumes
 ) -> tuple[nn.Module, list[str] | None]:  # and the weights that were widened; None where nothing was loaded
     """An encoder that fits a store; raises `InputError` for one that does not."""
+    dims = seen_dimensions(store, slices)
     if encoder is None:
-        return make_encoder(architecture, store.spatial_dims, store.channels, widths, seed), None
-    check_card(read_card(encoder), store, encoder, allow_seen, sources)
+        return make_encoder(architecture, dims, store.channels, widths, seed), None
+    check_card(read_card(encoder), store, encoder, allow_seen, sources, slices)
     base = load_encoder(encoder)
     same = base.in_channels == store.channels and sources is None
     return base, [] if same else widen(base, store.channels, sources, scaled)
@@ -79,7 +107,7 @@ def weight_origins(network: nn.Module, widened: list[str] | None) -> dict[str, l
         names["new" if fresh else "widened" if inside in widened else "loaded"].append(name)
     return names
 
-# %% ../nbs/41_finetune.ipynb #b4b564a4
+# %% ../nbs/41_finetune.ipynb #546b0b59
 PAPER_SEGMENTATION = {"warmup": 25, "lr": 1e-5, "scaled": False}  # appendix A, for volumes
 
 
@@ -113,18 +141,31 @@ def make_segmenter(
     encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
-    **how,  # architecture, sources, scaled and allow_seen, as in `starting_encoder`
+    *,
+    patch: int | None = None,  # what it will see of each image, in voxels per axis; the whole if None
+    **how,  # architecture, sources, scaled, allow_seen and slices, as in `starting_encoder`
 ) -> tuple[Segmenter, dict[str, list[str]]]:  # and where its weights come from
     """A segmentation network for a store; raises `InputError` for an encoder that does not fit it."""
     base, widened = starting_encoder(store, encoder, widths, seed, **how)
     with seeded(seed, "decoder"):
         network = Segmenter(base, n_classes=len(store.classes))
-    if store.settings["size"] % network.step:
-        raise InputError(f"{store.folder}: holds images of {store.settings['size']} a side, and this network needs a "
-                         f"multiple of {network.step}. Prepare the store with such a size.")
+    size = store.settings["size"]
+    if patch is not None and patch > size:
+        raise InputError(f"a patch of {patch} does not fit into {store.folder}, which holds images of {size} a side.")
+    if (patch or size) % network.step:
+        raise InputError(f"{store.folder}: holds images of {size} a side, " + (f"the patch is {patch}, " if patch else
+                         "") + f"and this network needs a multiple of {network.step}. Prepare the store with such a "
+                         "size, or give a patch of one.")
     return network, weight_origins(network, widened)
 
-# %% ../nbs/41_finetune.ipynb #f0d11e52
+
+def on_volumes(network: Segmenter, patch: int | None = None, slices: bool = False) -> nn.Module:
+    """A network that answers for whole images, whatever it sees at a time: all, a patch, or a slice."""
+    if patch is not None and slices:
+        raise InputError("a network sees patches or slices, not both. Leave one of them out.")
+    return SlidingWindow(network, patch) if patch else SliceBySlice(network) if slices else network
+
+# %% ../nbs/41_finetune.ipynb #72628437
 @torch.no_grad()
 def segment(
     network: nn.Module,  # (B, C, *space) to class scores
@@ -138,27 +179,47 @@ def segment(
     return {name: codes[network(read_batch(store, [name]).image.to(device)).argmax(dim=1)[0].cpu().numpy()]
             for name in names}
 
-# %% ../nbs/41_finetune.ipynb #09610760
+# %% ../nbs/41_finetune.ipynb #b5f092d5
 def score(
     predictions: dict[str, np.ndarray],  # from `segment`
     store: Store,
-) -> list[dict]:  # one row per case and class: case, class, dice
-    """Dice of every case and class that is not background (`dice_per_class` says what absent classes score)."""
-    codes = sorted(store.classes)
+    table: dict[str, tuple[int, ...]] | None = None,  # regions: name -> the codes that it joins; the classes if None
+) -> list[dict]:  # one row per case and class: case, class, dice, hausdorff95 in mm
+    """Scores of every case and class that is not background; `ssl3d.metrics` says what absent classes score."""
+    names = table and {name: name for name in table} or {code: store.classes[code] for code in sorted(store.classes)[1:]}
+    joined = table or {code: (code,) for code in names}
     rows = []
     for name, prediction in predictions.items():
-        both = [torch.from_numpy(np.searchsorted(codes, mask))[None] for mask in (prediction, store.mask(name))]
-        dice = dice_per_class(*both, n_classes=len(codes))[0]
-        rows += [{"case": name, "class": store.classes[c], "dice": float(d)} for c, d in zip(codes[1:], dice)]
+        both = prediction, np.asarray(store.mask(name))
+        dice, distance = dice_per_region(*both, joined), hausdorff95(*both, joined, store.spacing(name))
+        rows += [{"case": name, "class": names[k], "dice": dice[k], "hausdorff95": distance[k]} for k in joined]
     return rows
 
-# %% ../nbs/41_finetune.ipynb #16ae3f1b
-def _keep(network: Segmenter, out: Path, card: dict) -> None:
-    """Write a segmenter's weights and the card that says what they are."""
-    save_weights(network, out / "segmenter.safetensors")
-    write_json(out / "segmenter.json", card)
 
-# %% ../nbs/41_finetune.ipynb #72906141
+def _regions(store: Store, table: dict[str, tuple[int, ...]] | None) -> dict[str, tuple[int, ...]] | None:
+    """The regions to score beside the classes: those given, and of a cohort in the layout of BraTS its own."""
+    if table is None:
+        return BRATS_REGIONS if store.settings["layout"] == "brats" else None
+    wrong = [name for name, codes in table.items() if not codes or not set(codes) <= set(store.classes)]
+    if wrong:
+        raise InputError(f"region {wrong[0]!r} joins {table[wrong[0]]}, and {store.folder} has {store.classes}. Give "
+                         "for each region the codes of its classes, as {WT: [1, 2, 3]}.")
+    return {name: tuple(codes) for name, codes in table.items()}
+
+# %% ../nbs/41_finetune.ipynb #3f7c085b
+def keep_trained(
+    network: nn.Module,  # with an `encoder`
+    out: Path,  # folder of the run
+    what: str,  # "segmenter" or "classifier", the name of its files
+    card: dict,  # what it is
+    seen: dict,  # from `ssl3d.runs.provenance`
+) -> None:
+    """Write the weights of a trained network and its card; and its encoder, so that other runs can begin with it."""
+    save_weights(network, out / f"{what}.safetensors")
+    write_json(out / f"{what}.json", card)
+    save_encoder(network.encoder, out, {"task": card["command"], "steps": card["steps"]} | seen)
+
+# %% ../nbs/41_finetune.ipynb #7623cfdb
 def finetune(
     store: str | Path,  # folder of a prepared store with masks
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
@@ -177,18 +238,26 @@ def finetune(
     scaled: bool | None = None,  # divide copied weights by the number of copies; True if None
     preset: str | None = None,  # "paper" for the paper's warm-up, learning rate and copies, where they are not given
     allow_seen: str | None = None,  # "names": test people who have the names of pretraining people are others; or "all"
+    fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's test cases if None
+    patch: int | None = None,  # train on windows of so many voxels per axis, for images that do not fit into memory
+    slices: bool = False,  # train a network in 2D on the axial slices of volumes
+    class_weights: tuple[float, ...] | None = None,  # one per class, background first; equal if None
+    regions: dict[str, tuple[int, ...]] | None = None,  # name -> codes to join and score; those of BraTS for its layout
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
 ) -> Path:
     """Train a segmentation network and score it on the store's test subjects; returns the folder of the run.
 
-    `scores.csv` has the Dice of each case and class on the grid of the store; `dice_per_class` says what a class that
-    is absent scores. Raises `InputError` for a store, encoder or number that cannot be used, and for a taken folder.
+    `scores.csv` has Dice and 95 % Hausdorff distance (mm) of each case and class on the grid of the store, and
+    `regions.csv` those of the regions; `ssl3d.metrics` says what absent classes score. The encoder is kept, so that
+    other runs can begin with it (supervised pretraining). Raises `InputError` for a store, encoder or number that
+    cannot be used, and for a taken folder.
     """
     warmup, lr, scaled = preset_or_default(PAPER_SEGMENTATION, preset, warmup, lr, scaled)
-    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
-    store, out = Store(store), Path(out)
+    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
+                  patch=patch)
+    store, out = Store(store, fold), Path(out)
     labelled = {part: [n for n in store.split(part) if store.cases[n]["classes"]] for part in ("train", "test")}
     if not labelled["train"] or not labelled["test"] or len(store.classes) < 2:
         raise InputError(f"{store.folder}: has masks for {len(labelled['train'])} training and {len(labelled['test'])} "
@@ -196,26 +265,39 @@ def finetune(
     names = label_subset({name: store.cases[name]["subject"] for name in labelled["train"]}, labels, seed,
                          {name: store.cases[name]["grade"] for name in labelled["train"]})
     n_steps, warmup_steps = plan_steps(len(names), batch_size, epochs, warmup, steps)
-    network, origins = make_segmenter(store, encoder, tuple(widths), seed, architecture=architecture, sources=sources,
-                                      scaled=scaled, allow_seen=allow_seen)
+    _check_weights(class_weights, store)
+    regions = _regions(store, regions)
+    network, origins = make_segmenter(store, encoder, tuple(widths), seed, patch=patch, architecture=architecture,
+                                      sources=sources, scaled=scaled, allow_seen=allow_seen, slices=slices)
+    whole = on_volumes(network, patch, slices)
     settings = {"command": "finetune", "store": store.hash, "encoder": encoder_origin(encoder), "labels": labels,
                 "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr,
                 "widths": list(network.encoder.channels), "seed": seed, "precision": precision,
                 "architecture": network.encoder.architecture, "sources": None if sources is None else list(sources),
-                "scaled": scaled, "allow_seen": allow_seen}
+                "scaled": scaled, "allow_seen": allow_seen, "fold": fold and list(fold), "patch": patch,
+                "slices": slices, "class_weights": class_weights and list(class_weights),
+                "regions": regions and {name: list(codes) for name, codes in regions.items()}}
     begin_run(out, settings)
     write_json(out / "origins.json", origins)
     if (out / "scores.csv").exists():
         return out
-    train(network, _measure(warmup_steps),
-          lambda step: _read_masked(store, [names[i] for i in images_of_step(len(names), batch_size, seed, step)]),
-          out, n_steps=n_steps, lr=lr, title=f"finetune {len(names)} labels", progress=progress,
-          accelerator=accelerator, precision=precision)
-    _keep(network, out, settings | {"classes": store.classes, "trained_on": names, "ssl3d": __version__})
-    write_scores(out / "scores.csv", score(segment(network, store, labelled["test"]), store))
+
+    def read(step):
+        chosen = [names[i] for i in images_of_step(len(names), batch_size, seed, step)]
+        return _read_masked(store, chosen, patch, draw(seed, "windows", step))
+
+    train(network if patch else whole, _measure(warmup_steps, class_weights), read, out, n_steps=n_steps, lr=lr,
+          title=f"finetune {len(names)} labels", progress=progress, accelerator=accelerator, precision=precision)
+    keep_trained(network, out, "segmenter", settings | {"classes": store.classes, "trained_on": names,
+                                                        "ssl3d": __version__},
+                 provenance(store, names, read_card(encoder) if encoder else None))
+    predictions = segment(whole, store, labelled["test"])
+    if regions:
+        write_scores(out / "regions.csv", score(predictions, store, regions))
+    write_scores(out / "scores.csv", score(predictions, store))
     return out
 
-# %% ../nbs/41_finetune.ipynb #a6e1a16c
+# %% ../nbs/41_finetune.ipynb #3c660729
 def told_origins(run: str | Path) -> str:
     """How many weights of a run's network came from where, in words."""
     origins = read_json(Path(run) / "origins.json")
@@ -227,12 +309,14 @@ def summary(run: str | Path) -> str:
     if not (Path(run) / "scores.csv").exists():
         raise InputError(f"{run}: has no scores.csv. Is this a finished fine-tuning run?")
     rows = read_scores(Path(run) / "scores.csv")
+    cases = len({row["case"] for row in rows})
+    if (Path(run) / "regions.csv").exists():
+        rows += read_scores(Path(run) / "regions.csv")
     mean = {c: np.mean([r["dice"] for r in rows if r["class"] == c]) for c in dict.fromkeys(r["class"] for r in rows)}
-    cases = len({r["case"] for r in rows})
     return f"{run}: {told_origins(run)}. Dice over {cases} test cases: " + \
         ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
 
-# %% ../nbs/41_finetune.ipynb #e154ee3b
+# %% ../nbs/41_finetune.ipynb #1235a526
 def encoder_origin(encoder: str | Path | None) -> str | None:
     """What tells one encoder from another in the settings of a run: its task and the beginning of its bytes' hash."""
     if encoder is None:
@@ -240,13 +324,14 @@ def encoder_origin(encoder: str | Path | None) -> str | None:
     return f"{read_card(encoder)['task']} {fingerprint((Path(encoder) / 'encoder.safetensors',))}"
 
 
-def load_segmenter(out: str | Path, store: Store) -> Segmenter:
+def load_segmenter(out: str | Path, store: Store) -> nn.Module:  # (B, C, *space) to class scores, for whole images
     """The trained network of a fine-tuning run on `store`; raises `InputError` where anything does not fit."""
     if not (Path(out) / "segmenter.json").exists():
         raise InputError(f"{out}: holds no segmentation network. Is this a finished fine-tuning run?")
     card = read_json(Path(out) / "segmenter.json")
     if {int(code): name for code, name in card["classes"].items()} != store.classes:
         raise InputError(f"{out}: its network tells {card['classes']} apart, but {store.folder} has {store.classes}.")
-    network, _ = make_segmenter(store, widths=tuple(card["widths"]), architecture=card["architecture"])
+    network, _ = make_segmenter(store, widths=tuple(card["widths"]), architecture=card["architecture"],
+                                patch=card["patch"], slices=card["slices"])
     load_weights(network, Path(out) / "segmenter.safetensors")
-    return network
+    return on_volumes(network, card["patch"], card["slices"])

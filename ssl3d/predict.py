@@ -223,9 +223,11 @@ def predict(
     """
     run, store, out = Path(run), Store(store), Path(out)
     network = load_segmenter(run, store).to(_device(accelerator))
-    if read_json(run / "segmenter.json")["store"] != store.hash:
+    card = read_json(run / "segmenter.json")
+    if card["store"] != store.hash:
         raise InputError(f"{run}: was not trained on {store.folder}. Give the store that it was trained on, which "
                          "knows how to prepare scans for it, and name other scans with scans=.")
+    store = Store(store.folder, card["fold"])
     cohort = None if scans is None else _other_cases(scans, store)
     source = Path(store.settings["source"]) if cohort is None else cohort.source
     codes = sorted(store.classes)

@@ -5,18 +5,15 @@
 # %% auto #0
 __all__ = ['make_task', 'paper_options', 'pretrain']
 
-# %% ../nbs/31_pretrain.ipynb #4762bbf7
+# %% ../nbs/31_pretrain.ipynb #64af97cf
 import inspect
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from . import __version__
 from .cohorts import InputError
 from .networks import WIDTHS, make_encoder, save_encoder, seeded
-from .runs import begin_run, check_numbers
-from .splits import person_key
+from .runs import begin_run, check_numbers, provenance, seen_dimensions
 from .store import Store
 from .tasks import TASKS
 from .tasks.task import Batch, ProxyTask
@@ -52,7 +49,7 @@ def make_task(
     except (TypeError, ValueError) as e:
         raise InputError(f"task '{task}' cannot be made with the options {options}: {e}") from None
 
-# %% ../nbs/31_pretrain.ipynb #0d71279b
+# %% ../nbs/31_pretrain.ipynb #9cc10510
 def paper_options(
     task: str,  # one of `ssl3d.tasks.TASKS`
     preset: str | None,  # "paper", or None for the defaults
@@ -78,14 +75,7 @@ def _check_people(subjects: list[str], batch_size: int, seed: int, n_steps: int,
                 raise InputError(f"step {step + 1} of {n_steps} would see fewer than {least} people, and the task has "
                                  f"to compare them: use a larger batch_size than {batch_size}, or another seed.")
 
-
-def _dimensions(store: Store, slices: bool) -> int:
-    """2 or 3: of the images that a task gets."""
-    if slices and store.spatial_dims == 2:
-        raise InputError(f"{store.folder}: holds pictures already, and slices are made of volumes. Leave `slices` out.")
-    return 2 if slices else store.spatial_dims
-
-# %% ../nbs/31_pretrain.ipynb #75d3d283
+# %% ../nbs/31_pretrain.ipynb #6c1f4bda
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -97,6 +87,7 @@ def pretrain(
     architecture: str = "unet",  # of the encoder, one of `ssl3d.networks.ENCODERS`
     widths: tuple[int, ...] = WIDTHS,  # filters per level of a U-Net's encoder
     slices: bool = False,  # take one axial slice of each volume, and a task and an encoder in 2D
+    fold: tuple[int, int] | None = None,  # keep this part of so many for testing, as (0, 5), not the store's own
     seed: int = 0,  # of weights, order, slices and questions
     preset: str | None = None,  # "paper" for the paper's options of the task
     options: dict | None = None,  # arguments of the task's class; they go before the preset's
@@ -109,8 +100,8 @@ def pretrain(
     Raises `InputError` for a store, task, option or number that cannot be used, and for a folder of another run.
     """
     check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
-    store = Store(store)
-    dims = _dimensions(store, slices)
+    store = Store(store, fold)
+    dims = seen_dimensions(store, slices)
     lr = lr if lr is not None else (1e-3 if dims == 3 else 5e-4)
     options = paper_options(task, preset) | (options or {})
     encoder = make_encoder(architecture, dims, store.channels, tuple(widths), seed)
@@ -129,16 +120,13 @@ def pretrain(
     n_steps = epochs * steps_per_epoch(len(names), batch_size)
     _check_people([store.cases[name]["subject"] for name in names], batch_size, seed, n_steps, network.min_subjects)
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": store.hash,
-                "slices": slices, "epochs": epochs, "batch_size": batch_size, "lr": lr, "architecture": architecture,
-                "widths": list(widths), "seed": seed, "precision": precision}
+                "slices": slices, "fold": fold and list(fold), "epochs": epochs, "batch_size": batch_size, "lr": lr,
+                "architecture": architecture, "widths": list(widths), "seed": seed, "precision": precision}
     out = begin_run(out, settings)
     if (out / "encoder.json").exists():
         return out
     train(network, _measure(seed), read, out, n_steps=n_steps, lr=lr, title=f"pretrain {task}", progress=progress,
           accelerator=accelerator, precision=precision)
-    save_encoder(network.encoder, out, {
-        "task": task, "options": _in_full(task, options), "slices": slices, "steps": n_steps,
-        "ssl3d": __version__, "torch": torch.__version__, "store": store.hash, "preparation": store.settings,
-        "trained_on": sorted(store.cases[name]["fingerprint"] for name in names),
-        "people": sorted({person_key(store.cases[name][k]) for name in names for k in ("subject", "named")})})
+    save_encoder(network.encoder, out, {"task": task, "options": _in_full(task, options), "slices": slices,
+                                        "steps": n_steps} | provenance(store, names))
     return out

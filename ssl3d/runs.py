@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['begin_run', 'whole_number', 'real_number', 'one_of', 'check_numbers', 'append_log', 'read_log', 'trim_log',
-           'read_card', 'check_card']
+           'read_card', 'provenance', 'seen_dimensions', 'check_card']
 
-# %% ../nbs/05_runs.ipynb #c7a95487
+# %% ../nbs/05_runs.ipynb #21ca6112
 import csv
 import math
+from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from . import __version__
 from .cohorts import InputError
 from .splits import person_key
 from .store import Store, is_free, read_json, refuse_difference, write_whole
@@ -69,8 +71,8 @@ def one_of(known, **option: str | bool) -> str | bool:
         raise InputError(f"{name} is {value!r}, and has to be one of {', '.join(map(str, known))}.")
     return value
 
-# %% ../nbs/05_runs.ipynb #5a47dde4
-_LEAST = {"epochs": 1, "steps": 1, "batch_size": 1, "seeds": 1, "warmup": 0, "seed": 0}
+# %% ../nbs/05_runs.ipynb #6554901f
+_LEAST = {"epochs": 1, "steps": 1, "batch_size": 1, "seeds": 1, "patch": 8, "warmup": 0, "seed": 0}
 
 
 def check_numbers(**settings) -> None:
@@ -133,18 +135,41 @@ def read_card(
             else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
     return read_json(folder / "encoder.json")
 
-# %% ../nbs/05_runs.ipynb #e3446399
+# %% ../nbs/05_runs.ipynb #9f204425
+def provenance(
+    store: Store,
+    names: list[str],  # case ids that a network was trained on
+    before: dict | None = None,  # card of the encoder that its training began with
+) -> dict:
+    """What a card says of the data: who was seen, in this training and before, and how the images were prepared."""
+    seen = {"trained_on": {store.cases[name]["fingerprint"] for name in names},
+            "people": {person_key(store.cases[name][k]) for name in names for k in ("subject", "named")}}
+    return {"ssl3d": __version__, "torch": version("torch"), "store": store.hash, "preparation": store.settings,
+            "fold": store.fold and list(store.fold),
+            **{what: sorted(keys | set(before[what] if before else ())) for what, keys in seen.items()}}
+
+# %% ../nbs/05_runs.ipynb #af963b30
+def seen_dimensions(store: Store, slices: bool) -> int:
+    """2 or 3: of the images that a network sees; raises `InputError` for slices of pictures."""
+    if slices and store.spatial_dims == 2:
+        raise InputError(f"{store.folder}: holds pictures already, and slices are made of volumes. Leave slices out.")
+    return 2 if slices else store.spatial_dims
+
+
 def check_card(
     card: dict,  # of an encoder
     store: Store,  # that it is to be trained and tested on
     folder: str | Path,  # where the encoder is, for the message
     allow_seen: str | None = None,  # "names": people of one name are not the same; "all": testing on seen is intended
     sources: tuple[int, ...] | None = None,  # the encoder's channels to use, where it has more than the store
+    slices: bool = False,  # whether it is to see slices of the store's volumes
 ) -> None:
     """Refuse an encoder that does not fit a store, or was trained on somebody whom the store keeps for testing."""
-    if card["spatial_dims"] != store.spatial_dims:
-        raise InputError(f"{folder}: its encoder is made for {card['spatial_dims']} dimensions, but {store.folder} "
-                         f"holds images with {store.spatial_dims}. Pretrain on a store of the same kind.")
+    seen = seen_dimensions(store, slices)
+    if card["spatial_dims"] != seen:
+        raise InputError(f"{folder}: its encoder is made for {card['spatial_dims']} dimensions, but would see images "
+                         f"of {store.folder} with {seen}. Pretrain on a store of the same kind; an encoder in 2D can "
+                         "segment volumes with slices=True.")
     if card["in_channels"] > store.channels and sources is None:
         raise InputError(f"{folder}: its encoder reads {card['in_channels']} channels, but {store.folder} has "
                          f"{store.channels}. Say which of the encoder's channels they are, as sources=[0], or pretrain "

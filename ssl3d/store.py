@@ -6,7 +6,7 @@
 __all__ = ['UNITS', 'write_whole', 'write_json', 'read_json', 'write_sealed', 'read_sealed', 'is_free', 'as_kept',
            'refuse_difference', 'prepare', 'write_split', 'read_split', 'Store', 'forecast']
 
-# %% ../nbs/02_store.ipynb #3a089c10
+# %% ../nbs/02_store.ipynb #506222b5
 import csv
 import hashlib
 import io
@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .cohorts import Case, Cohort, InputError, is_file_name, open_cohort
-from .splits import merge_copies, split_subjects
+from .splits import fold_subjects, merge_copies, split_subjects
 
 # %% ../nbs/02_store.ipynb #6a00a126
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -351,7 +351,7 @@ def _same_store(out: Path, cohort: Cohort, settings: dict, on_error: str) -> "St
                          "Name a new folder for the store.")
     return store
 
-# %% ../nbs/02_store.ipynb #c2a33da3
+# %% ../nbs/02_store.ipynb #5ad4ecdd
 def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], left_out: list[dict]) -> None:
     """Write the split and, last of all, the manifest that makes the folder a store."""
     if not done:
@@ -361,7 +361,7 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
     subjects = merge_copies({c.id: c.subject for c in people}, {c.id: done[c.id]["fingerprint"] for c in people})
     cases = [done[c.id] | {"subject": subjects[c.id], "named": c.subject, "grade": c.grade, "age": c.age, "sex": c.sex}
              for c in people]
-    labels = [(c.mask is not None, -1 if c.grade is None else c.grade) for c in people]
+    labels = [_label(c.mask, c.grade) for c in people]
     split = split_subjects([*subjects.values()], settings["test"], settings["seed"], labels)
     stored, present = cases[0]["stored"], {v for case in cases for v in case["classes"]}
     classes = {v: f"class {v}" for v in present} | {0: "background"} | cohort.classes if present else {}
@@ -378,6 +378,11 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         "copies": sum(subjects[c.id] != c.subject for c in people), "left_out": left_out,
         "hash": hashlib.sha256(json.dumps(known).encode()).hexdigest(), "cases": cases})
     (out / _NOTES).unlink()
+
+
+def _label(mask: Path | str | None, grade: int | None) -> tuple[bool, int]:
+    """What both sides of a split get their share of."""
+    return mask is not None, -1 if grade is None else grade
 
 
 def _table(rows: list[dict]) -> str:
@@ -410,12 +415,16 @@ def read_split(file: Path) -> dict[str, list[str]]:
 def _split_hash(split: dict[str, list[str]]) -> str:
     return hashlib.sha256(json.dumps([split["train"], split["test"]]).encode()).hexdigest()[:16]
 
-# %% ../nbs/02_store.ipynb #6077e775
+# %% ../nbs/02_store.ipynb #45c28270
 class Store:
     """A finished store: images, content and masks by case id, and the split."""
 
-    def __init__(self, folder: str | Path):  # what `prepare` wrote; raises `InputError` for anything else
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | Path,  # what `prepare` wrote; raises `InputError` for anything else
+        fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's own if None
+    ):
+        self.folder, self.fold = Path(folder), fold
         if not self.folder.is_dir():
             raise InputError(f"{folder}: no such folder. `ssl3d prepare SCANS {folder}` makes a store.")
         if not (self.folder / "manifest.json").exists():
@@ -426,6 +435,7 @@ class Store:
             self._read(read_sealed(self.folder / "manifest.json"))
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise InputError(f"{self.folder / 'manifest.json'}: is damaged ({e}). Make the store again.") from None
+        self.split("test")  # says now if there is no such fold
 
     def _read(self, manifest: dict) -> None:
         self.hash, self.settings = manifest["hash"], manifest["settings"]
@@ -460,8 +470,18 @@ class Store:
 
     def split(self, part: str) -> list[str]:  # "train" or "test" -> case ids
         """The cases whose subjects are kept for `part`."""
-        subjects = set(read_split(self.folder / "split.json")[part])
+        if self.fold is None:
+            subjects = set(read_split(self.folder / "split.json")[part])
+        else:
+            cases = self.cases.values()
+            subjects = set(fold_subjects([case["subject"] for case in cases], self.fold, self.settings["seed"],
+                                         [_label(case["mask"], case["grade"]) for case in cases])[part])
         return [name for name, case in self.cases.items() if case["subject"] in subjects]
+
+    def spacing(self, name: str) -> tuple[float, ...]:  # mm (of a picture: of its own pixels) per voxel kept
+        """How far it is from one voxel of a case to the next, along each axis."""
+        case, size = self.cases[name], self.settings["size"]
+        return tuple(n * mm / size for n, mm in zip(case["shape"], case["spacing"]))
 
     def image(self, name: str) -> np.ndarray:  # (C, *size) from 0 to `unit`, in the store's dtype
         """The whole field of view of one case, mapped into memory."""
@@ -503,7 +523,7 @@ class Store:
             raise InputError(f"{damaged[0]}: is damaged, {len(damaged)} file(s) of {self.folder} in all. Remove the "
                              "folder and prepare it again.")
 
-# %% ../nbs/02_store.ipynb #1d6b55d0
+# %% ../nbs/02_store.ipynb #762d62c6
 def forecast(
     source: str | Path | Cohort,  # what `open_cohort` opens, or what it opened
     *,

@@ -44,16 +44,19 @@ def images_of_step(n_images: int, batch_size: int, seed: int, step: int) -> list
     order = torch.randperm(n_images, generator=draw(seed, "order", epoch))
     return order[place * batch_size : (place + 1) * batch_size].tolist()
 
-# %% ../nbs/30_training.ipynb #83b26736
+# %% ../nbs/30_training.ipynb #a5abef6e
 def read_batch(
     store: Store,
     names: list[str],  # case ids
     content: bool = False,  # cropped to the content, as pretraining wants it
     slices: torch.Generator | None = None,  # draws one axial slice of each volume, in place of the volume
+    where: list[tuple[slice, ...]] | None = None,  # which part of each volume to read, one slice per axis of space
 ) -> Batch:
     """Several cases of a store as one batch; slices as pictures, with the front at the top and the left at the left."""
     read = store.content if content else store.image
     arrays = [read(name) for name in names]
+    if where is not None:
+        arrays = [array[:, *place] for array, place in zip(arrays, where)]
     if slices is not None:
         heights = torch.randint(arrays[0].shape[-1], (len(names),), generator=slices).tolist()
         arrays = [array[..., height].swapaxes(-1, -2)[..., ::-1, :] for array, height in zip(arrays, heights)]
