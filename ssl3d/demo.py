@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLES', 'find_samples', 'draw_case', 'demo']
 
-# %% ../nbs/52_demo.ipynb #84daf2c9
+# %% ../nbs/52_demo.ipynb #8664a0da
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,10 +13,12 @@ import numpy as np
 
 import ssl3d
 from .cohorts import InputError, open_cohort
-from .curves import data_efficiency
-from .experiments import compare, verdict, verdict_table
+from .curves import keep_answer
+from .experiments import Cell, Experiment, run_experiment
 from .finetune import load_segmenter, score, segment
-from .store import prepare, write_whole
+from .scans import read_scan
+from .statistics import verdict
+from .store import Store, write_whole
 from .views import busiest, row
 
 # %% ../nbs/52_demo.ipynb #a542eebe
@@ -42,7 +44,7 @@ def draw_case(store, runs: dict[str, Path], channel: int = -1) -> None:
     row([image] * (2 + len(runs)), masks=[truth * 0, truth, *predictions], titles=titles,
         at=busiest(truth), classes=store.classes)
 
-# %% ../nbs/52_demo.ipynb #9ffd42e9
+# %% ../nbs/52_demo.ipynb #f5066c3b
 def demo(
     folder: str | Path | None = None,  # scans with masks, in any layout that has them; the sample brains if None
     out: str | Path = "runs/demo",  # where everything goes
@@ -51,28 +53,21 @@ def demo(
     steps: int = 200,  # of fine-tuning
     epochs: int = 30,  # of pretraining
     progress: bool = True,  # show a progress bar
-) -> list[dict]:  # the answers, see `ssl3d.experiments.verdict`
+) -> list[dict]:  # the answers, see `ssl3d.statistics.verdict`
     """Prepare, pretrain by rotation, fine-tune pretrained and from scratch, and say whether it helped."""
     source, out = Path(folder) if folder else find_samples(), Path(out)
-    store = prepare(source, out / "store", size=32, progress=progress)
-    if store.spatial_dims != 3 or len(store.classes) < 2:
-        raise InputError(f"{source}: the demo needs volumes with masks, and found {store}.")
-    labels = (0.15, 0.75)
-    rows = compare(store.folder, out, tasks=("rotation",), labels=labels, seeds=seeds, widths=(8, 16, 32, 64, 128),
-                   pretraining={"epochs": epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
-                   finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3}, progress=progress)
-    data_efficiency(rows, title=f"{source.name}: rotation against scratch")
-    _save_figure(out / "curves.png")
-    draw_case(store, {arm: out / f"{arm}-{labels[0]:g}-0" for arm in ("rotation", "scratch")})
-    _save_figure(out / "case.png")
-    answers = verdict(rows)
-    summary = f"{open_cohort(source)}\n\n{verdict_table(answers)}\n"
-    write_whole(out / "summary.txt", lambda f: f.write(summary.encode()))
-    print(summary)
-    return answers
-
-# %% ../nbs/52_demo.ipynb #0c28494a
-def _save_figure(file: Path) -> None:
-    """Write the current figure and close it."""
-    write_whole(file, lambda f: plt.savefig(f, format="png"))
+    cohort = open_cohort(source)
+    if not any(case.mask for case in cohort.cases) or read_scan(cohort.cases[0].images[0]).ndim != 4:
+        raise InputError(f"{source}: the demo needs volumes with masks, and found {cohort}.")
+    few, many = 0.15, 0.75
+    experiment = Experiment(
+        {"source": str(source), "size": 32}, {"scratch": {}, "rotation": {"task": "rotation"}}, shares=[few, many],
+        seeds=seeds, network={"widths": [8, 16, 32, 64, 128]},
+        pretraining={"epochs": epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
+        finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3})
+    rows = run_experiment(experiment, out, progress=progress)
+    print(keep_answer(rows, out, f"{source.name}: rotation against scratch", str(cohort)))
+    draw_case(Store(out / "store"), {arm: out / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms})
+    write_whole(out / "case.png", lambda f: plt.savefig(f, format="png"))
     plt.close()
+    return verdict(rows)

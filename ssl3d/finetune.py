@@ -179,14 +179,14 @@ def segment(
     return {name: codes[network(read_batch(store, [name]).image.to(device)).argmax(dim=1)[0].cpu().numpy()]
             for name in names}
 
-# %% ../nbs/41_finetune.ipynb #b5f092d5
+# %% ../nbs/41_finetune.ipynb #607adb2e
 def score(
     predictions: dict[str, np.ndarray],  # from `segment`
     store: Store,
     table: dict[str, tuple[int, ...]] | None = None,  # regions: name -> the codes that it joins; the classes if None
 ) -> list[dict]:  # one row per case and class: case, class, dice, hausdorff95 in mm
     """Scores of every case and class that is not background; `ssl3d.metrics` says what absent classes score."""
-    names = table and {name: name for name in table} or {code: store.classes[code] for code in sorted(store.classes)[1:]}
+    names = {name: name for name in table} if table else {c: store.classes[c] for c in sorted(store.classes)[1:]}
     joined = table or {code: (code,) for code in names}
     rows = []
     for name, prediction in predictions.items():

@@ -194,8 +194,8 @@ def write_scores(
 
 
 def read_scores(file: Path) -> list[dict]:
-    """The rows of a table of scores, with `share`, `seed`, `dice`, `hausdorff95`, `kappa` and `accuracy` as numbers."""
-    scores = dict.fromkeys(("share", "dice", "hausdorff95", "kappa", "accuracy"), float)
-    numbers = scores | {"seed": int}
+    """The rows of a table, with scores, `share`, `seconds`, `seed`, `fold` and grades as numbers; empty stays ""."""
+    numbers = dict.fromkeys(("share", "dice", "hausdorff95", "kappa", "accuracy", "seconds"), float) | \
+        dict.fromkeys(("seed", "fold", "grade", "predicted", "cases"), int)
     with open(file, newline="", encoding="utf-8") as f:
-        return [{k: numbers.get(k, str)(v) for k, v in row.items()} for row in csv.DictReader(f)]
+        return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]

@@ -75,13 +75,14 @@ def _check_people(subjects: list[str], batch_size: int, seed: int, n_steps: int,
                 raise InputError(f"step {step + 1} of {n_steps} would see fewer than {least} people, and the task has "
                                  f"to compare them: use a larger batch_size than {batch_size}, or another seed.")
 
-# %% ../nbs/31_pretrain.ipynb #6c1f4bda
+# %% ../nbs/31_pretrain.ipynb #89242230
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
     *,
     epochs: int = 100,  # passes over the training images, in full batches
+    steps: int | None = None,  # a fixed number of steps instead
     batch_size: int = 4,  # images per step
     lr: float | None = None,  # learning rate of Adam; the paper's 1e-3 for volumes and 5e-4 for pictures if None
     architecture: str = "unet",  # of the encoder, one of `ssl3d.networks.ENCODERS`
@@ -99,7 +100,7 @@ def pretrain(
 
     Raises `InputError` for a store, task, option or number that cannot be used, and for a folder of another run.
     """
-    check_numbers(epochs=epochs, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
+    check_numbers(epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
     store = Store(store, fold)
     dims = seen_dimensions(store, slices)
     lr = lr if lr is not None else (1e-3 if dims == 3 else 5e-4)
@@ -117,11 +118,12 @@ def pretrain(
     if min(first.image.shape[2:]) < encoder.min_side:
         raise InputError(f"{store.folder}: holds images of {tuple(first.image.shape[2:])}, and the encoder "
                          f"'{architecture}' needs {encoder.min_side} a side at least. Prepare a store of that size.")
-    n_steps = epochs * steps_per_epoch(len(names), batch_size)
+    n_steps = steps or epochs * steps_per_epoch(len(names), batch_size)
     _check_people([store.cases[name]["subject"] for name in names], batch_size, seed, n_steps, network.min_subjects)
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": store.hash,
-                "slices": slices, "fold": fold and list(fold), "epochs": epochs, "batch_size": batch_size, "lr": lr,
-                "architecture": architecture, "widths": list(widths), "seed": seed, "precision": precision}
+                "slices": slices, "fold": fold and list(fold), "epochs": epochs, "steps": steps,
+                "batch_size": batch_size, "lr": lr, "architecture": architecture, "widths": list(widths), "seed": seed,
+                "precision": precision}
     out = begin_run(out, settings)
     if (out / "encoder.json").exists():
         return out

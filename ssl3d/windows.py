@@ -5,28 +5,30 @@
 # %% auto #0
 __all__ = ['draw_window', 'SlidingWindow', 'to_pictures', 'from_pictures', 'SliceBySlice']
 
-# %% ../nbs/12_windows.ipynb #b182672b
+# %% ../nbs/12_windows.ipynb #8587c473
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
-from monai.transforms import SpatialCrop
-from monai.transforms.utils import generate_pos_neg_label_crop_centers, map_binary_to_indices
 from torch import nn
 
 from .cohorts import InputError
 
-# %% ../nbs/12_windows.ipynb #6b4308c7
+# %% ../nbs/12_windows.ipynb #7866d4e5
 def draw_window(
     mask: np.ndarray,  # (*space) class codes, 0 is background
     side: int,  # voxels per axis
     generator: torch.Generator,
 ) -> tuple[slice, ...]:  # one per axis of space
-    """A window inside of a volume; in half of the draws there is a labelled voxel in its middle, if there is any."""
-    labelled, empty = map_binary_to_indices(np.asarray(mask)[None])
-    random = np.random.RandomState(torch.randint(2**31, (1,), generator=generator).item())
-    (centre,) = generate_pos_neg_label_crop_centers(side, 1, 0.5 if len(labelled) and len(empty) else len(labelled) > 0,
-                                                    mask.shape, labelled, empty, random)
-    return SpatialCrop(roi_center=centre, roi_size=side).slices
+    """A window inside of an image; every other one, on average, has a labelled voxel in its middle, or near it."""
+    labelled = np.flatnonzero(mask)
+    room = torch.tensor(mask.shape) - side
+    if len(labelled) and torch.rand((), generator=generator) < 0.5:
+        chosen = labelled[torch.randint(len(labelled), (), generator=generator).item()]
+        begin = torch.tensor(np.unravel_index(chosen, mask.shape)) - side // 2
+        begin = torch.minimum(begin.clamp(min=0), room)
+    else:
+        begin = (torch.rand(mask.ndim, generator=generator, dtype=torch.float64) * (room + 1)).long()
+    return tuple(slice(start, start + side) for start in begin.tolist())
 
 # %% ../nbs/12_windows.ipynb #0a3441e2
 class SlidingWindow(nn.Module):

@@ -18,7 +18,6 @@ from conftest import SAMPLES, SMALL
 
 from ssl3d import pretrain as pretrain_module
 from ssl3d.cohorts import InputError
-from ssl3d.experiments import bootstrap_interval, compare, paired, verdict
 from ssl3d.finetune import finetune, load_segmenter, make_segmenter, score, segment
 from ssl3d.metrics import dice_per_class, read_scores
 from ssl3d.networks import Segmenter, load_encoder
@@ -458,65 +457,6 @@ def test_same_command_same_bytes(store, encoder, tmp_path):
         finetune(store.folder, tmp_path / name, encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
     for name in ("segmenter.safetensors", "scores.csv", "log.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_compare_gives_every_arm_the_same(store, tmp_path):
-    rows = compare(
-        store.folder,
-        tmp_path,
-        labels=(0.2, 1.0),
-        seeds=2,
-        widths=SMALL,
-        pretraining={"epochs": 1},
-        finetuning={"steps": 4, "warmup": 1},
-        progress=False,
-    )
-    runs = [
-        yaml.safe_load((tmp_path / f"{arm}-{share}-{seed}/settings.yaml").read_text())
-        for arm in ("scratch", "rotation")
-        for share in ("0.2", "1")
-        for seed in (0, 1)
-    ]
-    without_encoder = [{k: v for k, v in r.items() if k != "encoder"} for r in runs]
-    assert without_encoder[:4] == without_encoder[4:]
-    trained = [
-        json.loads((tmp_path / f"{arm}-{share}-0/segmenter.json").read_text())["trained_on"]
-        for arm in ("scratch", "rotation")
-        for share in ("0.2", "1")
-    ]
-    assert trained[0] == trained[2] and set(trained[0]) < set(trained[1]) == set(store.split("train"))
-    steps = {read_log(p)["step"][-1] for p in tmp_path.glob("*-*-*") if "pretrain" not in p.name}
-    assert steps == {4}
-    assert len({r["encoder"] for r in runs[4:]}) == 2, "each seed has its own pretraining"
-    assert verdict(rows)[0]["seeds"] == 2 and read_scores(tmp_path / "results.csv") == rows
-
-
-def test_pairs_are_of_one_seed_and_case():
-    rows = [
-        {"arm": arm, "share": 0.1, "seed": s, "case": f"c{c}", "class": k, "dice": s + 10 * c + 100 * (arm == "x") * c}
-        for arm in ("scratch", "x")
-        for s in range(2)
-        for c in range(3)
-        for k in "ab"
-    ]
-    random.Random(0).shuffle(rows)
-    assert paired(rows, "x", "scratch", 0.1).tolist() == [[0, 100, 200]] * 2
-
-
-def test_many_cases_do_not_make_up_for_few_seeds():
-    rng = np.random.default_rng(0)
-
-    def width(n_seeds, n_cases):
-        widths = []
-        for _ in range(20):  # seeds differ by 1, cases hardly
-            differences = rng.normal(0, 1, (n_seeds, 1)) + rng.normal(0, 0.1, (n_seeds, n_cases))
-            low, high = bootstrap_interval(differences, draws=500)
-            widths.append(high - low)
-        return np.mean(widths)
-
-    assert width(5, 20) > 0.8 * width(5, 5) and width(5, 20) > 1.5 * width(20, 20) > 0.3
-    fixed = rng.normal(size=(3, 4))
-    assert bootstrap_interval(fixed) == bootstrap_interval(fixed) != bootstrap_interval(fixed, seed=1)
 
 
 def test_a_store_without_masks_is_refused(tmp_path):

@@ -1,0 +1,314 @@
+"""Experiments: described in a file, the same for every arm, stopped and continued, failing in one cell only."""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, SAMPLES, SMALL
+
+from ssl3d.cohorts import InputError
+from ssl3d.experiments import (
+    Experiment,
+    cells_of,
+    failed_cells,
+    read_diary,
+    read_experiment,
+    run_experiment,
+    write_experiment,
+)
+from ssl3d.metrics import read_scores
+from ssl3d.runs import read_card, read_log
+
+COHORT = {"source": str(SAMPLES), "size": 16}
+TOY = Experiment(
+    COHORT,
+    {"scratch": {}, "rotation": {"task": "rotation", "steps": 2}},
+    shares=[0.2, 1.0],
+    seeds=2,
+    network={"widths": [*SMALL]},
+    finetuning={"steps": 4, "warmup": 1},
+)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A finished toy experiment and its rows."""
+    out = tmp_path_factory.mktemp("toy") / "toy"
+    return out, run_experiment(TOY, out, progress=False)
+
+
+def settings_of(out, cell):
+    return yaml.safe_load((out / "cells" / cell / "settings.yaml").read_text())
+
+
+def test_every_arm_gets_the_same(toy):
+    out, rows = toy
+    names = [c.name for c in cells_of(TOY)]
+    assert len(names) == len(set(names)) == 8 == len(read_diary(out))
+    runs = {arm: [settings_of(out, n) for n in sorted(names) if n.startswith(arm)] for arm in TOY.arms}
+    without = {arm: [{k: v for k, v in r.items() if k != "encoder"} for r in mine] for arm, mine in runs.items()}
+    assert without["scratch"] == without["rotation"]
+    assert len({r["encoder"] for r in runs["rotation"]}) == 2, "each seed has its own pretraining, used at each share"
+    trained = {n: json.loads((out / "cells" / n / "segmenter.json").read_text())["trained_on"] for n in names}
+    for seed in (0, 1):
+        few, many = (trained[f"scratch-{share}-{seed}"] for share in ("0.2", "1"))
+        assert set(few) < set(many) and trained[f"rotation-0.2-{seed}"] == few
+    assert trained["scratch-0.2-0"] != trained["scratch-0.2-1"]
+    assert {read_log(out / "cells" / n)["step"][-1] for n in names} == {4}
+    tested = {(r["arm"], r["share"], r["seed"]): set() for r in rows}
+    for r in rows:
+        tested[r["arm"], r["share"], r["seed"]].add(r["case"])
+    assert len(tested) == 8 and len(set(map(frozenset, tested.values()))) == 1
+    assert not list((out / "cells").glob("*/last.ckpt")) and (out / "cells/scratch-1-1/segmenter.safetensors").exists()
+
+
+def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):
+    out, rows = toy
+    before, diary = (out / "results.csv").read_bytes(), read_diary(out)
+    monkeypatch.setattr("ssl3d.experiments.run_cell", lambda *args: 1 / 0)
+    assert str(run_experiment(TOY, out, progress=False)) == str(rows)
+    assert (out / "results.csv").read_bytes() == before and read_diary(out) == diary
+
+
+def test_it_may_grow_but_not_change(toy, tmp_path):
+    shutil.copytree(toy[0], tmp_path / "toy")
+    grown = replace(
+        TOY, seeds=3, shares=[0.2, 0.5], arms=TOY.arms | {"location": {"task": "location", "steps": 1}}
+    )
+    rows = run_experiment(grown, tmp_path / "toy", progress=False)
+    made = [line["cell"] for line in read_diary(tmp_path / "toy")]
+    assert len(made) == len(set(made)) and {r["share"] for r in rows} == {0.2, 0.5}
+    old = [r for r in rows if r["seed"] < 2 and r["share"] == 0.2 and r["arm"] != "location"]
+    assert [str(r) for r in old] == [str(r) for r in toy[1] if r["share"] == 0.2]
+    for change in (
+        {"finetuning": {"steps": 5}},
+        {"arms": {"scratch": {}, "rotation": {"task": "rotation", "steps": 3}}},
+        {"cohort": COHORT | {"size": 32}},
+        {"goal": "classification"},
+    ):
+        with pytest.raises(InputError, match="was"):
+            run_experiment(replace(TOY, **change), tmp_path / "toy", progress=False)
+
+
+def test_the_file_says_all_of_it(tmp_path):
+    write_experiment(TOY, tmp_path / "e.yaml")
+    assert read_experiment(tmp_path / "e.yaml") == TOY
+    for file in sorted((ROOT / "experiments").glob("*.yaml")):
+        described = read_experiment(file)
+        assert next(iter(described.arms)) == "scratch" and "$SSL3D_DATA" in described.cohort["source"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"goal": "regression"}, "goal"),
+        ({"arms": {}}, "arms"),
+        ({"arms": {"a/b": {}}}, "a/b"),
+        ({"arms": {"x": {"task": "rotate"}}}, "rotate"),
+        ({"arms": {"x": {"task": "rotation", "encoder": "y"}}}, "x"),
+        ({"arms": {"x": {"task": "rotation", "step": 3}}}, "'step'"),
+        ({"arms": {"x": {"task": "rotation", "seed": 3}}}, "'seed'"),
+        ({"arms": {"x": {"task": "supervised"}}}, "elsewhere"),
+        ({"arms": {"x": {"steps": 3}}}, "'steps'"),
+        ({"arms": {"x": {"finetuning": {"epoch": 3}}}}, "'epoch'"),
+        ({"arms": {"x": "rotation"}}, "x"),
+        ({"shares": []}, "shares"),
+        ({"shares": [0.0]}, "shares"),
+        ({"shares": [1.5]}, "shares"),
+        ({"seeds": 0}, "seeds"),
+        ({"folds": 1}, "folds"),
+        ({"cohort": {"size": 16}}, "source"),
+        ({"cohort": COHORT | {"sizes": 16}}, "'sizes'"),
+        ({"finetuning": {"labels": 0.5}}, "'labels'"),
+        ({"pretraining": {"out": "x"}}, "'out'"),
+        ({"network": {"width": [4, 8]}}, "'width'"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_made(tmp_path, change, said):
+    wrong = replace(TOY, **change)
+    with pytest.raises(InputError, match=said):
+        run_experiment(wrong, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    write_experiment(wrong, tmp_path / "wrong.yaml")
+    with pytest.raises(InputError, match=f"wrong.yaml.*{said}"):
+        read_experiment(tmp_path / "wrong.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "arms: [", "arms: {a: {}}", "cohort: {source: x}\narms: {a: {}}\nmore: 1"])
+def test_files_that_are_no_experiment(tmp_path, text):
+    (tmp_path / "e.yaml").write_text(text)
+    with pytest.raises(InputError, match="e.yaml"):
+        read_experiment(tmp_path / "e.yaml")
+    with pytest.raises(InputError, match="nowhere.yaml"):
+        read_experiment(tmp_path / "nowhere.yaml")
+
+
+def test_a_variable_that_is_not_set_and_a_taken_folder(tmp_path):
+    with pytest.raises(InputError, match="NO_SUCH_PLACE"):
+        run_experiment(replace(TOY, cohort={"source": "$NO_SUCH_PLACE/x"}), tmp_path / "out", progress=False)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        run_experiment(TOY, tmp_path / "taken", progress=False)
+
+
+def test_one_cell_fails_and_the_others_go_on(tmp_path):
+    arms = {"scratch": {}, "lost": {"encoder": str(tmp_path / "later")}}
+    broken = replace(TOY, arms=arms, shares=[0.2])
+    rows = run_experiment(broken, tmp_path / "out", progress=False)
+    assert {r["arm"] for r in rows} == {"scratch"} and len(read_diary(tmp_path / "out")) == 4
+    failed = failed_cells(broken, tmp_path / "out")
+    assert [f["cell"] for f in failed] == ["lost-0.2-0", "lost-0.2-1"] and "holds no encoder" in failed[0]["error"]
+    first = run_experiment(replace(TOY, seeds=1), tmp_path / "made", progress=False)
+    assert first
+    shutil.copytree(tmp_path / "made/pretraining/rotation-0", tmp_path / "later")
+    rows = run_experiment(broken, tmp_path / "out", progress=False)
+    assert {r["arm"] for r in rows} == {"scratch", "lost"} and not failed_cells(broken, tmp_path / "out")
+    assert len(read_diary(tmp_path / "out")) == 6, "what was made is not made again"
+    nothing = replace(broken, arms={"lost": {"encoder": str(tmp_path / "nowhere")}})
+    with pytest.raises(InputError, match="no cell of 2 could be made.*nowhere"):
+        run_experiment(nothing, tmp_path / "nothing", progress=False)
+
+
+def test_slices_supervised_elsewhere_and_folds(tmp_path):
+    lines = (SAMPLES / "imagesTr").glob("brain_00*.nii.gz")
+    few = ["image,mask", *(f"{f},{str(f).replace('imagesTr', 'labelsTr')}" for f in sorted(lines))]
+    (tmp_path / "few.csv").write_text("\n".join(few[:7]))
+    names = {Path(line.split(",")[0]).name.removesuffix(".nii.gz") for line in few[1:7]}
+    others = [f for f in sorted((SAMPLES / "imagesTr").glob("*.nii.gz")) if f.name.removesuffix(".nii.gz") not in names]
+    (tmp_path / "others.csv").write_text(
+        "\n".join(["image,mask", *(f"{f},{str(f).replace('imagesTr', 'labelsTr')}" for f in others[:8])])
+    )
+    experiment = replace(
+        TOY,
+        cohort={"source": str(tmp_path / "few.csv"), "size": 16},
+        elsewhere={"source": str(tmp_path / "others.csv"), "size": 16},
+        arms={
+            "scratch": {},
+            "rotation 2D": {"task": "rotation", "slices": True, "steps": 1},
+            "supervised": {"task": "supervised", "steps": 2},
+            "frozen": {"task": "rotation", "steps": 1, "finetuning": {"warmup": 2}},
+        },
+        finetuning={"steps": 2, "warmup": 0},
+        folds=3,
+        seeds=1,
+        shares=[1.0],
+    )
+    rows, out = run_experiment(experiment, tmp_path / "out", progress=False), tmp_path / "out"
+    assert not failed_cells(experiment, out)
+    for arm in experiment.arms:
+        mine = [r for r in rows if r["arm"] == arm]
+        assert {r["case"] for r in mine} == names and {r["fold"] for r in mine} == {0, 1, 2}
+        assert len(mine) == 6 * 3, "everybody is tested once"
+    assert len(list((out / "pretraining").glob("*/encoder.json"))) == 3, "pretrained elsewhere, so once for all folds"
+    assert read_card(out / "pretraining/supervised-0")["task"] == "finetune"
+    assert settings_of(out, "rotation 2D-1-0-fold1")["slices"] is True
+    assert settings_of(out, "frozen-1-0-fold1")["warmup_steps"] == 2
+    here = replace(experiment, elsewhere=None, arms={"scratch": {}, "rotation": {"task": "rotation", "steps": 1}})
+    run_experiment(here, tmp_path / "here", progress=False)
+    seen = [set(read_card(tmp_path / f"here/pretraining/rotation-0-fold{i}")["people"]) for i in range(3)]
+    assert seen[0] != seen[1] != seen[2], "pretrained here, so once for each fold, without those it tests"
+
+
+def test_grades(tmp_path):
+    lines = [f"{f},{i % 3}" for i, f in enumerate(sorted((SAMPLES / "imagesTr").glob("*.nii.gz"))[:15])]
+    (tmp_path / "g.csv").write_text("\n".join(["image,grade", *lines]))
+    experiment = replace(
+        TOY,
+        goal="classification",
+        cohort={"source": str(tmp_path / "g.csv"), "size": 16},
+        finetuning={"steps": 2, "ordinal": True},
+        shares=[1.0],
+    )
+    rows = run_experiment(experiment, tmp_path / "out", progress=False)
+    assert all(r["grade"] in (0, 1, 2) and r["predicted"] in (0, 1, 2) for r in rows)
+    assert str(read_scores(tmp_path / "out/results.csv")) == str(rows)
+
+
+RUN = "import sys; from ssl3d.experiments import *; run_experiment(read_experiment(sys.argv[1]), sys.argv[2])"
+
+
+def begin(tmp_path, out):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, tmp_path / "e.yaml", out],
+        cwd="/",
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_two_processes_share_the_work(toy, tmp_path):
+    write_experiment(TOY, tmp_path / "e.yaml")
+    shutil.copytree(toy[0] / "store", tmp_path / "store")
+    shared = replace(TOY, cohort={"source": str(tmp_path / "store")})
+    write_experiment(shared, tmp_path / "e.yaml")
+    both = [begin(tmp_path, tmp_path / "out") for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    made = [line["cell"] for line in read_diary(tmp_path / "out")]
+    assert sorted(made) == sorted(c.name for c in cells_of(TOY)), "every cell once"
+    assert (tmp_path / "out/results.csv").read_bytes() == (toy[0] / "results.csv").read_bytes()
+
+
+def kills(toy, tmp_path, times, seed):
+    """Kill an experiment at random moments, let it end, and compare it with the one that was left alone."""
+    write_experiment(TOY, tmp_path / "e.yaml")
+    rng, killed = random.Random(seed), 0
+    for _ in range(times):
+        process = begin(tmp_path, tmp_path / "out")
+        stop = threading.Timer(rng.uniform(4, 16), process.send_signal, [signal.SIGKILL])
+        stop.start()
+        killed += process.wait() != 0
+        stop.cancel()
+    assert begin(tmp_path, tmp_path / "out").wait() == 0 and killed
+    assert (tmp_path / "out/results.csv").read_bytes() == (toy[0] / "results.csv").read_bytes()
+    made = [line["cell"] for line in read_diary(tmp_path / "out") if line["state"] == "done"]
+    assert sorted(made) == sorted(c.name for c in cells_of(TOY)), "no cell twice, none lost"
+
+
+def test_killed_twice(toy, tmp_path):
+    kills(toy, tmp_path, 2, seed=1)
+
+
+@pytest.mark.long
+def test_killed_ten_times(toy, tmp_path):
+    kills(toy, tmp_path, 10, seed=0)
+
+
+def test_the_diary_is_whole_or_not_there(toy):
+    with open(toy[0] / "cells.csv", newline="") as f:
+        lines = list(csv.DictReader(f))
+    assert {line["state"] for line in lines} == {"done"} and len({line["hash"] for line in lines}) == 8
+    assert all(float(line["seconds"]) > 0 for line in lines)
+
+
+def test_from_a_shell(tmp_path):
+    write_experiment(replace(TOY, seeds=1, shares=[0.2], arms={"scratch": {}, "b": {}}), tmp_path / "e.yaml")
+    ssl3d = Path(sys.executable).parent / "ssl3d"
+    done = subprocess.run([ssl3d, "experiment", tmp_path / "e.yaml", "--out", tmp_path / "out"], capture_output=True)
+    assert done.returncode == 0 and b"no difference shown" in done.stdout, done.stderr
+    assert {"results.csv", "curves.png", "summary.txt", "cells.csv", "experiment.yaml"} <= {
+        f.name for f in (tmp_path / "out").iterdir()
+    }
+    (tmp_path / "e.yaml").write_text("arms: {}")
+    done = subprocess.run([ssl3d, "experiment", tmp_path / "e.yaml", "--out", tmp_path / "x"], capture_output=True)
+    assert done.returncode == 1 and b"e.yaml" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_interrupted_means_stopped(tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssl3d.experiments.run_cell", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(replace(TOY, seeds=1), tmp_path / "out", progress=False)
+    assert read_diary(tmp_path / "out") == [], "it is not a failure of the cell"

@@ -1,0 +1,234 @@
+"""Statistics: pairs, intervals that keep what they promise, corrections, kappa by person."""
+
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ssl3d.metrics import grading_scores
+from ssl3d.statistics import (
+    bootstrap_interval,
+    bootstrap_means,
+    effect_size,
+    holm,
+    p_value,
+    paired,
+    score_matrix,
+    smallest_difference,
+    standard_error,
+    verdict,
+    verdict_table,
+)
+
+
+def dice_rows(gain, arms=("scratch", "x"), seeds=5, people=10, shares=(0.1,)):
+    return [
+        {"arm": a, "share": sh, "seed": s, "subject": f"p{c:02d}", "case": f"c{c}", "class": k, "dice": gain(a, s, c)}
+        for sh in shares
+        for a in arms
+        for s in range(seeds)
+        for c in range(people)
+        for k in "ab"
+    ]
+
+
+def world(rng, n_seeds, n_people, seeds, people, rest, effect=0.0, shape="normal"):
+    def draw(*size):
+        return rng.normal(size=size) if shape == "normal" else rng.exponential(size=size) - 1
+
+    noise = seeds * draw(n_seeds, 1) + people * draw(1, n_people) + rest * draw(n_seeds, n_people)
+    return effect + noise
+
+
+WORLDS = [(0.005, 0.05, 0.1), (0.02, 0.05, 0.1), (0.05, 0.05, 0.1), (0.12, 0.05, 0.1), (0.02, 0.2, 0.02)]
+
+
+def test_pairs_are_of_one_seed_and_person():
+    rows = dice_rows(lambda a, s, c: s + 10 * c + 100 * (a == "x") * c, seeds=2, people=3)
+    random.Random(0).shuffle(rows)
+    assert paired(rows, "x", "scratch", 0.1).tolist() == [[0, 100, 200]] * 2
+
+
+def test_scans_of_one_person_are_one():
+    rows = dice_rows(lambda a, s, c: 0.1 * c, people=4)
+    for row in rows:
+        row["subject"] = "p0" if row["case"] in ("c0", "c1") else row["subject"]
+    assert np.allclose([*score_matrix(rows, "x", 0.1)[0].values()], [0.05, 0.2, 0.3])
+
+
+def test_only_what_both_arms_have_is_compared():
+    rows = dice_rows(lambda a, s, c: 1.0 * (a == "x"))
+    rows = [r for r in rows if not (r["arm"] == "x" and r["seed"] == 3)]
+    assert paired(rows, "x", "scratch", 0.1).shape == (4, 10)
+    with pytest.raises(ValueError, match="share 0.7"):
+        paired(rows, "x", "scratch", 0.7)
+    rows = [r for r in rows if not (r["arm"] == "x" and r["seed"] < 4 or r["arm"] == "scratch" and r["seed"] == 4)]
+    with pytest.raises(ValueError, match="no seed in common"):
+        paired(rows, "x", "scratch", 0.1)
+
+
+def test_one_seed_is_student_over_people_and_one_person_over_seeds():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 20), (20, 1)):
+        d = rng.normal(0.3, 1, shape)
+        error, freedom = standard_error(d)
+        assert np.isclose(error, stats.sem(d.ravel())) and freedom == 19
+        t = stats.ttest_1samp(d.ravel(), 0).confidence_interval()
+        low, high = bootstrap_interval(d)
+        assert np.isclose(high - low, t.high - t.low, rtol=0.01) and abs(low - t.low) < 0.25 * (t.high - t.low)
+
+
+def test_the_variance_is_the_sum_of_its_parts():
+    rng = np.random.default_rng(0)
+    for seeds, people, rest in WORLDS:
+        found = [standard_error(world(rng, 8, 30, seeds, people, rest))[0] ** 2 for _ in range(300)]
+        assert np.isclose(np.mean(found), seeds**2 / 8 + people**2 / 30 + rest**2 / 240, rtol=0.15)
+
+
+def test_nothing_differs():
+    zero = np.zeros((5, 8))
+    assert bootstrap_interval(zero) == (0, 0) and p_value(zero) == 1 and smallest_difference(zero) == 0
+    assert np.isnan(effect_size(zero)) and np.isnan(effect_size(np.ones((5, 1))))
+    same = verdict(dice_rows(lambda a, s, c: 0.4))
+    assert same[0]["verdict"] == "no difference shown" and "no difference" in verdict_table(same)
+
+
+def test_same_seed_same_interval():
+    d = np.random.default_rng(0).normal(size=(3, 4))
+    assert bootstrap_interval(d) == bootstrap_interval(d) != bootstrap_interval(d, seed=1)
+    means = bootstrap_means(d)
+    assert np.isclose(np.ptp(np.percentile(means, [2.5, 97.5])), np.subtract(*bootstrap_interval(d)[::-1]))
+
+
+def test_many_people_do_not_make_up_for_few_seeds():
+    rng = np.random.default_rng(0)
+
+    def width(n_seeds, n_people):
+        found = [bootstrap_interval(world(rng, n_seeds, n_people, 1, 0.1, 0.1), draws=500) for _ in range(20)]
+        return np.mean([high - low for low, high in found])
+
+    assert width(5, 20) > 0.8 * width(5, 5) and width(5, 20) > 1.5 * width(20, 20) > 0.3
+
+
+def coverage(trials, worlds, shape="normal"):
+    held = {}
+    for parts in worlds:
+        rng = np.random.default_rng(0)
+        found = [bootstrap_interval(world(rng, 5, 60, *parts, 0.05, shape), i, 500) for i in range(trials)]
+        held[parts] = np.mean([low <= 0.05 <= high for low, high in found])
+    return held
+
+
+def false_alarms(trials, arms, parts):
+    """Share of experiments without any effect in which some arm is said to differ; all arms share the baseline."""
+    rng, wrong = np.random.default_rng(1), 0
+    for i in range(trials):
+        scores = [world(rng, 5, 60, *parts) for _ in range(arms + 1)]
+        wrong += min(holm([p_value(s - scores[0], i, 500) for s in scores[1:]])) < 0.05
+    return wrong / trials
+
+
+def found_at_twice_the_smallest(trials, arms, parts):
+    rng = np.random.default_rng(2)
+    smallest = np.mean([smallest_difference(world(rng, 5, 60, *parts), arms) for _ in range(200)])
+    shown = [
+        holm([p_value(world(rng, 5, 60, *parts, 2 * smallest * (k == 0)), i, 500) for k in range(arms)])[0] < 0.05
+        for i in range(trials)
+    ]
+    return np.mean(shown)
+
+
+def test_calibrated_in_short():
+    held = coverage(200, WORLDS[1:3])
+    assert all(0.9 <= share <= 0.99 for share in held.values()), held
+    assert false_alarms(100, 5, WORLDS[1]) <= 0.09 and found_at_twice_the_smallest(60, 5, WORLDS[1]) >= 0.8
+
+
+@pytest.mark.long
+def test_calibrated():
+    held = coverage(1000, WORLDS)
+    assert all(0.92 <= share <= 0.98 for share in held.values()), held
+    for parts in WORLDS:
+        assert false_alarms(1000, 5, parts) <= 0.05 and found_at_twice_the_smallest(1000, 5, parts) >= 0.8, parts
+
+
+def test_what_the_interval_cannot_know():
+    held = coverage(200, [(0.12, 0.05, 0.1)], shape="skewed")
+    assert 0.8 < held[0.12, 0.05, 0.1] < 0.95, "the notebook says so"
+
+
+def test_holm_against_its_definition():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 9):
+        p = rng.random(n) ** 3
+        corrected = np.array(holm(p.tolist()))
+        for level in (0.01, 0.05, 0.2, 0.5):
+            rejected = np.zeros(n, bool)  # step down, until one is not small enough
+            for k, i in enumerate(np.argsort(p)):
+                if p[i] * (n - k) >= level:
+                    break
+                rejected[i] = True
+            assert ((corrected < level) == rejected).all()
+    assert holm([]) == []
+
+
+def grade_rows(predicted, grades, arm="scratch", seed=0, share=1.0):
+    return [
+        {"arm": arm, "share": share, "seed": seed, "subject": f"p{i:03d}", "grade": int(g), "predicted": int(p)}
+        for i, (p, g) in enumerate(zip(predicted, grades))
+    ]
+
+
+def test_kappa_by_person_is_kappa():
+    rng = np.random.default_rng(0)
+    grades = rng.integers(5, size=80)
+    rows = []
+    for arm, noise in (("scratch", 3), ("x", 1)):
+        for seed in range(5):
+            rows += grade_rows(np.clip(grades + rng.integers(-noise, noise + 1, size=80), 0, 4), grades, arm, seed)
+    for arm in ("scratch", "x"):
+        for seed, people in score_matrix(rows, arm, 1.0).items():
+            mine = [r for r in rows if r["arm"] == arm and r["seed"] == seed]
+            answers, truth = (np.array([r[k] for r in mine]) for k in ("predicted", "grade"))
+            assert np.isclose(np.mean([*people.values()]), grading_scores(answers, truth, 5)["kappa"])
+    (answer,) = verdict(rows)
+    assert answer["metric"] == "kappa" and answer["verdict"] == "better" and answer["subjects"] == 80
+    assert np.isclose(answer["difference"], answer["score"] - answer["baseline_score"])
+    assert "Quadratic weighted kappa" in verdict_table([answer])
+
+
+def test_the_jackknife_knows_how_kappa_varies():
+    """Its standard error is that of kappa over new people, which is drawn here."""
+    rng = np.random.default_rng(0)
+
+    def draw():
+        grades = rng.integers(5, size=60)
+        return grade_rows(np.clip(grades + rng.integers(-2, 3, size=60), 0, 4), grades)
+
+    found = [np.array([[*score_matrix(draw(), "scratch", 1.0)[0].values()]]) for _ in range(200)]
+    assert np.isclose(np.mean([standard_error(d)[0] for d in found]), np.std([d.mean() for d in found]), rtol=0.15)
+
+
+def test_words_go_by_the_corrected_value():
+    rng = np.random.default_rng(3)
+    noise = {a: world(rng, 5, 20, 0.005, 0.01, 0.05) for a in "sabcde"}
+    gain = {"s": 0.5, "a": 0.53, "b": 0.5, "c": 0.5, "d": 0.5, "e": 0.5}
+    many = verdict(dice_rows(lambda a, s, c: gain[a] + noise[a][s, c], arms="sabcde", people=20))
+    alone = verdict(dice_rows(lambda a, s, c: gain[a] + noise[a][s, c], arms="sa", people=20))
+    assert many[0]["arm"] == alone[0]["arm"] == "a" and many[0]["p"] >= alone[0]["p"]
+    assert many[0]["smallest"] > alone[0]["smallest"] and many[0]["low"] == alone[0]["low"]
+    few = verdict(dice_rows(lambda a, s, c: 0.1 * (a == "x") + 0.001 * c * s * (a == "x"), seeds=4))
+    assert few[0]["verdict"] == "better here, but too few seeds to claim it"
+    worse = verdict(dice_rows(lambda a, s, c: -0.1 * (a == "x") - 0.001 * c * (a == "x")))
+    assert worse[0]["verdict"] == "worse"
+
+
+def test_the_first_arm_or_another_is_the_baseline():
+    rows = dice_rows(lambda a, s, c: 0.1 * ("s", "a", "b").index(a), arms=("s", "a", "b"), shares=(0.1, 1.0))
+    assert [(a["share"], a["arm"], a["baseline"]) for a in verdict(rows)] == [
+        (0.1, "a", "s"), (0.1, "b", "s"), (1.0, "a", "s"), (1.0, "b", "s")]  # fmt: skip
+    assert [a["arm"] for a in verdict(rows, "b")] == ["s", "a"] * 2
+    assert "nothing to compare" in verdict_table(verdict(dice_rows(lambda a, s, c: 0.1, arms=("s",))))
+    partly = [r for r in rows if not (r["arm"] == "b" and r["share"] == 1.0)]
+    assert [(a["share"], a["arm"]) for a in verdict(partly)] == [(0.1, "a"), (0.1, "b"), (1.0, "a")]
