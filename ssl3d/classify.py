@@ -6,7 +6,7 @@
 __all__ = ['PAPER_CLASSIFICATION', 'Classifier', 'grade_bits', 'grade_probabilities', 'likely_grade', 'make_classifier', 'grade',
            'classify', 'load_classifier', 'summary']
 
-# %% ../nbs/43_classify.ipynb #bf308d5e
+# %% ../nbs/43_classify.ipynb #c4042c61
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from ssl3d.finetune import (
     encoder_origin,
     freeze,
     keep_trained,
+    parts,
     plan_steps,
     preset_or_default,
     starting_encoder,
@@ -53,7 +54,7 @@ class Classifier(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.encoder(x)[-1].flatten(2).mean(dim=2))
 
-# %% ../nbs/43_classify.ipynb #94c4950a
+# %% ../nbs/43_classify.ipynb #b41d2ece
 def grade_bits(
     grades: torch.Tensor,  # (B,) from 0 to n_grades - 1
     n_grades: int,
@@ -69,7 +70,7 @@ def grade_probabilities(
     """How probable each grade is."""
     if not ordinal:
         return scores.softmax(dim=1)
-    beyond = scores.sigmoid().cumprod(dim=1)
+    beyond = scores.sigmoid().cummin(dim=1).values
     ends = torch.ones_like(beyond[:, :1])
     return torch.cat([ends, beyond], dim=1) - torch.cat([beyond, 0 * ends], dim=1)
 
@@ -141,7 +142,7 @@ def grade(
         rows.append({"case": name} | answer | {f"p{k}": round(p, 6) for k, p in enumerate(found[0].tolist())})
     return rows
 
-# %% ../nbs/43_classify.ipynb #b6e90d45
+# %% ../nbs/43_classify.ipynb #80f71fac
 PAPER_CLASSIFICATION = {"warmup": 5, "lr": 5e-5, "scaled": False}  # appendix A, for pictures
 
 
@@ -167,6 +168,7 @@ def classify(
     preset: str | None = None,  # "paper" for the paper's warm-up, learning rate and copies, where they are not given
     allow_seen: str | None = None,  # "names": test people who have the names of pretraining people are others; or "all"
     fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's test cases if None
+    validate: bool = False,  # grade the validation subjects, a fifth of those for training, and train on the others
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
@@ -179,8 +181,9 @@ def classify(
     warmup, lr, scaled = preset_or_default(PAPER_CLASSIFICATION, preset, warmup, lr, scaled)
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
     store, out = Store(store, fold), Path(out)
-    graded = {part: {n: store.cases[n]["grade"] for n in store.split(part) if store.cases[n]["grade"] is not None}
-              for part in ("train", "test")}
+    cases = parts(store, validate)
+    graded = {part: {n: store.cases[n]["grade"] for n in names if store.cases[n]["grade"] is not None}
+              for part, names in cases.items()}
     n_grades = 1 + max([0, *graded["train"].values(), *graded["test"].values()])
     if not graded["train"] or not graded["test"] or n_grades < 2:
         raise InputError(f"{store.folder}: has grades for {len(graded['train'])} training and {len(graded['test'])} "
@@ -192,7 +195,7 @@ def classify(
     settings = {"command": "classify", "store": store.hash, "encoder": encoder_origin(encoder), "labels": labels,
                 "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr, "head": head,
                 "ordinal": ordinal, "balanced": balanced, "widths": list(network.encoder.channels), "seed": seed,
-                "precision": precision, "fold": fold and list(fold)} | how | {
+                "precision": precision, "fold": store.fold and list(store.fold), "validate": validate} | how | {
                     "architecture": network.encoder.architecture, "sources": sources and list(sources)}
     begin_run(out, settings)
     write_json(out / "origins.json", origins)
@@ -209,7 +212,7 @@ def classify(
     keep_trained(network, out, "classifier", settings | {"n_grades": n_grades, "trained_on": names,
                                                          "ssl3d": __version__},
                  provenance(store, names, read_card(encoder) if encoder else None))
-    rows = grade(network, store, store.split("test"), ordinal)
+    rows = grade(network, store, cases["test"], ordinal)
     write_scores(out / "predictions.csv", rows)
     known = [r for r in rows if r["grade"] != ""]
     scores = grading_scores(np.array([r["predicted"] for r in known]), np.array([r["grade"] for r in known]), n_grades)

@@ -126,15 +126,16 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, steps: int |
                             architecture=architecture, widths=widths, slices=slices, fold=fold, seed=seed,
                             preset=preset, options=options, accelerator=accelerator, precision=precision))
 
-# %% ../nbs/60_cli.ipynb #75f43a83
+# %% ../nbs/60_cli.ipynb #25439aab
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float | None = None,
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
              architecture: str = "unet", sources: tuple[int, ...] | None = None, scaled: bool | None = None,
              preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, fold: tuple[int, int] | None = None,
-             patch: int | None = None, slices: bool = False, class_weights: tuple[float, ...] | None = None,
-             regions: dict[str, list[int]] | None = None, accelerator: str = "auto", precision: str = "32-true"):
+             patch: int | None = None, slices: bool = False, validate: bool = False,
+             class_weights: tuple[float, ...] | None = None, regions: dict[str, list[int]] | None = None,
+             accelerator: str = "auto", precision: str = "32-true"):
     """Train a segmentation network from an encoder or from scratch, and score it on the test subjects.
 
     Args:
@@ -157,6 +158,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         fold: test on this part of the subjects of so many, as [0,5]; on the store's own test subjects if not given
         patch: train on windows of so many voxels per axis, for volumes that do not fit into memory
         slices: train a network in 2D on the axial slices of volumes
+        validate: score on the validation subjects, a fifth of those for training, and train on the others
         class_weights: of the classes in the loss, background first, as [1,1,5]; equal if not given
         regions: codes to join and to score, as '{WT: [1,2,3]}'; those of BraTS for its layout
         accelerator: cpu, gpu, mps or auto
@@ -172,11 +174,11 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
     run = finetune.finetune(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
                             batch_size=batch_size, lr=lr, widths=widths, seed=seed, architecture=architecture,
                             sources=sources, scaled=scaled, preset=preset, allow_seen=allow_seen, fold=fold,
-                            patch=patch, slices=slices, class_weights=class_weights, regions=regions,
+                            patch=patch, slices=slices, validate=validate, class_weights=class_weights, regions=regions,
                             accelerator=accelerator, precision=precision)
     print(finetune.summary(run))
 
-# %% ../nbs/60_cli.ipynb #8b6c6a36
+# %% ../nbs/60_cli.ipynb #987570cc
 def classify(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 8, lr: float | None = None,
              head: Literal["hidden", "linear"] = "hidden", ordinal: bool = False, balanced: bool = False,
@@ -184,7 +186,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
              sources: tuple[int, ...] | None = None, scaled: bool | None = None,
              preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, fold: tuple[int, int] | None = None,
-             accelerator: str = "auto", precision: str = "32-true"):
+             validate: bool = False, accelerator: str = "auto", precision: str = "32-true"):
     """Train a network that grades images, from an encoder or from scratch, and grade the test subjects.
 
     Args:
@@ -208,6 +210,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
         preset: paper, for the paper's warm-up, learning rate and copies, where they are not given
         allow_seen: names, where people of one name are not the same; all, to test on what was seen in pretraining
         fold: test on this part of the subjects of so many, as [0,5]; on the store's own test subjects if not given
+        validate: grade the validation subjects, a fifth of those for training, and train on the others
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
     """
@@ -220,7 +223,8 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
     run = classify.classify(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
                             batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced, widths=widths,
                             seed=seed, architecture=architecture, sources=sources, scaled=scaled, preset=preset,
-                            allow_seen=allow_seen, fold=fold, accelerator=accelerator, precision=precision)
+                            allow_seen=allow_seen, fold=fold, validate=validate, accelerator=accelerator,
+                            precision=precision)
     print(classify.summary(run))
 
 
@@ -240,7 +244,7 @@ def predict(run: str, store: str, out: str, *, scans: str | None = None, acceler
     files = predict.predict(run, store, out, scans=scans, accelerator=accelerator)
     print(f"{out}: {len(files)} masks")
 
-# %% ../nbs/60_cli.ipynb #495add4b
+# %% ../nbs/60_cli.ipynb #6d8c3c38
 def experiment(file: str, *, out: str):
     """Compare arms by a description: does pretraining help, and how sure is that?
 
@@ -254,8 +258,9 @@ def experiment(file: str, *, out: str):
 
     described = experiments.read_experiment(file)
     rows = experiments.run_experiment(described, out)
-    print(curves.keep_answer(rows, Path(out), Path(file).stem))
     failed = experiments.failed_cells(described, out)
+    about = "\n".join(f"failed: {line['cell']}: {line['error']}" for line in failed)
+    print(curves.keep_answer(rows, Path(out), Path(file).stem, about, next(iter(described.arms))))
     if failed:
         raise InputError(f"{out}: {len(failed)} cell(s) failed, the first is {failed[0]['cell']}: {failed[0]['error']} "
                          "The others are in the answer; the same command tries again.")

@@ -5,25 +5,26 @@
 # %% auto #0
 __all__ = ['data_efficiency', 'keep_answer']
 
-# %% ../nbs/51_curves.ipynb #48b90cd1
+# %% ../nbs/51_curves.ipynb #ed3aded8
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from filelock import FileLock
 from matplotlib.axes import Axes
 
-from .statistics import bootstrap_interval, metric_of, score_matrix, verdict, verdict_table
+from .statistics import arm_rows, bootstrap_interval, in_common, metric_of, score_matrix, verdict, verdict_table
 from .store import write_whole
 from .views import COLOURS
 
-# %% ../nbs/51_curves.ipynb #70a1bb01
+# %% ../nbs/51_curves.ipynb #bbf1453f
 def _points(rows: list[dict], arm: str) -> dict[float, np.ndarray]:  # share -> (seeds, people)
     """The scores of an arm at each share that it was tried with."""
-    shares = sorted({row["share"] for row in rows if row["arm"] == arm})
-    matrices = {share: score_matrix(rows, arm, share) for share in shares}
-    return {share: np.array([[*people.values()] for people in matrix.values()]) for share, matrix in matrices.items()}
+    tables = {share: arm_rows(rows, arm, share) for share in sorted({row["share"] for row in rows})}
+    matrices = {share: score_matrix(table, *in_common(table)) for share, table in tables.items() if table}
+    return {share: matrix for share, matrix in matrices.items() if matrix.size}
 
-# %% ../nbs/51_curves.ipynb #6274c57d
+# %% ../nbs/51_curves.ipynb #ef09c0db
 def _look(arms: list[str]) -> dict[str, dict]:  # arm -> colour, marker and line
     """How each arm is drawn: the first one dashed, and all of them told apart without colour, too."""
     colours = (COLOURS[6], COLOURS[5], COLOURS[3], COLOURS[2], COLOURS[0], COLOURS[1], COLOURS[7])
@@ -44,14 +45,14 @@ def data_efficiency(
     """Score against label share for every arm (left), and its difference to the baseline (right); 95 % intervals."""
     arms, shares = list(dict.fromkeys(row["arm"] for row in rows)), sorted({row["share"] for row in rows})
     baseline, look = baseline or arms[0], _look(arms)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.2, 3.3), dpi=80, layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.6), dpi=80, layout="constrained")
     place = {arm: (i - (len(arms) - 1) / 2) * min(0.14, 0.7 / len(arms)) for i, arm in enumerate(arms)}
     for arm in arms:
         points = _points(rows, arm)
         where = [shares.index(share) + place[arm] for share in points]
         left.plot(where, [m.mean() for m in points.values()], lw=1.2, **look[arm] | {"marker": ""})
         for x, matrix in zip(where, points.values()):
-            left.scatter([x] * len(matrix), matrix.mean(axis=1), color=look[arm]["color"], s=18, alpha=0.5, lw=0)
+            left.scatter([x - 0.03] * len(matrix), matrix.mean(axis=1), color=look[arm]["color"], s=12, alpha=0.8, lw=0)
             _with_interval(left, x, matrix.mean(), *bootstrap_interval(matrix), look[arm])
         left.plot([], [], label=arm, ms=5, **look[arm])
     answers = verdict(rows, baseline)
@@ -60,29 +61,31 @@ def data_efficiency(
         _with_interval(right, x, a["difference"], a["low"], a["high"], look[a["arm"]])
     right.axhline(0, color=look[baseline]["color"], ls="--")
     n_seeds, n_people = len({row["seed"] for row in rows}), len({row["subject"] for row in rows})
-    metric = "Dice, mean over classes" if metric_of(rows) == "Dice" else "quadratic weighted kappa"
+    metric = "mean Dice" if metric_of(rows) == "Dice" else "quadratic weighted kappa"
     left.set(ylabel=metric, title=f"mean, and each of {n_seeds} seed{'s' * (n_seeds > 1)}")
-    right.set(ylabel=f"difference to {baseline}", title=f"{n_people} test subjects")
+    right.set(ylabel=f"difference to {baseline}", title=f"difference, {n_people} test subjects")
     for ax in (left, right):
         ax.set(xticks=range(len(shares)), xticklabels=[f"{100 * s:g} %" for s in shares],
                xlabel="share of the labels used", xlim=(-0.5, len(shares) - 0.5))
         ax.title.set_fontsize(10)
         ax.spines[["top", "right"]].set_visible(False)
-    fig.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=min(6, len(arms)))
     fig.suptitle(title, fontsize=11)
     return [left, right]
 
-# %% ../nbs/51_curves.ipynb #89583607
+# %% ../nbs/51_curves.ipynb #cf91652c
 def keep_answer(
     rows: list[dict],  # from `ssl3d.experiments.run_experiment`
     out: Path,  # folder of the experiment
     title: str = "",
     about: str = "",  # what stands above the table
+    baseline: str | None = None,  # what the others are compared with; the first arm if None
 ) -> str:  # what `summary.txt` says
     """Write `curves.png` and `summary.txt` into the folder of an experiment."""
-    data_efficiency(rows, title)
-    write_whole(out / "curves.png", lambda f: plt.savefig(f, format="png"))
-    plt.close()
-    summary = (f"{about}\n\n" if about else "") + verdict_table(verdict(rows)) + "\n"
-    write_whole(out / "summary.txt", lambda f: f.write(summary.encode()))
+    data_efficiency(rows, title, baseline)
+    with FileLock(out / "experiment.lock"):
+        write_whole(out / "curves.png", lambda f: plt.savefig(f, format="png"))
+        plt.close()
+        summary = (f"{about}\n\n" if about else "") + verdict_table(verdict(rows, baseline)) + "\n"
+        write_whole(out / "summary.txt", lambda f: f.write(summary.encode()))
     return summary

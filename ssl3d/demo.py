@@ -44,7 +44,7 @@ def draw_case(store, runs: dict[str, Path], channel: int = -1) -> None:
     row([image] * (2 + len(runs)), masks=[truth * 0, truth, *predictions], titles=titles,
         at=busiest(truth), classes=store.classes)
 
-# %% ../nbs/52_demo.ipynb #f5066c3b
+# %% ../nbs/52_demo.ipynb #79a78bbc
 def demo(
     folder: str | Path | None = None,  # scans with masks, in any layout that has them; the sample brains if None
     out: str | Path = "runs/demo",  # where everything goes
@@ -66,7 +66,7 @@ def demo(
         pretraining={"epochs": epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
         finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3})
     rows = run_experiment(experiment, out, progress=progress)
-    print(keep_answer(rows, out, f"{source.name}: rotation against scratch", str(cohort)))
+    print(keep_answer(rows, out, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
     draw_case(Store(out / "store"), {arm: out / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms})
     write_whole(out / "case.png", lambda f: plt.savefig(f, format="png"))
     plt.close()

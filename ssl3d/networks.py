@@ -338,7 +338,7 @@ def input_convolutions(encoder: nn.Module) -> dict[str, nn.Module]:  # name -> c
         hook.remove()
     return found
 
-# %% ../nbs/10_networks.ipynb #eedbf8f1
+# %% ../nbs/10_networks.ipynb #767628b3
 def widen(
     encoder: nn.Module,  # changed in place
     in_channels: int,  # modalities from now on
@@ -350,6 +350,8 @@ def widen(
     if sources is None and in_channels < old:
         raise InputError(f"the encoder reads {old} channels, and {in_channels} are fewer: say which of its channels "
                          "they are, as sources=(0,).")
+    if sources is not None and not isinstance(sources, (list, tuple)):
+        raise InputError(f"sources are {sources!r}: give a list, with an old channel for each new one.")
     sources = tuple(k % old for k in range(in_channels)) if sources is None else tuple(sources)
     if len(sources) != in_channels or not all(k in range(old) for k in sources):
         raise InputError(f"sources are {sources}: {in_channels} channels need as many numbers from 0 to {old - 1}.")

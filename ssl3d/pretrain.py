@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_task', 'paper_options', 'pretrain']
 
-# %% ../nbs/31_pretrain.ipynb #64af97cf
+# %% ../nbs/31_pretrain.ipynb #a6b6773f
 import inspect
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from .cohorts import InputError
 from .networks import WIDTHS, make_encoder, save_encoder, seeded
-from .runs import begin_run, check_numbers, provenance, seen_dimensions
+from .runs import begin_run, check_numbers, one_of, provenance, seen_dimensions
 from .store import Store
 from .tasks import TASKS
 from .tasks.task import Batch, ProxyTask
@@ -49,14 +49,13 @@ def make_task(
     except (TypeError, ValueError) as e:
         raise InputError(f"task '{task}' cannot be made with the options {options}: {e}") from None
 
-# %% ../nbs/31_pretrain.ipynb #9cc10510
+# %% ../nbs/31_pretrain.ipynb #556cefb7
 def paper_options(
     task: str,  # one of `ssl3d.tasks.TASKS`
     preset: str | None,  # "paper", or None for the defaults
 ) -> dict:
     """The options of a preset; raises `InputError` for one that is not known."""
-    if preset not in (None, "paper"):
-        raise InputError(f"'{preset}' is not a preset. There is one, 'paper'; without it the defaults hold.")
+    one_of((None, "paper"), preset=preset)
     return dict(TASKS[task].PAPER) if preset and task in TASKS else {}
 
 
@@ -75,7 +74,7 @@ def _check_people(subjects: list[str], batch_size: int, seed: int, n_steps: int,
                 raise InputError(f"step {step + 1} of {n_steps} would see fewer than {least} people, and the task has "
                                  f"to compare them: use a larger batch_size than {batch_size}, or another seed.")
 
-# %% ../nbs/31_pretrain.ipynb #89242230
+# %% ../nbs/31_pretrain.ipynb #9f2b4504
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -121,9 +120,9 @@ def pretrain(
     n_steps = steps or epochs * steps_per_epoch(len(names), batch_size)
     _check_people([store.cases[name]["subject"] for name in names], batch_size, seed, n_steps, network.min_subjects)
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": store.hash,
-                "slices": slices, "fold": fold and list(fold), "epochs": epochs, "steps": steps,
-                "batch_size": batch_size, "lr": lr, "architecture": architecture, "widths": list(widths), "seed": seed,
-                "precision": precision}
+                "slices": slices, "fold": store.fold and list(store.fold),
+                "epochs": None if steps else epochs, "steps": steps, "batch_size": batch_size, "lr": lr,
+                "architecture": architecture, "widths": list(widths), "seed": seed, "precision": precision}
     out = begin_run(out, settings)
     if (out / "encoder.json").exists():
         return out

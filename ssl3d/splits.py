@@ -65,7 +65,7 @@ def fold_subjects(
     chosen = set(order[len(order) * part // parts : len(order) * (part + 1) // parts])
     return {"train": sorted(set(order) - chosen), "test": sorted(chosen)}
 
-# %% ../nbs/02_splits.ipynb #66bffaab
+# %% ../nbs/02_splits.ipynb #9e35d1c1
 def label_subset(
     cases: dict[str, str],  # labelled training cases: id -> subject
     fraction: float,  # share of the subjects to use, in (0, 1]
@@ -73,7 +73,7 @@ def label_subset(
     grades: dict[str, int | None] | None = None,  # id -> grade; each subset gets its share of each
 ) -> list[str]:
     """Case ids of the first `fraction` of one seeded order of the subjects (at least one): subsets are nested."""
-    if not 0 < fraction <= 1 or not cases:
+    if not isinstance(fraction, Real) or not 0 < fraction <= 1 or not cases:
         raise InputError(f"a share of {fraction} of {len(cases)} labelled case(s) cannot be taken. "
                          "Give a share above 0 and up to 1, and cases that have labels.")
     order = _order(cases.values(), [(grades or {}).get(name) for name in cases], seed)

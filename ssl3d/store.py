@@ -415,7 +415,7 @@ def read_split(file: Path) -> dict[str, list[str]]:
 def _split_hash(split: dict[str, list[str]]) -> str:
     return hashlib.sha256(json.dumps([split["train"], split["test"]]).encode()).hexdigest()[:16]
 
-# %% ../nbs/02_store.ipynb #45c28270
+# %% ../nbs/02_store.ipynb #fb96f25b
 class Store:
     """A finished store: images, content and masks by case id, and the split."""
 
@@ -436,6 +436,7 @@ class Store:
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise InputError(f"{self.folder / 'manifest.json'}: is damaged ({e}). Make the store again.") from None
         self.split("test")  # says now if there is no such fold
+        self.fold = None if fold is None else (int(fold[0]), int(fold[1]))
 
     def _read(self, manifest: dict) -> None:
         self.hash, self.settings = manifest["hash"], manifest["settings"]
@@ -468,14 +469,19 @@ class Store:
                          f"{self.left_out[0]['problem']} Once mended, they need a new store.")
         return "\n".join(lines)
 
-    def split(self, part: str) -> list[str]:  # "train" or "test" -> case ids
-        """The cases whose subjects are kept for `part`."""
-        if self.fold is None:
+    def split(self, part: str) -> list[str]:  # "train", "test" or "validation" -> case ids
+        """The cases whose subjects are kept for `part`; those for validation are a fifth of those for training."""
+        cases, seed = self.cases.values(), self.settings["seed"]
+        if part == "validation":
+            cases = [self.cases[name] for name in self.split("train")]
+        people = [case["subject"] for case in cases]
+        labels = [_label(case["mask"], case["grade"]) for case in cases]
+        if part == "validation":
+            subjects = set(split_subjects(people, 0.2, seed, labels)["test"])
+        elif self.fold is None:
             subjects = set(read_split(self.folder / "split.json")[part])
         else:
-            cases = self.cases.values()
-            subjects = set(fold_subjects([case["subject"] for case in cases], self.fold, self.settings["seed"],
-                                         [_label(case["mask"], case["grade"]) for case in cases])[part])
+            subjects = set(fold_subjects(people, self.fold, seed, labels)[part])
         return [name for name, case in self.cases.items() if case["subject"] in subjects]
 
     def spacing(self, name: str) -> tuple[float, ...]:  # mm (of a picture: of its own pixels) per voxel kept
@@ -523,7 +529,7 @@ class Store:
             raise InputError(f"{damaged[0]}: is damaged, {len(damaged)} file(s) of {self.folder} in all. Remove the "
                              "folder and prepare it again.")
 
-# %% ../nbs/02_store.ipynb #762d62c6
+# %% ../nbs/02_store.ipynb #6e8e86af
 def forecast(
     source: str | Path | Cohort,  # what `open_cohort` opens, or what it opened
     *,

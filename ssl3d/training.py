@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw', 'steps_per_epoch', 'images_of_step', 'read_batch', 'Learner', 'train']
 
-# %% ../nbs/30_training.ipynb #cd8f973f
+# %% ../nbs/30_training.ipynb #d42ea143
 import logging
 import sys
 import warnings
@@ -26,6 +26,7 @@ from .networks import derive, seeded
 from .runs import append_log, one_of, trim_log
 from .store import Store, write_whole
 from .tasks.task import Batch
+from .windows import to_pictures
 
 # %% ../nbs/30_training.ipynb #a815b228
 def draw(seed: int, *purpose: str | int) -> torch.Generator:
@@ -44,7 +45,7 @@ def images_of_step(n_images: int, batch_size: int, seed: int, step: int) -> list
     order = torch.randperm(n_images, generator=draw(seed, "order", epoch))
     return order[place * batch_size : (place + 1) * batch_size].tolist()
 
-# %% ../nbs/30_training.ipynb #a5abef6e
+# %% ../nbs/30_training.ipynb #f1e8276b
 def read_batch(
     store: Store,
     names: list[str],  # case ids
@@ -59,7 +60,8 @@ def read_batch(
         arrays = [array[:, *place] for array, place in zip(arrays, where)]
     if slices is not None:
         heights = torch.randint(arrays[0].shape[-1], (len(names),), generator=slices).tolist()
-        arrays = [array[..., height].swapaxes(-1, -2)[..., ::-1, :] for array, height in zip(arrays, heights)]
+        thin = [torch.from_numpy(array[..., [height]]) for array, height in zip(arrays, heights)]
+        arrays = [to_pictures(one)[0].numpy() for one in thin]
     image = torch.from_numpy(np.stack(arrays)).float()
     if store.unit != 1:
         image /= store.unit

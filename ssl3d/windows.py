@@ -13,13 +13,15 @@ from torch import nn
 
 from .cohorts import InputError
 
-# %% ../nbs/12_windows.ipynb #7866d4e5
+# %% ../nbs/12_windows.ipynb #9c5ff0be
 def draw_window(
     mask: np.ndarray,  # (*space) class codes, 0 is background
     side: int,  # voxels per axis
     generator: torch.Generator,
 ) -> tuple[slice, ...]:  # one per axis of space
     """A window inside of an image; every other one, on average, has a labelled voxel in its middle, or near it."""
+    if side > min(mask.shape):
+        raise InputError(f"a window of {side} does not fit into an image of {tuple(mask.shape)}.")
     labelled = np.flatnonzero(mask)
     room = torch.tensor(mask.shape) - side
     if len(labelled) and torch.rand((), generator=generator) < 0.5:
@@ -30,7 +32,7 @@ def draw_window(
         begin = (torch.rand(mask.ndim, generator=generator, dtype=torch.float64) * (room + 1)).long()
     return tuple(slice(start, start + side) for start in begin.tolist())
 
-# %% ../nbs/12_windows.ipynb #0a3441e2
+# %% ../nbs/12_windows.ipynb #b109b50d
 class SlidingWindow(nn.Module):
     """A network that sees `side` voxels per axis, made to answer for volumes (B, C, *space) of any size from there."""
 
@@ -44,7 +46,7 @@ class SlidingWindow(nn.Module):
                              "smaller patch, or a store of a larger size.")
         return sliding_window_inference(x, self.side, 1, self.network, overlap=0.5, mode="gaussian")
 
-# %% ../nbs/12_windows.ipynb #200a85bf
+# %% ../nbs/12_windows.ipynb #945e0d22
 def to_pictures(volume: torch.Tensor) -> torch.Tensor:  # (..., X, Y, Z) -> (Z, ..., Y, X)
     """Every axial slice of a RAS volume as a picture: rows from front to back, columns from left to right."""
     return volume.movedim(-1, 0).transpose(-1, -2).flip(-2)

@@ -21,13 +21,18 @@ from ssl3d.experiments import (
     Experiment,
     cells_of,
     failed_cells,
+    forecast,
     read_diary,
     read_experiment,
     run_experiment,
     write_experiment,
 )
+from ssl3d.finetune import load_segmenter
 from ssl3d.metrics import read_scores
 from ssl3d.runs import read_card, read_log
+from ssl3d.splits import person_key
+from ssl3d.statistics import verdict
+from ssl3d.store import Store
 
 COHORT = {"source": str(SAMPLES), "size": 16}
 TOY = Experiment(
@@ -58,6 +63,10 @@ def test_every_arm_gets_the_same(toy):
     runs = {arm: [settings_of(out, n) for n in sorted(names) if n.startswith(arm)] for arm in TOY.arms}
     without = {arm: [{k: v for k, v in r.items() if k != "encoder"} for r in mine] for arm, mine in runs.items()}
     assert without["scratch"] == without["rotation"]
+    encoders = [
+        load_segmenter(out / "cells" / f"{arm}-1-0", Store(out / "store")).encoder.channels for arm in TOY.arms
+    ]
+    assert encoders == [SMALL, SMALL]
     assert len({r["encoder"] for r in runs["rotation"]}) == 2, "each seed has its own pretraining, used at each share"
     trained = {n: json.loads((out / "cells" / n / "segmenter.json").read_text())["trained_on"] for n in names}
     for seed in (0, 1):
@@ -76,7 +85,8 @@ def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):
     out, rows = toy
     before, diary = (out / "results.csv").read_bytes(), read_diary(out)
     monkeypatch.setattr("ssl3d.experiments.run_cell", lambda *args: 1 / 0)
-    assert str(run_experiment(TOY, out, progress=False)) == str(rows)
+    same = replace(TOY, cohort=COHORT | {"source": Path(SAMPLES)}, shares=(0.2, 1.0), network={"widths": SMALL})
+    assert str(run_experiment(same, out, progress=False)) == str(rows), "paths and tuples are those of the file"
     assert (out / "results.csv").read_bytes() == before and read_diary(out) == diary
 
 
@@ -122,6 +132,23 @@ def test_the_file_says_all_of_it(tmp_path):
         ({"arms": {"x": {"steps": 3}}}, "'steps'"),
         ({"arms": {"x": {"finetuning": {"epoch": 3}}}}, "'epoch'"),
         ({"arms": {"x": "rotation"}}, "x"),
+        ({"arms": {"x": {"encoder": None}}}, "x"),
+        ({"arms": {"x": {"task": "rotation", "widths": [4, 8]}}}, "'widths'"),
+        ({"arms": {"x": {"task": "rotation", "epochs": 0}}}, "epochs"),
+        ({"goal": "classification", "arms": {"x": {"slices": True}}}, "slices"),
+        ({"network": {"architecture": "vgg"}}, "vgg"),
+        ({"network": {"widths": 3}}, "widths"),
+        ({"finetuning": {"batch_size": 0}}, "batch_size"),
+        ({"finetuning": {"widths": [4, 8]}}, "'widths'"),
+        ({"finetuning": {"validate": True}}, "'validate'"),
+        ({"pretraining": {"slices": True}}, "'slices'"),
+        ({"elsewhere": {}}, "elsewhere"),
+        ({"cohort": {"source": None}}, "source"),
+        ({"shares": 0.5}, "shares"),
+        ({"shares": [0.1, 0.10000001]}, "shares"),
+        ({"lrs": 0.001}, "lrs"),
+        ({"lrs": []}, "lrs"),
+        ({"lrs": [0.001], "finetuning": {"lr": 0.1}}, "lr"),
         ({"shares": []}, "shares"),
         ({"shares": [0.0]}, "shares"),
         ({"shares": [1.5]}, "shares"),
@@ -144,7 +171,11 @@ def test_a_mistake_is_said_before_anything_is_made(tmp_path, change, said):
         read_experiment(tmp_path / "wrong.yaml")
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "arms: [", "arms: {a: {}}", "cohort: {source: x}\narms: {a: {}}\nmore: 1"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "- 1", "arms: [", "arms: {a: {}}"]
+    + [f"cohort: {{source: x}}\narms: {{{arm}: {{}}}}\n{more}" for arm, more in (("a", "more: 1"), ("3", ""))],
+)
 def test_files_that_are_no_experiment(tmp_path, text):
     (tmp_path / "e.yaml").write_text(text)
     with pytest.raises(InputError, match="e.yaml"):
@@ -172,6 +203,8 @@ def test_one_cell_fails_and_the_others_go_on(tmp_path):
     first = run_experiment(replace(TOY, seeds=1), tmp_path / "made", progress=False)
     assert first
     shutil.copytree(tmp_path / "made/pretraining/rotation-0", tmp_path / "later")
+    said = (tmp_path / "out/cells/lost-0.2-0.error.txt").read_text()
+    assert "Traceback" in said and "holds no encoder" in said
     rows = run_experiment(broken, tmp_path / "out", progress=False)
     assert {r["arm"] for r in rows} == {"scratch", "lost"} and not failed_cells(broken, tmp_path / "out")
     assert len(read_diary(tmp_path / "out")) == 6, "what was made is not made again"
@@ -216,8 +249,11 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
     assert settings_of(out, "frozen-1-0-fold1")["warmup_steps"] == 2
     here = replace(experiment, elsewhere=None, arms={"scratch": {}, "rotation": {"task": "rotation", "steps": 1}})
     run_experiment(here, tmp_path / "here", progress=False)
-    seen = [set(read_card(tmp_path / f"here/pretraining/rotation-0-fold{i}")["people"]) for i in range(3)]
-    assert seen[0] != seen[1] != seen[2], "pretrained here, so once for each fold, without those it tests"
+    assert not failed_cells(here, tmp_path / "here")
+    for i in range(3):  # pretrained here, so once for each fold, without those it tests
+        seen = set(read_card(tmp_path / f"here/pretraining/rotation-0-fold{i}")["people"])
+        tested = Store(tmp_path / "here/store", (i, 3)).split("test")
+        assert len(seen) == 4 and not seen & {person_key(name) for name in tested}
 
 
 def test_grades(tmp_path):
@@ -249,9 +285,6 @@ def begin(tmp_path, out):
 
 def test_two_processes_share_the_work(toy, tmp_path):
     write_experiment(TOY, tmp_path / "e.yaml")
-    shutil.copytree(toy[0] / "store", tmp_path / "store")
-    shared = replace(TOY, cohort={"source": str(tmp_path / "store")})
-    write_experiment(shared, tmp_path / "e.yaml")
     both = [begin(tmp_path, tmp_path / "out") for _ in range(2)]
     assert [p.wait() for p in both] == [0, 0]
     made = [line["cell"] for line in read_diary(tmp_path / "out")]
@@ -302,6 +335,72 @@ def test_from_a_shell(tmp_path):
     (tmp_path / "e.yaml").write_text("arms: {}")
     done = subprocess.run([ssl3d, "experiment", tmp_path / "e.yaml", "--out", tmp_path / "x"], capture_output=True)
     assert done.returncode == 1 and b"e.yaml" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_an_encoder_of_another_network_is_refused(toy, tmp_path):
+    encoder = toy[0] / "pretraining/rotation-0"
+    arms = {"scratch": {}, "given": {"encoder": str(encoder)}}
+    other = replace(TOY, arms=arms, seeds=1, shares=[0.2], network={"widths": [4, 8, 16]})
+    run_experiment(other, tmp_path / "out", progress=False)
+    (failed,) = failed_cells(other, tmp_path / "out")
+    assert "same network" in failed["error"]
+    unset = replace(other, arms={"scratch": {}, "given": {"encoder": "$NO_SUCH_PLACE/x"}})
+    run_experiment(unset, tmp_path / "unset", progress=False)
+    assert "NO_SUCH_PLACE" in failed_cells(unset, tmp_path / "unset")[0]["error"]
+
+
+def test_another_checkpoint_in_the_same_place_is_another_cell(toy, tmp_path):
+    place = tmp_path / "encoder"
+    shutil.copytree(toy[0] / "pretraining/rotation-0", place)
+    given = replace(TOY, arms={"given": {"encoder": str(place)}}, seeds=1, shares=[0.2])
+    run_experiment(given, tmp_path / "out", progress=False)
+    shutil.rmtree(place)
+    shutil.copytree(toy[0] / "pretraining/rotation-1", place)
+    with pytest.raises(InputError, match="encoder was"):
+        run_experiment(given, tmp_path / "out", progress=False)
+
+
+def test_regions_are_what_counts_where_there_are_any(tmp_path):
+    regions = replace(
+        TOY, arms={"scratch": {}}, seeds=1, shares=[0.2], finetuning={"steps": 1, "regions": {"whole": [1, 2, 3]}}
+    )
+    assert {r["class"] for r in run_experiment(regions, tmp_path / "out", progress=False)} == {"whole"}
+
+
+def test_the_first_arm_stays_the_baseline_when_it_fails(toy, tmp_path, monkeypatch):
+    from ssl3d import experiments
+
+    real = experiments.run_cell
+
+    def sometimes(experiment, cell, stores, out):
+        if cell.arm == "scratch" and cell.seed == 0:
+            raise RuntimeError("no luck")
+        return real(experiment, cell, stores, out)
+
+    monkeypatch.setattr(experiments, "run_cell", sometimes)
+    rows = run_experiment(replace(TOY, shares=[0.2]), tmp_path / "out", progress=False)
+    assert rows[0]["arm"] == "scratch" and rows[0]["seed"] == 1
+    (answer,) = verdict(rows)
+    assert answer["baseline"] == "scratch" and answer["seeds"] == 1
+
+
+def test_every_arm_and_fold_chooses_its_learning_rate(tmp_path):
+    searched = replace(
+        TOY, seeds=2, shares=[0.2, 0.5], folds=2, lrs=[1e-7, 1e-2], finetuning={"steps": 12, "warmup": 0}
+    )
+    out = tmp_path / "out"
+    rows = run_experiment(searched, out, progress=False)
+    assert rows and not failed_cells(searched, out)
+    for arm in TOY.arms:
+        for fold in (0, 1):
+            held = set(Store(out / "store", (fold, 2)).split("validation"))
+            tried = {lr: read_scores(out / f"choosing/{arm}-0.5-0-fold{fold}-{lr:g}/scores.csv") for lr in searched.lrs}
+            assert all({r["case"] for r in table} == held for table in tried.values())
+            best = max(tried, key=lambda lr: sum(r["dice"] for r in tried[lr]))
+            for seed in (0, 1):
+                assert settings_of(out, f"{arm}-0.2-{seed}-fold{fold}")["lr"] == best
+    expected = forecast(searched, {"cohort": Store(out / "store")})
+    assert expected["runs"] == 2 * 2 * 2 * 2 + 2 * 2 + 2 * 2 * 2, "cells, pretrainings, searches"
 
 
 def test_interrupted_means_stopped(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from conftest import SAMPLES, SMALL, write_nifti
+from monai.inferers import sliding_window_inference
 
 from ssl3d.cohorts import InputError, open_cohort
 from ssl3d.finetune import finetune, load_segmenter, score, segment, summary
@@ -15,7 +16,7 @@ from ssl3d.metrics import read_scores
 from ssl3d.networks import Segmenter, load_encoder, make_encoder
 from ssl3d.predict import predict
 from ssl3d.pretrain import pretrain
-from ssl3d.runs import read_card
+from ssl3d.runs import read_card, read_log
 from ssl3d.splits import fold_subjects
 from ssl3d.store import Store, prepare
 from ssl3d.training import read_batch
@@ -46,6 +47,15 @@ def test_windows_lie_inside(shape):
     seen = np.mean([mask[w].any() for w in windows])
     assert seen > 0.4, "a lone voxel in a corner is in every other window"
     assert len({tuple(s.start for s in w) for w in windows}) > 1 or min(shape) == max(shape) == 9
+
+
+def test_every_other_window_has_a_labelled_voxel_in_its_middle():
+    mask = np.zeros((40, 40), np.uint8)
+    mask[20, 20], g = 3, generator()
+    starts = [tuple(s.start for s in draw_window(mask, 8, g)) for _ in range(400)]
+    assert 170 < starts.count((16, 16)) < 235
+    with pytest.raises(InputError, match="does not fit"):
+        draw_window(mask, 41, g)
 
 
 def test_windows_of_masks_with_nothing_or_all():
@@ -106,6 +116,8 @@ def test_a_sliding_window_forgets_nothing():
     x = torch.rand(1, 1, 21, 16, 30, generator=generator())
     scores = SlidingWindow(Here(), 16)(x)
     assert torch.allclose(scores[:, :1], x, atol=1e-5) and torch.isfinite(scores).all()
+    blended = sliding_window_inference(x, (16, 16, 16), 2, Here(), overlap=0.5, mode="gaussian")
+    assert torch.allclose(scores, blended, atol=1e-5)
     with pytest.raises(InputError, match="smaller than the window of 16"):
         SlidingWindow(Here(), 16)(x[:, :, :, :12])
 
@@ -151,6 +163,11 @@ def test_trained_on_slices_predicts_whole_scans(store, tmp_path):
         ({"class_weights": (1, 1, 1, -1)}, "class_weights"),
         ({"regions": {"all": (1, 7)}}, "'all'"),
         ({"regions": {"none": ()}}, "'none'"),
+        ({"regions": {"one": 1}}, "'one'"),
+        ({"regions": ["WT"]}, "regions"),
+        ({"class_weights": 3}, "class_weights"),
+        ({"class_weights": ("a", "b", "c", "d")}, "class_weights"),
+        ({"labels": "all"}, "share"),
         ({"fold": (4, 4)}, "fold"),
         ({"fold": (0, 1)}, "fold"),
         ({"fold": (0, 99)}, "fold"),
@@ -184,6 +201,10 @@ def test_class_weights_reach_the_loss(store, tmp_path):
     assert torch.allclose(plain, same) and abs(plain - other) > 0.05
     run = finetune(store.folder, tmp_path / "run", class_weights=(1, 1, 2, 5), **QUICK)
     assert yaml.safe_load((run / "settings.yaml").read_text())["class_weights"] == [1, 1, 2, 5]
+    plain = finetune(store.folder, tmp_path / "plain", **QUICK)
+    patch = finetune(store.folder, tmp_path / "patch", patch=8, **QUICK)
+    losses = {read_log(r)["loss"][0] for r in (run, plain, patch)}
+    assert len(losses) == 3, "weights and windows change what is trained on"
 
 
 def test_regions_are_scored_beside_the_classes(store, tmp_path):
@@ -241,6 +262,7 @@ def test_folds_test_everybody_once(store, tmp_path):
     assert all(sorted(f.split("train") + f.split("test")) == sorted(store.cases) for f in folds)
     with pytest.raises(InputError, match="fold"):
         Store(store.folder, (3, 3))
+    assert Store(store.folder, [np.int64(1), np.int64(3)]).fold == (1, 3)
     encoder = pretrain("rotation", store.folder, tmp_path / "e", steps=1, fold=(0, 3), widths=SMALL, progress=False)
     seen = {store.cases[n]["fingerprint"] for n in folds[0].split("train")}
     assert set(read_card(encoder)["trained_on"]) == seen and read_card(encoder)["fold"] == [0, 3]
@@ -286,3 +308,14 @@ def test_the_encoder_of_a_fine_tuning_run_begins_another(store, encoder, tmp_pat
     assert {store.cases[n]["fingerprint"] for n in other.split("test")} & set(card["trained_on"])
     with pytest.raises(InputError, match="keeps for testing"):
         finetune(store.folder, tmp_path / "leak", encoder=first, fold=(1, 2), **QUICK)
+
+
+def test_validation_takes_from_training_only(store, tmp_path):
+    for opened in (store, Store(store.folder, (1, 4))):
+        held, train, test = (opened.split(p) for p in ("validation", "train", "test"))
+        assert set(held) < set(train) and not set(held) & set(test) and abs(len(held) - len(train) / 5) < 1
+    run = finetune(store.folder, tmp_path / "run", validate=True, **QUICK | {"labels": 1.0})
+    trained = json.loads((run / "segmenter.json").read_text())["trained_on"]
+    held, train = store.split("validation"), store.split("train")
+    assert {r["case"] for r in read_scores(run / "scores.csv")} == set(held)
+    assert sorted(trained) == sorted(set(train) - set(held))
