@@ -15,7 +15,7 @@ def requirements(key: str) -> list[str]:
     return CFG.get(key, "").split("\n")[1:] if CFG.get(key, "").startswith("\n") else CFG.get(key, "").split()
 
 
-NOTEBOOKS = requirements("notebooks_requirements")
+NOTEBOOKS, RAY = requirements("notebooks_requirements"), requirements("ray_requirements")
 
 setup(
     name=CFG["lib_name"],
@@ -39,7 +39,7 @@ setup(
     include_package_data=False,
     python_requires=f">={CFG['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"notebooks": NOTEBOOKS, "dev": NOTEBOOKS + requirements("dev_requirements")},
+    extras_require={"notebooks": NOTEBOOKS, "ray": RAY, "dev": NOTEBOOKS + RAY + requirements("dev_requirements")},
     entry_points={
         "console_scripts": ["ssl3d = ssl3d.cli:main"],
         "nbdev": [f"{CFG['lib_name']} = {CFG['lib_name']}._modidx:d"],

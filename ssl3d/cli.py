@@ -244,20 +244,29 @@ def predict(run: str, store: str, out: str, *, scans: str | None = None, acceler
     files = predict.predict(run, store, out, scans=scans, accelerator=accelerator)
     print(f"{out}: {len(files)} masks")
 
-# %% ../nbs/60_cli.ipynb #6d8c3c38
-def experiment(file: str, *, out: str):
+# %% ../nbs/60_cli.ipynb #6daa1848
+def experiment(file: str, *, out: str, ray: str | None = None, cpus: int = 1, gpus: float = 0):
     """Compare arms by a description: does pretraining help, and how sure is that?
 
     Args:
         file: YAML file with the cohort, the arms, the shares of the labels, the seeds and their settings
         out: folder of the experiment; one that was begun goes on
+        ray: local, for all cores of this machine; auto, or the address of a Ray cluster; one run at a time if not given
+        cpus: cores for each run on Ray
+        gpus: GPUs for each run on Ray
     """
     if not os.path.isfile(file):
         raise InputError(f"{file}: no such file. Give the description of an experiment, a YAML file.")
     from ssl3d import curves, experiments
 
     described = experiments.read_experiment(file)
-    rows = experiments.run_experiment(described, out)
+    if ray is None:
+        rows = experiments.run_experiment(described, out)
+    else:
+        from ssl3d import cluster
+
+        address = None if ray == "local" else ray
+        rows = cluster.run_on_ray(described, out, address=address, cpus=cpus, gpus=gpus)
     failed = experiments.failed_cells(described, out)
     about = "\n".join(f"failed: {line['cell']}: {line['error']}" for line in failed)
     print(curves.keep_answer(rows, Path(out), Path(file).stem, about, next(iter(described.arms))))
