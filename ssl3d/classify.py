@@ -142,7 +142,7 @@ def grade(
         rows.append({"case": name} | answer | {f"p{k}": round(p, 6) for k, p in enumerate(found[0].tolist())})
     return rows
 
-# %% ../nbs/43_classify.ipynb #80f71fac
+# %% ../nbs/43_classify.ipynb #dd921a66
 PAPER_CLASSIFICATION = {"warmup": 5, "lr": 5e-5, "scaled": False}  # appendix A, for pictures
 
 
@@ -168,6 +168,7 @@ def classify(
     preset: str | None = None,  # "paper" for the paper's warm-up, learning rate and copies, where they are not given
     allow_seen: str | None = None,  # "names": test people who have the names of pretraining people are others; or "all"
     fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's test cases if None
+    track: int | None = None,  # grade every so many steps while it trains; kappa and accuracy into observed.csv
     validate: bool = False,  # grade the validation subjects, a fifth of those for training, and train on the others
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
@@ -179,7 +180,8 @@ def classify(
     and the accuracy (paper, section 4.3). Raises `InputError` for a store, encoder or number that cannot be used.
     """
     warmup, lr, scaled = preset_or_default(PAPER_CLASSIFICATION, preset, warmup, lr, scaled)
-    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
+    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
+                  track=track)
     store, out = Store(store, fold), Path(out)
     cases = parts(store, validate)
     graded = {part: {n: store.cases[n]["grade"] for n in names if store.cases[n]["grade"] is not None}
@@ -195,7 +197,8 @@ def classify(
     settings = {"command": "classify", "store": store.hash, "encoder": encoder_origin(encoder), "labels": labels,
                 "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr, "head": head,
                 "ordinal": ordinal, "balanced": balanced, "widths": list(network.encoder.channels), "seed": seed,
-                "precision": precision, "fold": store.fold and list(store.fold), "validate": validate} | how | {
+                "precision": precision, "fold": store.fold and list(store.fold), "track": track,
+                "validate": validate} | how | {
                     "architecture": network.encoder.architecture, "sources": sources and list(sources)}
     begin_run(out, settings)
     write_json(out / "origins.json", origins)
@@ -207,17 +210,25 @@ def classify(
         chosen = [names[i] for i in images_of_step(len(names), batch_size, seed, step)]
         return read_batch(store, chosen).image, torch.tensor([graded["train"][n] for n in chosen])
 
+    def look(trained, step):
+        return _scores(grade(trained, store, cases["test"], ordinal), n_grades)
+
     train(network, _measure(warmup_steps, n_grades, ordinal, weights), read, out, n_steps=n_steps, lr=lr,
-          title=f"classify {len(names)} labels", progress=progress, accelerator=accelerator, precision=precision)
+          title=f"classify {len(names)} labels", progress=progress, accelerator=accelerator, precision=precision,
+          observe=(track, look) if track else None)
     keep_trained(network, out, "classifier", settings | {"n_grades": n_grades, "trained_on": names,
                                                          "ssl3d": __version__},
                  provenance(store, names, read_card(encoder) if encoder else None))
     rows = grade(network, store, cases["test"], ordinal)
     write_scores(out / "predictions.csv", rows)
-    known = [r for r in rows if r["grade"] != ""]
-    scores = grading_scores(np.array([r["predicted"] for r in known]), np.array([r["grade"] for r in known]), n_grades)
-    write_scores(out / "scores.csv", [{"cases": len(known)} | scores])
+    write_scores(out / "scores.csv", [{"cases": sum(r["grade"] != "" for r in rows)} | _scores(rows, n_grades)])
     return out
+
+
+def _scores(rows: list[dict], n_grades: int) -> dict[str, float]:
+    """Kappa and accuracy over the rows of `grade` whose grade is known."""
+    known = [r for r in rows if r["grade"] != ""]
+    return grading_scores(np.array([r["predicted"] for r in known]), np.array([r["grade"] for r in known]), n_grades)
 
 # %% ../nbs/43_classify.ipynb #ab8e9083
 def load_classifier(out: str | Path, store: Store) -> Classifier:

@@ -88,13 +88,14 @@ def check(store: str):
     opened.check()
     print(f"{store}: {len(opened)} cases, all as they were written")
 
-# %% ../nbs/60_cli.ipynb #afba35e3
+# %% ../nbs/60_cli.ipynb #a7475cbc
 def pretrain(task: str, store: str, *, out: str, epochs: int = 100, steps: int | None = None, batch_size: int = 4,
              lr: float | None = None, architecture: str = "unet",
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), slices: bool = False,
              fold: tuple[int, int] | None = None, seed: int = 0, preset: Literal["paper"] | None = None,
-             options: dict[str, int | float | bool | str | None] | None = None, accelerator: str = "auto",
-             precision: str = "32-true"):
+             options: dict[str, int | float | bool | str | None] | None = None,
+             probe: Literal["grade", "sex", "age", "mask"] | None = None, probe_every: int = 100,
+             keep: Literal["last", "probe"] = "last", accelerator: str = "auto", precision: str = "32-true"):
     """Train an encoder on a proxy task, without labels.
 
     Args:
@@ -113,6 +114,9 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, steps: int |
         seed: of weights, order, slices and questions
         preset: paper, for the paper's options of the task
         options: further settings of the task, as '{samples_per_image: 2}'
+        probe: ask the encoder for this while it trains, and write what it knows of validation people to observed.csv
+        probe_every: steps
+        keep: last, or probe for the encoder of the step at which the probe answered best
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
     """
@@ -124,16 +128,17 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, steps: int |
 
     print(pretrain.pretrain(task, store, out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr,
                             architecture=architecture, widths=widths, slices=slices, fold=fold, seed=seed,
-                            preset=preset, options=options, accelerator=accelerator, precision=precision))
+                            preset=preset, options=options, probe=probe, probe_every=probe_every, keep=keep,
+                            accelerator=accelerator, precision=precision))
 
-# %% ../nbs/60_cli.ipynb #25439aab
+# %% ../nbs/60_cli.ipynb #3fbab067
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float | None = None,
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
              architecture: str = "unet", sources: tuple[int, ...] | None = None, scaled: bool | None = None,
              preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, fold: tuple[int, int] | None = None,
-             patch: int | None = None, slices: bool = False, validate: bool = False,
+             patch: int | None = None, slices: bool = False, track: int | None = None, validate: bool = False,
              class_weights: tuple[float, ...] | None = None, regions: dict[str, list[int]] | None = None,
              accelerator: str = "auto", precision: str = "32-true"):
     """Train a segmentation network from an encoder or from scratch, and score it on the test subjects.
@@ -158,6 +163,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         fold: test on this part of the subjects of so many, as [0,5]; on the store's own test subjects if not given
         patch: train on windows of so many voxels per axis, for volumes that do not fit into memory
         slices: train a network in 2D on the axial slices of volumes
+        track: score every so many steps while it trains, into observed.csv
         validate: score on the validation subjects, a fifth of those for training, and train on the others
         class_weights: of the classes in the loss, background first, as [1,1,5]; equal if not given
         regions: codes to join and to score, as '{WT: [1,2,3]}'; those of BraTS for its layout
@@ -165,7 +171,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         precision: 32-true, 16-mixed or bf16-mixed
     """
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
-                  patch=patch)
+                  patch=patch, track=track)
     opened = Store(store, fold)
     if encoder is not None:
         check_card(read_card(encoder), opened, encoder, allow_seen, sources, slices)
@@ -174,11 +180,12 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
     run = finetune.finetune(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
                             batch_size=batch_size, lr=lr, widths=widths, seed=seed, architecture=architecture,
                             sources=sources, scaled=scaled, preset=preset, allow_seen=allow_seen, fold=fold,
-                            patch=patch, slices=slices, validate=validate, class_weights=class_weights, regions=regions,
+                            patch=patch, slices=slices, track=track, validate=validate,
+                            class_weights=class_weights, regions=regions,
                             accelerator=accelerator, precision=precision)
     print(finetune.summary(run))
 
-# %% ../nbs/60_cli.ipynb #987570cc
+# %% ../nbs/60_cli.ipynb #14c94a91
 def classify(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 8, lr: float | None = None,
              head: Literal["hidden", "linear"] = "hidden", ordinal: bool = False, balanced: bool = False,
@@ -186,7 +193,8 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
              sources: tuple[int, ...] | None = None, scaled: bool | None = None,
              preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, fold: tuple[int, int] | None = None,
-             validate: bool = False, accelerator: str = "auto", precision: str = "32-true"):
+             track: int | None = None, validate: bool = False, accelerator: str = "auto",
+             precision: str = "32-true"):
     """Train a network that grades images, from an encoder or from scratch, and grade the test subjects.
 
     Args:
@@ -210,11 +218,13 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
         preset: paper, for the paper's warm-up, learning rate and copies, where they are not given
         allow_seen: names, where people of one name are not the same; all, to test on what was seen in pretraining
         fold: test on this part of the subjects of so many, as [0,5]; on the store's own test subjects if not given
+        track: grade every so many steps while it trains, into observed.csv
         validate: grade the validation subjects, a fifth of those for training, and train on the others
         accelerator: cpu, gpu, mps or auto
         precision: 32-true, 16-mixed or bf16-mixed
     """
-    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
+    check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
+                  track=track)
     opened = Store(store, fold)
     if encoder is not None:
         check_card(read_card(encoder), opened, encoder, allow_seen, sources)
@@ -223,7 +233,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
     run = classify.classify(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
                             batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced, widths=widths,
                             seed=seed, architecture=architecture, sources=sources, scaled=scaled, preset=preset,
-                            allow_seen=allow_seen, fold=fold, validate=validate, accelerator=accelerator,
+                            allow_seen=allow_seen, fold=fold, track=track, validate=validate, accelerator=accelerator,
                             precision=precision)
     print(classify.summary(run))
 

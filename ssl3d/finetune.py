@@ -188,11 +188,12 @@ def segment(
     return {name: codes[network(read_batch(store, [name]).image.to(device)).argmax(dim=1)[0].cpu().numpy()]
             for name in names}
 
-# %% ../nbs/41_finetune.ipynb #1e123424
+# %% ../nbs/41_finetune.ipynb #049f9862
 def score(
     predictions: dict[str, np.ndarray],  # from `segment`
     store: Store,
     table: dict[str, tuple[int, ...]] | None = None,  # regions: name -> the codes that it joins; the classes if None
+    distances: bool = True,  # the Hausdorff distance, too, which takes longer
 ) -> list[dict]:  # one row per case and class: case, class, dice, hausdorff95 in mm
     """Scores of every case and class that is not background; `ssl3d.metrics` says what absent classes score."""
     names = {name: name for name in table} if table else {c: store.classes[c] for c in sorted(store.classes)[1:]}
@@ -200,8 +201,10 @@ def score(
     rows = []
     for name, prediction in predictions.items():
         both = prediction, np.asarray(store.mask(name))
-        dice, distance = dice_per_region(*both, joined), hausdorff95(*both, joined, store.spacing(name))
-        rows += [{"case": name, "class": names[k], "dice": dice[k], "hausdorff95": distance[k]} for k in joined]
+        dice = dice_per_region(*both, joined)
+        distance = hausdorff95(*both, joined, store.spacing(name)) if distances else {}
+        rows += [{"case": name, "class": names[k], "dice": dice[k]} |
+                 ({"hausdorff95": distance[k]} if distances else {}) for k in joined]
     return rows
 
 
@@ -231,7 +234,7 @@ def keep_trained(
     write_json(out / f"{what}.json", card)
     save_encoder(network.encoder, out, {"task": card["command"], "steps": card["steps"]} | seen)
 
-# %% ../nbs/41_finetune.ipynb #9a78d9be
+# %% ../nbs/41_finetune.ipynb #406425a6
 def finetune(
     store: str | Path,  # folder of a prepared store with masks
     out: str | Path,  # folder of the run; one that was begun with the same settings goes on
@@ -253,6 +256,7 @@ def finetune(
     fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's test cases if None
     patch: int | None = None,  # train on windows of so many voxels per axis, for images that do not fit into memory
     slices: bool = False,  # train a network in 2D on the axial slices of volumes
+    track: int | None = None,  # score every so many steps while it trains, into observed.csv
     validate: bool = False,  # score on the validation subjects, a fifth of those for training, and train on the others
     class_weights: tuple[float, ...] | None = None,  # one per class, background first; equal if None
     regions: dict[str, tuple[int, ...]] | None = None,  # name -> codes to join and score; those of BraTS for its layout
@@ -269,7 +273,7 @@ def finetune(
     """
     warmup, lr, scaled = preset_or_default(PAPER_SEGMENTATION, preset, warmup, lr, scaled)
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
-                  patch=patch)
+                  patch=patch, track=track)
     store, out = Store(store, fold), Path(out)
     labelled = {part: [n for n in names if store.cases[n]["classes"]] for part, names in parts(store, validate).items()}
     if not labelled["train"] or not labelled["test"] or len(store.classes) < 2:
@@ -288,7 +292,8 @@ def finetune(
                 "widths": list(network.encoder.channels), "seed": seed, "precision": precision,
                 "architecture": network.encoder.architecture, "sources": None if sources is None else list(sources),
                 "scaled": scaled, "allow_seen": allow_seen, "fold": store.fold and list(store.fold), "patch": patch,
-                "slices": slices, "validate": validate, "class_weights": class_weights and list(class_weights),
+                "slices": slices, "track": track, "validate": validate,
+                "class_weights": class_weights and list(class_weights),
                 "regions": regions and {name: list(codes) for name, codes in regions.items()}}
     begin_run(out, settings)
     write_json(out / "origins.json", origins)
@@ -299,8 +304,13 @@ def finetune(
         chosen = [names[i] for i in images_of_step(len(names), batch_size, seed, step)]
         return _read_masked(store, chosen, patch, draw(seed, "windows", step))
 
+    def look(trained, step):
+        rows = score(segment(whole, store, labelled["test"]), store, regions, distances=False)
+        return {"dice": np.mean([row["dice"] for row in rows])}
+
     train(network if patch else whole, _measure(warmup_steps, class_weights), read, out, n_steps=n_steps, lr=lr,
-          title=f"finetune {len(names)} labels", progress=progress, accelerator=accelerator, precision=precision)
+          title=f"finetune {len(names)} labels", progress=progress, accelerator=accelerator, precision=precision,
+          observe=(track, look) if track else None)
     keep_trained(network, out, "segmenter", settings | {"classes": store.classes, "trained_on": names,
                                                         "ssl3d": __version__},
                  provenance(store, names, read_card(encoder) if encoder else None))

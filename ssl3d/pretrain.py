@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['make_task', 'paper_options', 'pretrain']
 
-# %% ../nbs/31_pretrain.ipynb #a6b6773f
+# %% ../nbs/31_pretrain.ipynb #a13d4036
 import inspect
 from pathlib import Path
 
 from torch import nn
 
 from .cohorts import InputError
-from .networks import WIDTHS, make_encoder, save_encoder, seeded
-from .runs import begin_run, check_numbers, one_of, provenance, seen_dimensions
+from .networks import WIDTHS, load_weights, make_encoder, save_encoder, save_weights, seeded
+from .probes import probe as ask
+from .probes import probe_cases
+from .runs import begin_run, check_numbers, one_of, provenance, read_log, seen_dimensions, whole_number
 from .store import Store
 from .tasks import TASKS
 from .tasks.task import Batch, ProxyTask
@@ -74,7 +76,34 @@ def _check_people(subjects: list[str], batch_size: int, seed: int, n_steps: int,
                 raise InputError(f"step {step + 1} of {n_steps} would see fewer than {least} people, and the task has "
                                  f"to compare them: use a larger batch_size than {batch_size}, or another seed.")
 
-# %% ../nbs/31_pretrain.ipynb #9f2b4504
+# %% ../nbs/31_pretrain.ipynb #4b5d17da
+def _check_probe(store: Store, probe: str | None, probe_every: int, keep: str) -> None:
+    """Refuse a probe that cannot be asked."""
+    one_of(("last", "probe"), keep=keep)
+    whole_number(1, probe_every=probe_every)
+    if probe is not None:
+        probe_cases(store, probe)
+    elif keep == "probe":
+        raise InputError("keep is 'probe', and there is no probe. Say what to ask the encoder for, as probe='mask'.")
+
+
+def _look(store: Store, target: str, out: Path):
+    """An observer that asks the encoder, and keeps the weights that answered best so far."""
+    def look(task: ProxyTask, step: int) -> dict:
+        found = ask(task.encoder, store, target)
+        before = read_log(out, "observed.csv") if (out / "observed.csv").exists() else {"step": [], "linear": []}
+        if step > 0 and all(found["linear"] > score for s, score in zip(before["step"], before["linear"]) if s > 0):
+            save_weights(task.encoder, out / "best.safetensors")
+        return found
+    return look
+
+
+def _best_step(out: Path) -> int:
+    """The first step, after the look before training, at which the probe found most."""
+    observed = read_log(out, "observed.csv")
+    return int(observed["step"][1:][observed["linear"][1:].argmax()])
+
+# %% ../nbs/31_pretrain.ipynb #2ebf34e1
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -91,16 +120,21 @@ def pretrain(
     seed: int = 0,  # of weights, order, slices and questions
     preset: str | None = None,  # "paper" for the paper's options of the task
     options: dict | None = None,  # arguments of the task's class; they go before the preset's
+    probe: str | None = None,  # ask the encoder for this while it trains: grade, sex, age or mask; see `ssl3d.probes`
+    probe_every: int = 100,  # steps
+    keep: str = "last",  # or "probe": the encoder of the step at which the probe answered best
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
 ) -> Path:
     """Train an encoder on a proxy task and keep it in a run folder; returns the folder (paper, sections 3 and A).
 
-    Raises `InputError` for a store, task, option or number that cannot be used, and for a folder of another run.
+    A probe reads labels of training people and is scored on validation people; the training does not see it. Raises
+    `InputError` for a store, task, option or number that cannot be used, and for a folder of another run.
     """
     check_numbers(epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
-    store = Store(store, fold)
+    store, out = Store(store, fold), Path(out)
+    _check_probe(store, probe, probe_every, keep)
     dims = seen_dimensions(store, slices)
     lr = lr if lr is not None else (1e-3 if dims == 3 else 5e-4)
     options = paper_options(task, preset) | (options or {})
@@ -122,12 +156,18 @@ def pretrain(
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": store.hash,
                 "slices": slices, "fold": store.fold and list(store.fold),
                 "epochs": None if steps else epochs, "steps": steps, "batch_size": batch_size, "lr": lr,
-                "architecture": architecture, "widths": list(widths), "seed": seed, "precision": precision}
+                "architecture": architecture, "widths": list(widths), "seed": seed, "precision": precision,
+                "probe": probe, "probe_every": probe_every if probe else None, "keep": keep}
     out = begin_run(out, settings)
     if (out / "encoder.json").exists():
         return out
     train(network, _measure(seed), read, out, n_steps=n_steps, lr=lr, title=f"pretrain {task}", progress=progress,
-          accelerator=accelerator, precision=precision)
+          accelerator=accelerator, precision=precision,
+          observe=(probe_every, _look(store, probe, out)) if probe else None)
+    best = _best_step(out) if keep == "probe" else n_steps
+    if keep == "probe":
+        load_weights(network.encoder, out / "best.safetensors")
     save_encoder(network.encoder, out, {"task": task, "options": _in_full(task, options), "slices": slices,
-                                        "steps": n_steps} | provenance(store, names))
+                                        "steps": best} | provenance(store, names))
+    (out / "best.safetensors").unlink(missing_ok=True)
     return out

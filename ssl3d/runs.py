@@ -71,8 +71,8 @@ def one_of(known, **option: str | bool) -> str | bool:
         raise InputError(f"{name} is {value!r}, and has to be one of {', '.join(map(str, known))}.")
     return value
 
-# %% ../nbs/05_runs.ipynb #6554901f
-_LEAST = {"epochs": 1, "steps": 1, "batch_size": 1, "seeds": 1, "patch": 8, "warmup": 0, "seed": 0}
+# %% ../nbs/05_runs.ipynb #7dcb69e6
+_LEAST = {"epochs": 1, "steps": 1, "batch_size": 1, "seeds": 1, "patch": 8, "track": 1, "warmup": 0, "seed": 0}
 
 
 def check_numbers(**settings) -> None:
@@ -88,39 +88,39 @@ def check_numbers(**settings) -> None:
         raise InputError(f"widths are {widths}: give two levels at least, of 2 filters or more, as "
                          "[32, 64, 128, 256, 512].")
 
-# %% ../nbs/05_runs.ipynb #6ef3d239
-def append_log(out: Path, values: dict[str, float]) -> None:
-    """Add one line to `log.csv`; its columns are those of the first line."""
-    with open(out / "log.csv", "a", newline="", encoding="utf-8") as f:
+# %% ../nbs/05_runs.ipynb #f87985c9
+def append_log(out: Path, values: dict[str, float], file: str = "log.csv") -> None:
+    """Add one line to a log; its columns are those of the first line."""
+    with open(out / file, "a", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, fieldnames=list(values))
         if f.tell() == 0:
             writer.writeheader()
         writer.writerow(values)
 
-# %% ../nbs/05_runs.ipynb #f4fc840d
-def _log_rows(out: Path) -> list[list[str]]:
-    """The complete lines of the log, the header first."""
-    file = out / "log.csv"
+# %% ../nbs/05_runs.ipynb #3419563d
+def _log_rows(file: Path) -> list[list[str]]:
+    """The complete lines of a log, the header first."""
     rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
     return [row for row in rows if len(row) == len(rows[0])]
 
 
-def read_log(out: str | Path) -> dict[str, np.ndarray]:  # column -> its values
-    """The columns of a run's log."""
-    rows = _log_rows(Path(out))
+def read_log(out: str | Path, file: str = "log.csv") -> dict[str, np.ndarray]:  # column -> its values
+    """The columns of a run's log, or of `observed.csv`, what was found now and then while it trained."""
+    rows = _log_rows(Path(out) / file)
     if not rows:
-        raise InputError(f"{out}: has no log.csv. Is this the folder of a run?")
+        raise InputError(f"{out}: has no {file}. Is this the folder of a run" + (
+            "?" if file == "log.csv" else ", and was it asked to look at itself while it trained?"))
     return {name: np.array([float(row[i]) for row in rows[1:]]) for i, name in enumerate(rows[0])}
 
-# %% ../nbs/05_runs.ipynb #55303019
-def trim_log(out: Path, step: int) -> None:
+# %% ../nbs/05_runs.ipynb #da664932
+def trim_log(out: Path, step: int, file: str = "log.csv") -> None:
     """Drop the lines after `step`, and a line that was cut off."""
-    rows = _log_rows(out)
+    rows = _log_rows(out / file)
     if step == 0:
-        (out / "log.csv").unlink(missing_ok=True)
+        (out / file).unlink(missing_ok=True)
     elif rows:
         kept = rows[:1] + [row for row in rows[1:] if int(row[0]) <= step]
-        write_whole(out / "log.csv", lambda f: f.write("".join(",".join(r) + "\r\n" for r in kept).encode()))
+        write_whole(out / file, lambda f: f.write("".join(",".join(r) + "\r\n" for r in kept).encode()))
 
 # %% ../nbs/05_runs.ipynb #8884b3cf
 def read_card(

@@ -119,7 +119,32 @@ class _Keep(pl.Callback):
         if last or step % self.checkpoint_every == 0:
             trainer.save_checkpoint(self.out / "last.ckpt")
 
-# %% ../nbs/30_training.ipynb #a16ea008
+# %% ../nbs/30_training.ipynb #ed7a1494
+class _Observe(pl.Callback):
+    """Writes what an observer finds to `observed.csv`, before the first step, every so many, and after the last."""
+
+    def __init__(self, out: Path, n_steps: int, every: int, observe: Callable[[torch.nn.Module, int], dict]):
+        self.out, self.n_steps, self.every, self.observe = out, n_steps, every, observe
+
+    def on_train_start(self, trainer, module):
+        trim_log(self.out, trainer.global_step, "observed.csv")
+        if trainer.global_step == 0:
+            self._look(trainer, module)
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.global_step == self.n_steps or trainer.global_step % self.every == 0:
+            self._look(trainer, module)
+
+    def _look(self, trainer, module):
+        modes = [(part, part.training) for part in module.network.modules()]
+        with torch.random.fork_rng(), torch.no_grad():
+            module.network.eval()
+            found = self.observe(module.network, trainer.global_step)
+        for part, mode in modes:
+            part.training = mode
+        append_log(self.out, {"step": trainer.global_step, **found}, "observed.csv")
+
+# %% ../nbs/30_training.ipynb #354e031b
 class _Progress(TQDMProgressBar):
     """Lightning's bar with the name of the run in front."""
 
@@ -134,7 +159,7 @@ class _Progress(TQDMProgressBar):
     def get_metrics(self, trainer, module):
         return {k: f"{v:.3f}" for k, v in getattr(module, "measured", {}).items()}
 
-# %% ../nbs/30_training.ipynb #69afdc9c
+# %% ../nbs/30_training.ipynb #a34cd62e
 class Learner(pl.LightningModule):
     """Trains `network` by Adam on a loss that is a function of a batch and of the step."""
 
@@ -156,7 +181,7 @@ class Learner(pl.LightningModule):
     def configure_optimizers(self):
         return torch.optim.Adam(self.network.parameters(), lr=self._lr)
 
-# %% ../nbs/30_training.ipynb #04cdb200
+# %% ../nbs/30_training.ipynb #29cfc110
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning without its greetings and advice, for as long as the context lasts."""
@@ -173,7 +198,7 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
 
-# %% ../nbs/30_training.ipynb #b72993ea
+# %% ../nbs/30_training.ipynb #4e485526
 def _fit(runner: pl.Trainer, learner: Learner, steps: DataLoader, checkpoint: Path) -> None:
     """Run Lightning's loop from the checkpoint, where there is one."""
     if checkpoint.exists():
@@ -188,7 +213,7 @@ def _fit(runner: pl.Trainer, learner: Learner, steps: DataLoader, checkpoint: Pa
     except SystemExit as e:
         raise KeyboardInterrupt from e
 
-# %% ../nbs/30_training.ipynb #0a0a7d70
+# %% ../nbs/30_training.ipynb #fea66fc5
 def train(
     network: torch.nn.Module,  # trained in place
     measure: Callable,  # (network, batch, step) -> {"loss": tensor, name: number, ...}
@@ -201,11 +226,14 @@ def train(
     progress: bool = True,  # show a progress bar
     checkpoint_every: int = 50,  # steps
     log_every: int = 1,  # steps
+    observe: tuple[int, Callable] | None = None,  # every so many steps, a function of the network and the step
     **trainer,  # anything else for Lightning's Trainer: accelerator, devices, strategy, precision
 ) -> None:
     """Train for `n_steps`, going on from the run folder's `last.ckpt` where there is one."""
     one_of(("32-true", "16-mixed", "bf16-mixed"), precision=trainer.get("precision", "32-true"))
-    callbacks = [_Keep(Path(out), n_steps, checkpoint_every, log_every), *([_Progress(title)] if progress else [])]
+    observer = [_Observe(Path(out), n_steps, *observe)] if observe else []
+    callbacks = [*observer, _Keep(Path(out), n_steps, checkpoint_every, log_every),
+                 *([_Progress(title)] if progress else [])]
     with _quiet():
         try:
             runner = pl.Trainer(max_steps=n_steps, callbacks=callbacks, plugins=[_WholeCheckpoints()], logger=False,

@@ -197,15 +197,17 @@ def draw_cohort(
     fig.suptitle(f"{title}: {len(read)} scans{failed}", fontsize=11)
     return list(axes)
 
-# %% ../nbs/03_views.ipynb #b80dd0f3
+# %% ../nbs/03_views.ipynb #b5353cd8
 def training_curve(
     log: dict[str, np.ndarray],  # columns of a run's log.csv: step, loss, and where known accuracy and chance
     title: str = "",
+    observed: dict[str, np.ndarray] | None = None,  # columns of its observed.csv: step, and what was found
 ) -> list[Axes]:
-    """Loss, and where it was logged accuracy beside chance, against the training step."""
+    """Loss, where it was logged accuracy beside chance, and what was observed, against the training step."""
     scored = "accuracy" in log
-    fig, axes = plt.subplots(1, 1 + scored, figsize=(3.4 * (1 + scored), 2.4), dpi=72, layout="constrained",
-                             squeeze=False)
+    panels = 1 + scored + (observed is not None)
+    fig, axes = plt.subplots(1, panels, figsize=(3.4 * panels if panels < 3 else 8.4, 2.4), dpi=72,
+                             layout="constrained", squeeze=False)
     axes = list(axes[0])
     axes[0].plot(log["step"], log["loss"], color=COLOURS[5])
     axes[0].set(xlabel="step", ylabel="loss")
@@ -214,6 +216,14 @@ def training_curve(
         axes[1].plot(log["step"], log["chance"], color=COLOURS[6], ls="--", label="chance")
         axes[1].set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
         axes[1].legend(frameon=False, fontsize=9)
+    if observed is not None:
+        for name, colour in (("linear", COLOURS[5]), ("neighbours", COLOURS[3]), ("dice", COLOURS[5]),
+                             ("kappa", COLOURS[5]), ("chance", COLOURS[6])):
+            if name in observed:
+                axes[-1].plot(observed["step"], observed[name], color=colour, label=name, marker=".",
+                              ls="--" if name == "chance" else "-")
+        axes[-1].set(xlabel="step", ylabel="score on held-out people")
+        axes[-1].legend(frameon=False, fontsize=9)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     fig.suptitle(title, fontsize=11)
