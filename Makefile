@@ -57,7 +57,7 @@ results: $(READY)
 	rm -rf runs/demo
 	$(BIN)/ssl3d demo --out runs/demo
 	mkdir -p results/demo
-	cp runs/demo/results.csv runs/demo/summary.txt runs/demo/curves.png runs/demo/case.png results/demo/
+	cd runs/demo && cp cells.csv results.csv tracks.csv summary.txt curves.png case.png ../../results/demo/
 
 clean:
 	rm -rf .venv build runs *.egg-info

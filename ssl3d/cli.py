@@ -254,7 +254,7 @@ def predict(run: str, store: str, out: str, *, scans: str | None = None, acceler
     files = predict.predict(run, store, out, scans=scans, accelerator=accelerator)
     print(f"{out}: {len(files)} masks")
 
-# %% ../nbs/60_cli.ipynb #6daa1848
+# %% ../nbs/60_cli.ipynb #e4911899
 def experiment(file: str, *, out: str, ray: str | None = None, cpus: int = 1, gpus: float = 0):
     """Compare arms by a description: does pretraining help, and how sure is that?
 
@@ -267,7 +267,7 @@ def experiment(file: str, *, out: str, ray: str | None = None, cpus: int = 1, gp
     """
     if not os.path.isfile(file):
         raise InputError(f"{file}: no such file. Give the description of an experiment, a YAML file.")
-    from ssl3d import curves, experiments
+    from ssl3d import experiments, report
 
     described = experiments.read_experiment(file)
     if ray is None:
@@ -279,7 +279,7 @@ def experiment(file: str, *, out: str, ray: str | None = None, cpus: int = 1, gp
         rows = cluster.run_on_ray(described, out, address=address, cpus=cpus, gpus=gpus)
     failed = experiments.failed_cells(described, out)
     about = "\n".join(f"failed: {line['cell']}: {line['error']}" for line in failed)
-    print(curves.keep_answer(rows, Path(out), Path(file).stem, about, next(iter(described.arms))))
+    print(report.keep_answer(rows, Path(out), Path(file).stem, about, next(iter(described.arms))))
     if failed:
         raise InputError(f"{out}: {len(failed)} cell(s) failed, the first is {failed[0]['cell']}: {failed[0]['error']} "
                          "The others are in the answer; the same command tries again.")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLES', 'find_samples', 'draw_case', 'demo']
 
-# %% ../nbs/52_demo.ipynb #8664a0da
+# %% ../nbs/52_demo.ipynb #36fc7bfd
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,9 +13,9 @@ import numpy as np
 
 import ssl3d
 from .cohorts import InputError, open_cohort
-from .curves import keep_answer
 from .experiments import Cell, Experiment, run_experiment
 from .finetune import load_segmenter, score, segment
+from .report import keep_answer
 from .scans import read_scan
 from .statistics import verdict
 from .store import Store, write_whole
@@ -44,7 +44,7 @@ def draw_case(store, runs: dict[str, Path], channel: int = -1) -> None:
     row([image] * (2 + len(runs)), masks=[truth * 0, truth, *predictions], titles=titles,
         at=busiest(truth), classes=store.classes)
 
-# %% ../nbs/52_demo.ipynb #79a78bbc
+# %% ../nbs/52_demo.ipynb #65da69e1
 def demo(
     folder: str | Path | None = None,  # scans with masks, in any layout that has them; the sample brains if None
     out: str | Path = "runs/demo",  # where everything goes
@@ -64,7 +64,7 @@ def demo(
         {"source": str(source), "size": 32}, {"scratch": {}, "rotation": {"task": "rotation"}}, shares=[few, many],
         seeds=seeds, network={"widths": [8, 16, 32, 64, 128]},
         pretraining={"epochs": epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
-        finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3})
+        finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3, "track": max(1, steps // 10)})
     rows = run_experiment(experiment, out, progress=progress)
     print(keep_answer(rows, out, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
     draw_case(Store(out / "store"), {arm: out / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms})

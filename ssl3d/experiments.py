@@ -7,7 +7,7 @@ __all__ = ['GOALS', 'Experiment', 'read_experiment', 'write_experiment', 'check_
            'encoder_of', 'choose_lr', 'run_cell', 'read_diary', 'failed_cells', 'make_cell', 'forecast',
            'open_experiment', 'run_experiment', 'collect']
 
-# %% ../nbs/50_experiments.ipynb #40d320c4
+# %% ../nbs/50_experiments.ipynb #2c866854
 import hashlib
 import inspect
 import json
@@ -33,7 +33,7 @@ from .finetune import encoder_origin, finetune
 from .metrics import read_scores, write_scores
 from .networks import ENCODERS, WIDTHS
 from .pretrain import pretrain
-from .runs import check_numbers, one_of, read_card, whole_number
+from .runs import check_numbers, one_of, read_card, read_log, whole_number
 from .store import Store, is_free, prepare, refuse_difference, write_whole
 from .tasks import NAMES
 from .training import steps_per_epoch
@@ -427,7 +427,7 @@ def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs,
         runs += len(shares)
     return {"runs": runs, "hours": seconds / 3600}
 
-# %% ../nbs/50_experiments.ipynb #f4a8ee74
+# %% ../nbs/50_experiments.ipynb #1201879a
 def open_experiment(
     experiment: Experiment,
     out: Path,  # its folder
@@ -490,7 +490,7 @@ def run_experiment(
 
 
 def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list[dict]:
-    """Write the rows of all cells that are made to `results.csv`, arm after arm."""
+    """Write the rows of all cells that are made to `results.csv`, arm after arm, and their tracks to `tracks.csv`."""
     cells = sorted(cells_of(experiment), key=lambda cell: [*experiment.arms].index(cell.arm))  # the baseline first
     failed = {line["cell"]: line for line in failed_cells(experiment, out)}
     rows = [row for cell in cells if cell.name not in failed and _is_made(out, cell, _hash(experiment, cell, stores))
@@ -498,6 +498,19 @@ def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list
     if not rows:
         first = next(iter(failed.values()))
         raise InputError(f"{out}: no cell of {len(cells)} could be made. {first['cell']}: {first['error']}")
+    tracks = [row for cell in cells if cell.name not in failed for row in _track(experiment, cell, out)]
     with FileLock(out / "experiment.lock"):
         write_scores(out / "results.csv", rows)
+        if tracks:
+            write_scores(out / "tracks.csv", tracks)
     return rows
+
+
+def _track(experiment: Experiment, cell: Cell, out: Path) -> list[dict]:
+    """The scores of a cell while it trained, if it was asked to `track` them: a row per look."""
+    run, metric = out / "cells" / cell.name, "kappa" if experiment.goal == "classification" else "dice"
+    if not (run / "observed.csv").exists():
+        return []
+    seen = read_log(run, "observed.csv")
+    return [{"arm": cell.arm, "share": cell.share, "seed": cell.seed, "fold": "" if cell.fold is None else cell.fold,
+             "step": int(step), "score": float(score)} for step, score in zip(seen["step"], seen[metric])]

@@ -194,8 +194,8 @@ def write_scores(
 
 
 def read_scores(file: Path) -> list[dict]:
-    """The rows of a table, with scores, `share`, `seconds`, `seed`, `fold` and grades as numbers; empty stays ""."""
-    numbers = dict.fromkeys(("share", "dice", "hausdorff95", "kappa", "accuracy", "seconds"), float) | \
-        dict.fromkeys(("seed", "fold", "grade", "predicted", "cases"), int)
+    """The rows of a table, with scores, `share`, `seed`, `step` and the like as numbers; empty stays ""."""
+    numbers = dict.fromkeys(("share", "dice", "hausdorff95", "kappa", "accuracy", "score", "seconds"), float) | \
+        dict.fromkeys(("seed", "fold", "step", "grade", "predicted", "cases"), int)
     with open(file, newline="", encoding="utf-8") as f:
         return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['metric_of', 'score_matrix', 'in_common', 'arm_rows', 'paired', 'standard_error', 'bootstrap_means',
-           'bootstrap_interval', 'p_value', 'holm', 'smallest_difference', 'effect_size', 'verdict', 'verdict_table']
+           'bootstrap_interval', 'p_value', 'holm', 'smallest_difference', 'effect_size', 'verdict', 'verdict_table',
+           'tracks_of', 'steps_to_reach']
 
 # %% ../nbs/50_statistics.ipynb #4619f78c
 import numpy as np
@@ -214,3 +215,23 @@ def verdict_table(answers: list[dict]) -> str:
     return "\n".join([*lines, f"Score of the arm and of {n['baseline']}: {score}. Seeds: {seeds}, test subjects: "
                       f"{subjects}. The interval is of", "one comparison; the verdict allows for all arms at its share "
                       "(Holm). Detectable: the true difference", "that about 80 % of such experiments would show."])
+
+# %% ../nbs/50_statistics.ipynb #25316411
+def tracks_of(tracks: list[dict], arm: str, share: float) -> dict[int, dict[int, float]]:  # seed -> step -> score
+    """The score of an arm while it trained, for each seed; the mean over folds where there are some."""
+    found = {}
+    for row in tracks:
+        if row["arm"] == arm and row["share"] == share:
+            found.setdefault(row["seed"], {}).setdefault(row["step"], []).append(row["score"])
+    return {seed: {step: float(np.mean(scores)) for step, scores in sorted(steps.items())}
+            for seed, steps in sorted(found.items())}
+
+
+def steps_to_reach(tracks: list[dict], arm: str, baseline: str, share: float) -> dict[int, int | None]:
+    """For each seed that both have, the first step at which an arm is as good as the baseline is at its end."""
+    mine, theirs = (tracks_of(tracks, name, share) for name in (arm, baseline))
+    reached = {}
+    for seed in sorted(set(mine) & set(theirs)):
+        goal = theirs[seed][max(theirs[seed])]
+        reached[seed] = next((step for step, score in mine[seed].items() if score >= goal), None)
+    return reached
