@@ -79,7 +79,7 @@ def data_efficiency(
     fig.suptitle(title, fontsize=11)
     return [left, right]
 
-# %% ../nbs/51_curves.ipynb #80abde08
+# %% ../nbs/51_curves.ipynb #fed10803
 def per_method(
     rows: list[dict],  # from `ssl3d.experiments.run_experiment`
     baseline: str | None = None,  # in every panel; the first arm if None
@@ -89,8 +89,8 @@ def per_method(
     baseline = baseline or arms[0]
     base = baseline.removesuffix(" 2D")
     tasks = list(dict.fromkeys(arm.removesuffix(" 2D") for arm in arms if arm.removesuffix(" 2D") != base)) or [base]
-    fig, axes = plt.subplots(1, len(tasks), figsize=(1.2 + 2.1 * len(tasks), 2.6), dpi=80, layout="constrained",
-                             sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(tasks), figsize=(max(4.4, 1.2 + 2.1 * len(tasks)), 2.6), dpi=80,
+                             layout="constrained", sharey=True, squeeze=False)
     looks = dict(zip((base, f"{base} 2D", "task", "task 2D"), _look(["a", "b", "c", "d"]).values()))
     for ax, task in zip(axes[0], tasks):
         for name, role in ((base, base), (f"{base} 2D", f"{base} 2D"), (task, "task"), (f"{task} 2D", "task 2D")):
@@ -114,7 +114,7 @@ def per_method(
     fig.legend(loc="outside upper center", frameon=False, ncols=4)
     return list(axes[0])
 
-# %% ../nbs/51_curves.ipynb #ba7227e3
+# %% ../nbs/51_curves.ipynb #7245801b
 def convergence(
     tracks: list[dict],  # rows of an experiment's tracks.csv
     share: float,  # of the labels
@@ -137,8 +137,11 @@ def convergence(
             ax.axhline(scores[:, -1].mean(), color=look[arm]["color"], lw=0.8, ls=":")
         reached = [step for step in steps_to_reach(tracks, arm, baseline, share).values() if step is not None]
         if arm != baseline and reached:
-            ax.plot([np.median(reached)], [ax.get_ylim()[0]], color=look[arm]["color"], marker="^", ms=7, clip_on=False)
-    ax.set(xlabel="step of fine-tuning", ylabel="score", title=f"{100 * share:g} % of the labels")
+            ax.plot([np.median(reached)], [0.02], color=look[arm]["color"], marker="^", ms=7,
+                    transform=ax.get_xaxis_transform(), label="_mark")
+    lowest = min(np.min(line.get_ydata()) for line in ax.lines if line.get_label() != "_mark")
+    ax.set(ylim=(min(0, lowest), None), xlabel="step of fine-tuning", ylabel="score",
+           title=f"{100 * share:g} % of the labels")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9)
     return ax

@@ -364,6 +364,7 @@ def test_nothing_imports_upwards():
         "cluster",
         "statistics",
         "curves",
+        "report",
         "demo",
         "cli",
     ]

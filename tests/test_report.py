@@ -1,0 +1,114 @@
+"""Curves and the report: drawn from the numbers, one page, nothing from outside, whatever is missing."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from ssl3d.curves import convergence, data_efficiency, per_method
+from ssl3d.metrics import read_scores, write_scores
+from ssl3d.report import html_report, in_short, in_words, keep_answer, speed_in_words
+from ssl3d.statistics import steps_to_reach, verdict
+
+
+def rows_of(arms, shares=(0.1, 1.0), seeds=3, people=4, gain=0.0):
+    rng = np.random.default_rng(0)
+    return [
+        {"arm": a, "share": sh, "seed": s, "fold": "", "subject": f"p{p}", "case": f"c{p}", "class": "x",
+         "dice": 0.4 + gain * (i > 0) + 0.02 * rng.normal(), "hausdorff95": 1.0}
+        for i, a in enumerate(arms) for sh in shares for s in range(seeds) for p in range(people)
+    ]  # fmt: skip
+
+
+def tracks_of(arms, paces, share=0.1, seeds=3):
+    return [
+        {"arm": a, "share": share, "seed": s, "fold": "", "step": t, "score": min(0.8, 0.8 * t / pace)}
+        for a, pace in zip(arms, paces) for s in range(seeds) for t in range(0, 101, 10)
+    ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_points_and_intervals_are_those_of_the_table():
+    rows = rows_of(["scratch", "a", "b"])
+    left, right = data_efficiency(rows)
+    answers = {(a["share"], a["arm"]): a for a in verdict(rows)}
+    lines = {line.get_label(): line for line in left.lines if not line.get_label().startswith("_")}
+    assert {"scratch", "a", "b"} <= set(lines)
+    drawn = sorted(float(c.lines[0].get_ydata()[0]) for c in right.containers)
+    assert np.allclose(drawn, sorted(a["difference"] for a in answers.values()))
+    ends = sorted(tuple(seg[:, 1]) for c in right.containers for seg in c.lines[2][0].get_segments())
+    assert np.allclose(ends, sorted((a["low"], a["high"]) for a in answers.values()))
+    assert "3 seeds" in left.get_title() and "4 test subjects" in right.get_title()
+
+
+@pytest.mark.parametrize("arms", [["scratch"], ["scratch", "a"], ["scratch", "scratch 2D", "a", "a 2D", "b"],
+                                  [f"arm {i}" for i in range(12)]])  # fmt: skip
+def test_any_arms_can_be_drawn(arms):
+    rows = rows_of(arms, seeds=1)
+    data_efficiency(rows)
+    panels = per_method(rows)
+    tasks = {a.removesuffix(" 2D") for a in arms} - {arms[0]} or {arms[0]}
+    assert [ax.get_title() for ax in panels] and {ax.get_title() for ax in panels} == tasks
+    plt.gcf().canvas.draw()
+
+
+def test_who_is_faster():
+    tracks = tracks_of(["scratch", "fast", "never"], [100, 50, 400])
+    assert steps_to_reach(tracks, "fast", "scratch", 0.1) == {0: 50, 1: 50, 2: 50}
+    assert "in 3 of 3 seeds, at step 50 in the median" in speed_in_words(tracks, "fast", "scratch", 0.1)
+    assert speed_in_words(tracks, "never", "scratch", 0.1).endswith("in 0 of 3 seeds.")
+    ax = convergence(tracks, 0.1)
+    marks = [line for line in ax.lines if line.get_marker() == "^" and line.get_label() == "_mark"]
+    assert [float(m.get_xdata()[0]) for m in marks] == [50], "the one that never gets there has no mark"
+    folds = [t | {"fold": f, "score": t["score"] + 0.1 * f} for t in tracks for f in (0, 1)]
+    assert steps_to_reach(folds, "fast", "scratch", 0.1) == {0: 50, 1: 50, 2: 50}, "folds are averaged"
+
+
+def test_the_page_stands_alone(tmp_path):
+    rows = rows_of(["scratch", "<b>sly</b> & co"], gain=0.2)
+    write_scores(tmp_path / "results.csv", rows)
+    write_scores(tmp_path / "tracks.csv", tracks_of(["scratch", "<b>sly</b> & co"], [100, 50]))
+    told = (("c0", "done", ""), ("c1", "failed", "no <luck>"), ("c2", "failed", "x"), ("c2", "done", ""))
+    diary = [{"cell": c, "hash": "x", "state": s, "seconds": 36.0, "error": e} for c, s, e in told]
+    write_scores(tmp_path / "cells.csv", diary)
+    keep_answer(rows, tmp_path, "title <x>")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=.(?!data:)", page) and "http" not in page
+    assert "<b>sly" not in page and "&lt;b&gt;sly&lt;/b&gt; &amp; co" in page and "title &lt;x&gt;" in page
+    assert "no &lt;luck&gt;" in page and "c2: x" not in page and page.count("<img ") == 3
+    assert "better here" in page and "3 runs, 0.04 hours" in page
+    assert html_report(tmp_path, "t") == html_report(tmp_path, "t"), "the same bytes"
+
+
+def test_what_is_missing_is_no_error(tmp_path):
+    for rows in (rows_of(["scratch"]), rows_of(["scratch", "a"], seeds=1, people=1)):
+        write_scores(tmp_path / "results.csv", rows)
+        keep_answer(rows, tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert "no two arms" in page or "nothing to be said" in page
+
+
+def test_words_say_what_the_numbers_say():
+    rows = rows_of(["scratch", "up", "down"], seeds=5, shares=(0.1,))
+    rows = [r | {"dice": r["dice"] + {"scratch": 0, "up": 0.3, "down": -0.3}[r["arm"]]} for r in rows]
+    up, down = verdict(rows)
+    assert "up was better" in in_words(up) and "down was worse" in in_words(down) and "hint" not in in_words(up)
+    assert in_short([up, down]).startswith("In 2 comparisons, a difference to scratch was shown: better in 1")
+    assert "too few" not in in_short([up, down])
+    assert f"{up['difference']:+.3f}" in in_words(up) and f"{up['low']:+.3f}" in in_words(up)
+
+
+def test_committed_answers_follow_from_their_tables():
+    for folder in sorted(p.parent for p in (ROOT / "results").glob("*/results.csv")):
+        from ssl3d.statistics import verdict_table
+
+        table = verdict_table(verdict(read_scores(folder / "results.csv"), "scratch"))
+        assert table in Path(folder / "summary.txt").read_text(), folder.name
