@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from ssl3d.cohorts import InputError
-from ssl3d.curves import keep_answer
-from ssl3d.metrics import grading_scores
+from ssl3d.metrics import grading_scores, write_scores
+from ssl3d.report import keep_answer
 from ssl3d.statistics import (
     arm_rows,
     bootstrap_interval,
@@ -105,6 +105,7 @@ def test_equal_scores_have_an_interval_of_no_width(value, shape, tmp_path):
     assert low <= d.mean() <= high and np.isclose(low, high) and smallest_difference(d) == 0
     assert p_value(d) == (1 if value == 0 else 0)
     rows = dice_rows(lambda a, s, c: value, seeds=shape[0], people=shape[1])
+    write_scores(tmp_path / "results.csv", rows)
     assert "no difference shown" in keep_answer(rows, tmp_path)
 
 
