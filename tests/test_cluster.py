@@ -70,14 +70,14 @@ def test_a_killed_worker_changes_nothing(tmp_path):
     write_experiment(TOY, tmp_path / "e.yaml")
     assert begin(tmp_path, tmp_path / "here", "here").wait() == 0
     cluster = begin(tmp_path, tmp_path / "dealt", "ray")
-    killed, end = set(), time.time() + 240
+    killed, end = set(), time.time() + 600
     while cluster.poll() is None and time.time() < end:
         logs = list((tmp_path / "dealt" / "cells").glob("*/log.csv"))
         if logs and len(killed) < 1 and (busy := workers(cluster.pid)):
             killed.add(busy[0])
             os.kill(busy[0], signal.SIGKILL)
         time.sleep(0.05)
-    assert cluster.wait(10) == 0 and killed, "a worker was killed in the middle"
+    assert cluster.wait(60) == 0 and killed, "a worker was killed in the middle"
     assert (tmp_path / "here/results.csv").read_bytes() == (tmp_path / "dealt/results.csv").read_bytes()
     made = [line["cell"] for line in read_diary(tmp_path / "dealt") if line["state"] == "done"]
     assert sorted(made) == sorted(c.name for c in cells_of(TOY) if c.arm != "lost"), "every cell once"

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, SAMPLES, SMALL
 
@@ -275,11 +276,12 @@ RUN = "import sys; from ssl3d.experiments import *; run_experiment(read_experime
 
 
 def begin(tmp_path, out):
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here, where the toy was made
     return subprocess.Popen(
         [sys.executable, "-c", RUN, tmp_path / "e.yaml", out],
         cwd="/",
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | threads,
     )
 
 
