@@ -113,8 +113,8 @@ def test_one_seed_is_student_over_people_and_one_person_over_seeds():
     rng = np.random.default_rng(0)
     for shape in ((1, 20), (20, 1)):
         d = rng.normal(0.3, 1, shape)
-        error, freedom = standard_error(d)
-        assert np.isclose(error, stats.sem(d.ravel())) and freedom == 19
+        error, weight = standard_error(d)
+        assert np.isclose(error, stats.sem(d.ravel())) and weight == (shape[0] > 1)
         t = stats.ttest_1samp(d.ravel(), 0).confidence_interval()
         low, high = bootstrap_interval(d)
         assert np.isclose(high - low, t.high - t.low, rtol=0.01) and abs(low - t.low) < 0.25 * (t.high - t.low)
