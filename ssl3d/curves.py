@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['data_efficiency', 'per_method', 'convergence']
 
-# %% ../nbs/51_curves.ipynb #1925a969
+# %% ../nbs/51_curves.ipynb #a50435d7
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from scipy import stats
 
 from ssl3d.statistics import (
+    METRICS,
     arm_rows,
     bootstrap_interval,
     in_common,
@@ -30,7 +31,7 @@ def _points(rows: list[dict], arm: str) -> dict[float, np.ndarray]:  # share -> 
     matrices = {share: score_matrix(table, *in_common(table)) for share, table in tables.items() if table}
     return {share: matrix for share, matrix in matrices.items() if matrix.size}
 
-# %% ../nbs/51_curves.ipynb #ef09c0db
+# %% ../nbs/51_curves.ipynb #085480f8
 def _look(arms: list[str]) -> dict[str, dict]:  # arm -> colour, marker and line
     """How each arm is drawn: the first one dashed, and all of them told apart without colour, too."""
     colours = (COLOURS[6], COLOURS[5], COLOURS[3], COLOURS[2], COLOURS[0], COLOURS[1], COLOURS[7])
@@ -38,9 +39,9 @@ def _look(arms: list[str]) -> dict[str, dict]:  # arm -> colour, marker and line
             for i, arm in enumerate(arms)}
 
 
-def _with_interval(ax: Axes, x: float, middle: float, low: float, high: float, look: dict, **more) -> None:
+def _with_interval(ax: Axes, x: float, middle: float, low: float, high: float, look: dict) -> None:
     """One point and its interval."""
-    ax.errorbar([x], [middle], [[middle - low], [high - middle]], capsize=3, lw=1.2, ms=5, **look | {"ls": ""}, **more)
+    ax.errorbar([x], [middle], [[middle - low], [high - middle]], capsize=3, lw=1.2, ms=5, **look | {"ls": ""})
 
 
 def data_efficiency(
@@ -67,8 +68,7 @@ def data_efficiency(
         _with_interval(right, x, a["difference"], a["low"], a["high"], look[a["arm"]])
     right.axhline(0, color=look[baseline]["color"], ls="--")
     n_seeds, n_people = len({row["seed"] for row in rows}), len({row["subject"] for row in rows})
-    metric = "mean Dice" if metric_of(rows) == "Dice" else "quadratic weighted kappa"
-    left.set(ylabel=metric, title=f"mean, and each of {n_seeds} seed{'s' * (n_seeds > 1)}")
+    left.set(ylabel=METRICS[metric_of(rows)], title=f"mean, and each of {n_seeds} seed{'s' * (n_seeds > 1)}")
     right.set(ylabel=f"difference to {baseline}", title=f"difference, {n_people} test subjects")
     for ax in (left, right):
         ax.set(xticks=range(len(shares)), xticklabels=[f"{100 * s:g} %" for s in shares],
@@ -79,7 +79,7 @@ def data_efficiency(
     fig.suptitle(title, fontsize=11)
     return [left, right]
 
-# %% ../nbs/51_curves.ipynb #fed10803
+# %% ../nbs/51_curves.ipynb #baa47424
 def per_method(
     rows: list[dict],  # from `ssl3d.experiments.run_experiment`
     baseline: str | None = None,  # in every panel; the first arm if None
@@ -91,25 +91,25 @@ def per_method(
     tasks = list(dict.fromkeys(arm.removesuffix(" 2D") for arm in arms if arm.removesuffix(" 2D") != base)) or [base]
     fig, axes = plt.subplots(1, len(tasks), figsize=(max(4.4, 1.2 + 2.1 * len(tasks)), 2.6), dpi=80,
                              layout="constrained", sharey=True, squeeze=False)
-    looks = dict(zip((base, f"{base} 2D", "task", "task 2D"), _look(["a", "b", "c", "d"]).values()))
+    looks = list(_look(["baseline", "baseline 2D", "task", "task 2D"]).values())
     for ax, task in zip(axes[0], tasks):
-        for name, role in ((base, base), (f"{base} 2D", f"{base} 2D"), (task, "task"), (f"{task} 2D", "task 2D")):
-            points = _points(rows, name) if name in arms and (name != task or task != base or role == base) else {}
-            where = [shares.index(share) + 0.06 * (list(looks).index(role) - 1.5) for share in points]
-            ax.plot(where, [m.mean() for m in points.values()], lw=1.2, **looks[role] | {"marker": ""})
+        for place, name in enumerate(dict.fromkeys((base, f"{base} 2D", task, f"{task} 2D"))):
+            points = _points(rows, name)
+            where = [shares.index(share) + 0.06 * (place - 1.5) for share in points]
+            ax.plot(where, [m.mean() for m in points.values()], lw=1.2, **looks[place] | {"marker": ""})
             for x, matrix in zip(where, points.values()):
-                _with_interval(ax, x, matrix.mean(), *bootstrap_interval(matrix), looks[role])
+                _with_interval(ax, x, matrix.mean(), *bootstrap_interval(matrix), looks[place])
         ax.set(title=task, xticks=range(len(shares)), xticklabels=[f"{100 * s:g} %" for s in shares],
                xlim=(-0.5, len(shares) - 0.5))
         ax.title.set_fontsize(10)
         ax.spines[["top", "right"]].set_visible(False)
     twins = any(f"{task} 2D" in arms for task in tasks)
-    names = [base, *[f"{base} 2D"] * (f"{base} 2D" in arms), "in 3D", *["in 2D"] * twins]
-    roles = {"in 3D": "task", "in 2D": "task 2D"}
-    for name in names:
-        axes[0][0].plot([], [], label=name, ms=5, **looks[roles.get(name, name)])
+    drawn = (True, f"{base} 2D" in arms, True, twins)
+    for name, look, there in zip((base, f"{base} 2D", "in 3D", "in 2D"), looks, drawn):
+        if there:
+            axes[0][0].plot([], [], label=name, ms=5, **look)
     n_seeds, n_people = len({row["seed"] for row in rows}), len({row["subject"] for row in rows})
-    axes[0][0].set_ylabel("mean Dice" if metric_of(rows) == "Dice" else "quadratic weighted kappa")
+    axes[0][0].set_ylabel(METRICS[metric_of(rows)])
     fig.supxlabel(f"share of the labels used ({n_seeds} seeds, {n_people} test subjects)", fontsize=10)
     fig.legend(loc="outside upper center", frameon=False, ncols=4)
     return list(axes[0])

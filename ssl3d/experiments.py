@@ -7,7 +7,7 @@ __all__ = ['GOALS', 'Experiment', 'read_experiment', 'write_experiment', 'check_
            'encoder_of', 'choose_lr', 'run_cell', 'read_diary', 'failed_cells', 'make_cell', 'forecast',
            'open_experiment', 'run_experiment', 'collect']
 
-# %% ../nbs/50_experiments.ipynb #2c866854
+# %% ../nbs/50_experiments.ipynb #a004de26
 import hashlib
 import inspect
 import json
@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +37,9 @@ from .store import Store, is_free, prepare, refuse_difference, write_whole
 from .tasks import NAMES
 from .training import steps_per_epoch
 
-# %% ../nbs/50_experiments.ipynb #65ab28d1
+# %% ../nbs/50_experiments.ipynb #ec5880a3
 GOALS = {"segmentation": finetune, "classification": classify}
+_SCORES = {"segmentation": "dice", "classification": "kappa"}  # the column that counts
 
 
 @dataclass
@@ -164,7 +164,7 @@ def check_experiment(experiment: Experiment) -> None:
     for name, arm in experiment.arms.items():
         _check_arm(name, arm, experiment.goal, experiment.elsewhere)
 
-# %% ../nbs/50_experiments.ipynb #6e9b9e12
+# %% ../nbs/50_experiments.ipynb #afc33266
 class Cell(NamedTuple):
     """One fine-tuning run of an experiment."""
 
@@ -175,7 +175,20 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:  # of its folder
-        return f"{self.arm}-{self.share:g}-{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+        return f"{self.arm}-{self.share:g}-{self.seed}" + self.suffix
+
+    @property
+    def suffix(self) -> str:  # of the names of what belongs to its fold
+        return "" if self.fold is None else f"-fold{self.fold}"
+
+    @property
+    def columns(self) -> dict:  # what a table says of it
+        return {"arm": self.arm, "share": self.share, "seed": self.seed, "fold": "" if self.fold is None else self.fold}
+
+
+def _fold(experiment: Experiment, cell: Cell) -> tuple[int, int] | None:
+    """The fold of a cell, as `ssl3d.store.Store` takes it."""
+    return None if cell.fold is None else (cell.fold, experiment.folds)
 
 
 def cells_of(experiment: Experiment) -> list[Cell]:
@@ -205,7 +218,7 @@ def _open_store(cohort: dict, out: Path, progress: bool) -> Store:
     skip = {name: value for name, value in opening.items() if name == "on_error"}
     return prepare(open_cohort(source, **opening), out, progress=progress, **settings, **skip)
 
-# %% ../nbs/50_experiments.ipynb #918c7999
+# %% ../nbs/50_experiments.ipynb #f8eebeef
 def _given_encoder(experiment: Experiment, arm: dict) -> Path | None:
     """The folder of the encoder that an arm names, if it is of the experiment's network; None where it names none."""
     if "encoder" not in arm:
@@ -229,6 +242,14 @@ def _pretraining(experiment: Experiment, arm: dict) -> dict:
     return experiment.network | shared | own
 
 
+def _pretrain(experiment: Experiment, arm: dict, stores: dict[str, Store], run: Path, **more) -> Path:
+    """Pretrain as an arm says, with more settings than it has."""
+    store = stores.get("elsewhere", stores["cohort"]).folder
+    settings = _pretraining(experiment, arm) | more | {"progress": False}
+    return finetune(store, run, **settings) if arm["task"] == "supervised" else \
+        pretrain(arm["task"], store, run, **settings)
+
+
 def encoder_cell(experiment: Experiment, cell: Cell) -> Cell | None:
     """The cell that stands for all those which begin with the same encoder; None where none has to be made."""
     if "task" not in experiment.arms[cell.arm]:
@@ -238,21 +259,17 @@ def encoder_cell(experiment: Experiment, cell: Cell) -> Cell | None:
 
 def encoder_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> Path | None:
     """The folder of the encoder that a cell begins with, which is made where there is none; None for scratch."""
-    arm, here = experiment.arms[cell.arm], experiment.elsewhere is None
-    if "task" not in arm:
+    arm, first = experiment.arms[cell.arm], encoder_cell(experiment, cell)
+    if first is None:
         return _given_encoder(experiment, arm)
-    fold = (cell.fold, experiment.folds) if here and cell.fold is not None else None
-    folder = out / "pretraining" / (f"{cell.arm}-{cell.seed}" + (f"-fold{cell.fold}" if fold else ""))
-    settings = _pretraining(experiment, arm) | {"seed": cell.seed, "fold": fold, "progress": False}
-    store = stores["cohort" if here else "elsewhere"].folder
+    folder = out / "pretraining" / f"{first.arm}-{first.seed}{first.suffix}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        made = finetune(store, folder, **settings) if arm["task"] == "supervised" else \
-            pretrain(arm["task"], store, folder, **settings)
+        made = _pretrain(experiment, arm, stores, folder, seed=first.seed, fold=_fold(experiment, first))
     (made / "last.ckpt").unlink(missing_ok=True)  # three times as large as the weights, and not needed any more
     return made
 
-# %% ../nbs/50_experiments.ipynb #4170f7b7
+# %% ../nbs/50_experiments.ipynb #65a36351
 def _finetuning(experiment: Experiment, arm: str) -> dict:
     """The settings with which an arm is fine-tuned."""
     settings = experiment.network | experiment.finetuning | experiment.arms[arm].get("finetuning", {})
@@ -261,18 +278,17 @@ def _finetuning(experiment: Experiment, arm: str) -> dict:
 
 def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path, run: Path, **more) -> Path:
     """Fine-tune and score one cell into `run`, with more settings than its arm has."""
-    fold = None if cell.fold is None else (cell.fold, experiment.folds)
     run = GOALS[experiment.goal](stores["cohort"].folder, run, encoder=encoder_of(experiment, cell, stores, out),
-                                 labels=cell.share, seed=cell.seed, progress=False, fold=fold,
+                                 labels=cell.share, seed=cell.seed, progress=False, fold=_fold(experiment, cell),
                                  **(_finetuning(experiment, cell.arm) | more))
     (run / "last.ckpt").unlink(missing_ok=True)
     return run
 
-# %% ../nbs/50_experiments.ipynb #fb334495
+# %% ../nbs/50_experiments.ipynb #cab5fd82
 def choose_lr(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> float:
     """The learning rate of fine-tuning at which an arm does best on the validation subjects (of a cell's fold)."""
     first = cell._replace(share=max(experiment.shares), seed=0)
-    folder, metric = out / "choosing", "kappa" if experiment.goal == "classification" else "dice"
+    folder, metric = out / "choosing", _SCORES[experiment.goal]
     folder.mkdir(parents=True, exist_ok=True)
     scores = {}
     for lr in experiment.lrs:
@@ -300,8 +316,7 @@ def _rows(experiment: Experiment, cell: Cell, store: Store, out: Path) -> list[d
     """What the results say of one finished cell: a row per case, and class or region."""
     run = out / "cells" / cell.name
     table = run / "predictions.csv" if experiment.goal == "classification" else _table(experiment, run)
-    return [{"arm": cell.arm, "share": cell.share, "seed": cell.seed, "fold": "" if cell.fold is None else cell.fold,
-             "subject": store.cases[row["case"]]["subject"], **row}
+    return [{**cell.columns, "subject": store.cases[row["case"]]["subject"], **row}
             for row in read_scores(table) if row.get("grade") != ""]
 
 # %% ../nbs/50_experiments.ipynb #aefc350f
@@ -384,7 +399,7 @@ def _begin(experiment: Experiment, out: Path) -> None:
         raise InputError(f"{out}: is not empty and is no experiment. Name a new folder for it.")
     write_experiment(experiment, file)
 
-# %% ../nbs/50_experiments.ipynb #101c9f7b
+# %% ../nbs/50_experiments.ipynb #f847f8bb
 def _seconds(make: Callable[[int, Path], object]) -> tuple[float, float]:  # once, and for each step
     """What a run takes that is begun with a number of steps and a folder."""
     took = []
@@ -397,37 +412,38 @@ def _seconds(make: Callable[[int, Path], object]) -> tuple[float, float]:  # onc
     return max(0.0, took[1] - step), step
 
 
-def _n_steps(settings: dict, n_cases: int, batch_size: int) -> int:
-    """The steps of a run with these settings."""
-    return settings.get("steps") or settings.get("epochs", 100) * steps_per_epoch(n_cases, batch_size)
+def _n_steps(function: Callable, settings: dict, n_cases: int) -> int:
+    """The steps of a run of `pretrain`, `finetune` or `classify` with these settings, on so many cases."""
+    usual = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()} | settings
+    return usual["steps"] or usual["epochs"] * steps_per_epoch(n_cases, usual["batch_size"])
 
 
 def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs, hours
     """How many runs an experiment has, and how long they take one after the other, measured on a few steps of each."""
     folds, n_train = experiment.folds or 1, len(stores["cohort"].split("train"))
-    goal, seconds, runs = GOALS[experiment.goal], 0.0, 0
+    goal, seconds, runs, measured = GOALS[experiment.goal], 0.0, 0, {}
     for name, arm in experiment.arms.items():
         if "task" in arm:
-            supervised, store = arm["task"] == "supervised", stores.get("elsewhere", stores["cohort"])
-            shared = _pretraining(experiment, arm)
-            begin = partial(finetune) if supervised else partial(pretrain, arm["task"])
-            once, step = _seconds(lambda steps, out, begin=begin, store=store, shared=shared: begin(
-                store.folder, out, **shared | {"steps": steps} | ({"warmup": 0} if begin.func is finetune else {}),
-                progress=False))
+            function, more = (finetune, {"warmup": 0}) if arm["task"] == "supervised" else (pretrain, {})
+            once, step = _seconds(lambda steps, run, arm=arm, more=more: _pretrain(
+                experiment, arm, stores, run, steps=steps, **more))
             n = experiment.seeds * (1 if experiment.elsewhere else folds)
-            per_run = _n_steps(shared, len(store.split("train")), shared.get("batch_size", 2 if supervised else 4))
-            seconds, runs = seconds + n * (once + step * per_run), runs + n
+            n_cases = len(stores.get("elsewhere", stores["cohort"]).split("train"))
+            seconds += n * (once + step * _n_steps(function, _pretraining(experiment, arm), n_cases))
+            runs += n
         shared = _finetuning(experiment, name)
-        once, step = _seconds(lambda steps, out, shared=shared: goal(
-            stores["cohort"].folder, out, **shared | {"steps": steps, "warmup": 0}, progress=False))
-        batch = shared.get("batch_size", inspect.signature(goal).parameters["batch_size"].default)
+        kind = json.dumps(shared, sort_keys=True, default=str)  # arms that are fine-tuned alike take as long
+        if kind not in measured:
+            measured[kind] = _seconds(lambda steps, run, shared=shared: goal(
+                stores["cohort"].folder, run, **shared | {"steps": steps, "warmup": 0}, progress=False))
+        once, step = measured[kind]
         searches = [max(experiment.shares)] * folds * len(experiment.lrs or ())
         shares = [*experiment.shares] * experiment.seeds * folds + searches
-        seconds += sum(once + step * _n_steps(shared, max(1, round(share * n_train)), batch) for share in shares)
+        seconds += sum(once + step * _n_steps(goal, shared, max(1, round(share * n_train))) for share in shares)
         runs += len(shares)
     return {"runs": runs, "hours": seconds / 3600}
 
-# %% ../nbs/50_experiments.ipynb #1201879a
+# %% ../nbs/50_experiments.ipynb #7e0a0325
 def open_experiment(
     experiment: Experiment,
     out: Path,  # its folder
@@ -435,7 +451,8 @@ def open_experiment(
 ) -> dict[str, Store]:
     """Start the folder of an experiment, or go on with it, and prepare its stores."""
     check_experiment(experiment)
-    with FileLock(_made(out) / "experiment.lock"):  # who comes second finds it all done
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "experiment.lock"):  # who comes second finds it all done
         _begin(experiment, out)
         stores = {"cohort": _open_store(experiment.cohort, out / "store", progress)}
         if experiment.elsewhere is not None:
@@ -451,12 +468,6 @@ def open_experiment(
         except InputError as e:
             print(f"{out}: how long it takes cannot be said, since a run cannot begin: {e}")
     return stores
-
-
-def _made(folder: Path) -> Path:
-    """A folder, which is made where there is none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def run_experiment(
@@ -508,9 +519,9 @@ def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list
 
 def _track(experiment: Experiment, cell: Cell, out: Path) -> list[dict]:
     """The scores of a cell while it trained, if it was asked to `track` them: a row per look."""
-    run, metric = out / "cells" / cell.name, "kappa" if experiment.goal == "classification" else "dice"
+    run, metric = out / "cells" / cell.name, _SCORES[experiment.goal]
     if not (run / "observed.csv").exists():
         return []
     seen = read_log(run, "observed.csv")
-    return [{"arm": cell.arm, "share": cell.share, "seed": cell.seed, "fold": "" if cell.fold is None else cell.fold,
-             "step": int(step), "score": float(score)} for step, score in zip(seen["step"], seen[metric])]
+    return [{**cell.columns, "step": int(step), "score": float(score)}
+            for step, score in zip(seen["step"], seen[metric])]

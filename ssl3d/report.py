@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['in_words', 'in_short', 'speed_in_words', 'html_report', 'keep_answer']
 
-# %% ../nbs/51_report.ipynb #de526cee
+# %% ../nbs/51_report.ipynb #7a9cd7f8
 import base64
 import html
 import io
@@ -21,13 +21,13 @@ from filelock import FileLock
 from .curves import convergence, data_efficiency, per_method
 from .experiments import read_diary
 from .metrics import read_scores
-from .statistics import steps_to_reach, verdict, verdict_table
+from .statistics import METRICS, steps_to_reach, verdict, verdict_table
 from .store import write_whole
 
-# %% ../nbs/51_report.ipynb #1feb2d64
+# %% ../nbs/51_report.ipynb #18e4dfe0
 def in_words(answer: dict) -> str:
     """One line of `ssl3d.statistics.verdict` as a sentence or two."""
-    a, score = answer, "a mean Dice" if answer["metric"] == "Dice" else "a quadratic weighted kappa"
+    a, score = answer, f"a {METRICS[answer['metric']]}"
     begin = f"With {100 * a['share']:g} % of the labels, {a['arm']} reached {score} of {a['score']:.3f} and " \
         f"{a['baseline']} {a['baseline_score']:.3f}"
     if np.isnan(a["p"]):
@@ -102,7 +102,7 @@ def _versions() -> str:
     return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names) + \
         f", on {platform.system()} {platform.machine()} with {os.cpu_count()} cores"
 
-# %% ../nbs/51_report.ipynb #c325e1ea
+# %% ../nbs/51_report.ipynb #698b324c
 def _sections(rows: list[dict], tracks: list[dict], baseline: str) -> list[str]:
     """What was found: words, figures and table."""
     answers = verdict(rows, baseline)
@@ -111,10 +111,9 @@ def _sections(rows: list[dict], tracks: list[dict], baseline: str) -> list[str]:
     data_efficiency(rows, baseline=baseline)
     page.append(_picture("score against the share of the labels, and differences with their intervals"))
     if answers:
-        page += [_table(answers), '<p class="note">Score: ' + (
-            "mean Dice" if answers[0]["metric"] == "Dice" else "quadratic weighted kappa") +
-            ". Intervals are over seeds and people (a two-way bootstrap as wide as Student's); p is corrected for all "
-            "arms at one share (Holm). Effect size: the mean difference in units of how much people differ in it. "
+        page += [_table(answers), f'<p class="note">Score: {METRICS[answers[0]["metric"]]}. '
+            "Intervals are over seeds and people (a two-way bootstrap, as wide as so few of both ask for); p is "
+            "corrected for all arms at one share (Holm). Effect size: the mean difference in units of how much people differ in it. "
             "Detectable: the true difference that about 80 % of such experiments would show.</p>"]
         page.append("<h2>Arm by arm</h2>")
         per_method(rows, baseline)

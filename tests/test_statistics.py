@@ -194,7 +194,8 @@ def test_calibrated():
     held = coverage(1000, WORLDS)
     assert all(0.92 <= share <= 0.98 for share in held.values()), held
     for parts in WORLDS:
-        assert false_alarms(1000, 5, parts) <= 0.05 and found_at(2, 1000, 5, parts) >= 0.8, parts
+        alarms, found = false_alarms(4000, 5, parts), found_at(2, 1000, 5, parts)  # of 1000 alone, 5 % may be 4 or 6
+        assert alarms <= 0.05 and found >= 0.8, (parts, alarms, found)
 
 
 def test_what_the_interval_cannot_know():
