@@ -6,7 +6,7 @@
 __all__ = ['PAPER_CLASSIFICATION', 'Classifier', 'grade_bits', 'grade_probabilities', 'likely_grade', 'make_classifier', 'grade',
            'classify', 'load_classifier', 'summary']
 
-# %% ../nbs/43_classify.ipynb #c4042c61
+# %% ../nbs/43_classify.ipynb #7eb94300
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +18,21 @@ from . import __version__
 from .cohorts import InputError
 from ssl3d.finetune import (
     encoder_origin,
-    freeze,
     keep_trained,
     parts,
     plan_steps,
     preset_or_default,
     starting_encoder,
     told_origins,
+    warm_up,
     weight_origins,
 )
 from .metrics import grading_scores, read_scores, write_scores
 from .networks import WIDTHS, load_weights, seeded
 from .runs import begin_run, check_numbers, one_of, provenance, read_card
 from .splits import label_subset
-from .store import Store, read_json, write_json
-from .training import images_of_step, read_batch, train
+from .store import Store, read_json
+from .training import check_devices, images_of_step, read_batch, train
 
 # %% ../nbs/43_classify.ipynb #17dc1d54
 class Classifier(nn.Module):
@@ -81,7 +81,7 @@ def likely_grade(probabilities: torch.Tensor, ordinal: bool) -> torch.Tensor:  #
         return probabilities.argmax(dim=1)
     return (1 - probabilities.cumsum(dim=1)[:, :-1] > 0.5).sum(dim=1)
 
-# %% ../nbs/43_classify.ipynb #1696bd3f
+# %% ../nbs/43_classify.ipynb #6cbc1541
 def _balance(grades: list[int], n_grades: int, ordinal: bool) -> torch.Tensor:
     """Weights that make up for rare grades: of each grade, or of each yes."""
     grades = torch.tensor(grades)
@@ -92,12 +92,10 @@ def _balance(grades: list[int], n_grades: int, ordinal: bool) -> torch.Tensor:
     return len(grades) / (n_grades * counts.clamp(min=1))
 
 
-def _measure(warmup_steps: int, n_grades: int, ordinal: bool, weights: torch.Tensor | None):
-    """Cross-entropy of a classifier, or of its answers; its encoder is frozen in the first `warmup_steps` steps."""
-    def measure(network: Classifier, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> dict:
-        freeze(network.encoder, step < warmup_steps)
-        image, grades = batch
-        scores = network(image).float()
+def _measure(n_grades: int, ordinal: bool, weights: torch.Tensor | None):
+    """Cross-entropy of a classifier, or of its answers."""
+    def measure(network: Classifier, outputs: torch.Tensor, grades: torch.Tensor) -> dict:
+        scores = outputs.float()
         weight = None if weights is None else weights.to(scores.device)
         if ordinal:
             bits = grade_bits(grades, n_grades)
@@ -142,7 +140,7 @@ def grade(
         rows.append({"case": name} | answer | {f"p{k}": round(p, 6) for k, p in enumerate(found[0].tolist())})
     return rows
 
-# %% ../nbs/43_classify.ipynb #dd921a66
+# %% ../nbs/43_classify.ipynb #11edda1e
 PAPER_CLASSIFICATION = {"warmup": 5, "lr": 5e-5, "scaled": False}  # appendix A, for pictures
 
 
@@ -171,6 +169,7 @@ def classify(
     track: int | None = None,  # grade every so many steps while it trains; kappa and accuracy into observed.csv
     validate: bool = False,  # grade the validation subjects, a fifth of those for training, and train on the others
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
+    devices: int = 1,  # how many share each step; on a CPU, processes
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
 ) -> Path:
@@ -192,6 +191,7 @@ def classify(
                          f"test case(s), up to {n_grades - 1}. Classification needs both, and two grades.")
     names = label_subset({n: store.cases[n]["subject"] for n in graded["train"]}, labels, seed, graded["train"])
     n_steps, warmup_steps = plan_steps(len(names), batch_size, epochs, warmup, steps)
+    check_devices(devices, min(batch_size, len(names)))
     how = {"architecture": architecture, "sources": sources, "scaled": scaled, "allow_seen": allow_seen}
     network, origins = make_classifier(store, n_grades - ordinal, head, encoder, tuple(widths), seed, **how)
     settings = {"command": "classify", "store": store.hash, "encoder": encoder_origin(encoder), "labels": labels,
@@ -201,7 +201,6 @@ def classify(
                 "validate": validate} | how | {
                     "architecture": network.encoder.architecture, "sources": sources and list(sources)}
     begin_run(out, settings)
-    write_json(out / "origins.json", origins)
     if (out / "scores.csv").exists():
         return out
     weights = _balance([graded["train"][n] for n in names], n_grades, ordinal) if balanced else None
@@ -213,12 +212,12 @@ def classify(
     def look(trained, step):
         return _scores(grade(trained, store, cases["test"], ordinal), n_grades)
 
-    train(network, _measure(warmup_steps, n_grades, ordinal, weights), read, out, n_steps=n_steps, lr=lr,
-          title=f"classify {len(names)} labels", progress=progress, accelerator=accelerator, precision=precision,
-          observe=(track, look) if track else None)
+    train(network, warm_up(warmup_steps), _measure(n_grades, ordinal, weights), read, out, n_steps=n_steps, lr=lr,
+          title=f"classify {len(names)} labels", progress=progress, accelerator=accelerator, devices=devices,
+          frozen=warmup_steps > 0, precision=precision, observe=(track, look) if track else None)
     keep_trained(network, out, "classifier", settings | {"n_grades": n_grades, "trained_on": names,
                                                          "ssl3d": __version__},
-                 provenance(store, names, read_card(encoder) if encoder else None))
+                 provenance(store, names, read_card(encoder) if encoder else None), origins)
     rows = grade(network, store, cases["test"], ordinal)
     write_scores(out / "predictions.csv", rows)
     write_scores(out / "scores.csv", [{"cases": sum(r["grade"] != "" for r in rows)} | _scores(rows, n_grades)])

@@ -88,14 +88,15 @@ def check(store: str):
     opened.check()
     print(f"{store}: {len(opened)} cases, all as they were written")
 
-# %% ../nbs/60_cli.ipynb #a7475cbc
+# %% ../nbs/60_cli.ipynb #a4341d91
 def pretrain(task: str, store: str, *, out: str, epochs: int = 100, steps: int | None = None, batch_size: int = 4,
              lr: float | None = None, architecture: str = "unet",
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), slices: bool = False,
              fold: tuple[int, int] | None = None, seed: int = 0, preset: Literal["paper"] | None = None,
              options: dict[str, int | float | bool | str | None] | None = None,
              probe: Literal["grade", "sex", "age", "mask"] | None = None, probe_every: int = 100,
-             keep: Literal["last", "probe"] = "last", accelerator: str = "auto", precision: str = "32-true"):
+             keep: Literal["last", "probe"] = "last", accelerator: str = "auto", devices: int = 1,
+             precision: str = "32-true"):
     """Train an encoder on a proxy task, without labels.
 
     Args:
@@ -118,6 +119,7 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, steps: int |
         probe_every: steps
         keep: last, or probe for the encoder of the step at which the probe answered best
         accelerator: cpu, gpu, mps or auto
+        devices: how many of them share each step; on a CPU, processes
         precision: 32-true, 16-mixed or bf16-mixed
     """
     check_numbers(epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
@@ -129,9 +131,9 @@ def pretrain(task: str, store: str, *, out: str, epochs: int = 100, steps: int |
     print(pretrain.pretrain(task, store, out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr,
                             architecture=architecture, widths=widths, slices=slices, fold=fold, seed=seed,
                             preset=preset, options=options, probe=probe, probe_every=probe_every, keep=keep,
-                            accelerator=accelerator, precision=precision))
+                            accelerator=accelerator, devices=devices, precision=precision))
 
-# %% ../nbs/60_cli.ipynb #3fbab067
+# %% ../nbs/60_cli.ipynb #fe296018
 def finetune(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 2, lr: float | None = None,
              widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0,
@@ -140,7 +142,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
              allow_seen: Literal["names", "all"] | None = None, fold: tuple[int, int] | None = None,
              patch: int | None = None, slices: bool = False, track: int | None = None, validate: bool = False,
              class_weights: tuple[float, ...] | None = None, regions: dict[str, list[int]] | None = None,
-             accelerator: str = "auto", precision: str = "32-true"):
+             accelerator: str = "auto", devices: int = 1, precision: str = "32-true"):
     """Train a segmentation network from an encoder or from scratch, and score it on the test subjects.
 
     Args:
@@ -168,6 +170,7 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
         class_weights: of the classes in the loss, background first, as [1,1,5]; equal if not given
         regions: codes to join and to score, as '{WT: [1,2,3]}'; those of BraTS for its layout
         accelerator: cpu, gpu, mps or auto
+        devices: how many of them share each step; on a CPU, processes
         precision: 32-true, 16-mixed or bf16-mixed
     """
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
@@ -182,10 +185,10 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
                             sources=sources, scaled=scaled, preset=preset, allow_seen=allow_seen, fold=fold,
                             patch=patch, slices=slices, track=track, validate=validate,
                             class_weights=class_weights, regions=regions,
-                            accelerator=accelerator, precision=precision)
+                            accelerator=accelerator, devices=devices, precision=precision)
     print(finetune.summary(run))
 
-# %% ../nbs/60_cli.ipynb #14c94a91
+# %% ../nbs/60_cli.ipynb #032b2a0d
 def classify(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
              warmup: int | None = None, steps: int | None = None, batch_size: int = 8, lr: float | None = None,
              head: Literal["hidden", "linear"] = "hidden", ordinal: bool = False, balanced: bool = False,
@@ -194,7 +197,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
              preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, fold: tuple[int, int] | None = None,
              track: int | None = None, validate: bool = False, accelerator: str = "auto",
-             precision: str = "32-true"):
+             devices: int = 1, precision: str = "32-true"):
     """Train a network that grades images, from an encoder or from scratch, and grade the test subjects.
 
     Args:
@@ -221,6 +224,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
         track: grade every so many steps while it trains, into observed.csv
         validate: grade the validation subjects, a fifth of those for training, and train on the others
         accelerator: cpu, gpu, mps or auto
+        devices: how many of them share each step; on a CPU, processes
         precision: 32-true, 16-mixed or bf16-mixed
     """
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
@@ -234,7 +238,7 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
                             batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced, widths=widths,
                             seed=seed, architecture=architecture, sources=sources, scaled=scaled, preset=preset,
                             allow_seen=allow_seen, fold=fold, track=track, validate=validate, accelerator=accelerator,
-                            precision=precision)
+                            devices=devices, precision=precision)
     print(classify.summary(run))
 
 

@@ -90,9 +90,9 @@ def write_experiment(experiment: Experiment, file: Path) -> None:
     text = yaml.safe_dump(_plain(experiment), sort_keys=False, allow_unicode=True)
     write_whole(file, lambda f: f.write(text.encode()))
 
-# %% ../nbs/50_experiments.ipynb #dd675a22
+# %% ../nbs/50_experiments.ipynb #8d9f9269
 _OURS = {"store", "out", "task", "seed", "fold", "labels", "encoder", "progress", "validate", "architecture", "widths",
-         "slices"}  # what the experiment itself gives to these functions
+         "slices", "devices"}  # what the experiment itself gives to these functions
 
 
 def _check_settings(what: str, given: dict, *functions, ours: set[str] = _OURS) -> None:

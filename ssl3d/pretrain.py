@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['make_task', 'paper_options', 'pretrain']
 
-# %% ../nbs/31_pretrain.ipynb #a13d4036
+# %% ../nbs/31_pretrain.ipynb #77de8204
 import inspect
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from .cohorts import InputError
@@ -18,17 +19,18 @@ from .probes import probe_cases
 from .runs import begin_run, check_numbers, one_of, provenance, read_log, seen_dimensions, whole_number
 from .store import Store
 from .tasks import TASKS
-from .tasks.task import Batch, ProxyTask
-from .training import draw, images_of_step, read_batch, steps_per_epoch, train
+from .tasks.task import ProxyTask
+from .training import check_devices, draw, images_of_step, read_batch, steps_per_epoch, train
 
-# %% ../nbs/31_pretrain.ipynb #61d74c8b
-def _measure(seed: int):
-    """The loss and scores of a task in one step; its questions depend on the seed and the step."""
-    def measure(task: ProxyTask, batch: Batch, step: int) -> dict:
-        inputs, targets = task.make(batch, draw(seed, "questions", step))
-        outputs = task(inputs)
-        return {"loss": task.loss(outputs, targets), **task.scores(outputs.detach(), targets)}
-    return measure
+# %% ../nbs/31_pretrain.ipynb #10a5119e
+def _question(seed: int):
+    """What a task asks in one step, which depends on the seed and the step."""
+    return lambda task, batch, step: task.make(batch, draw(seed, "questions", step))
+
+
+def _measure(task: ProxyTask, outputs: torch.Tensor, targets: torch.Tensor) -> dict:
+    """The loss and the scores of a task."""
+    return {"loss": task.loss(outputs, targets), **task.scores(outputs.detach(), targets)}
 
 # %% ../nbs/31_pretrain.ipynb #268f2eb9
 def make_task(
@@ -103,7 +105,7 @@ def _best_step(out: Path) -> int:
     observed = read_log(out, "observed.csv")
     return int(observed["step"][1:][observed["linear"][1:].argmax()])
 
-# %% ../nbs/31_pretrain.ipynb #2ebf34e1
+# %% ../nbs/31_pretrain.ipynb #52e48c53
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -124,6 +126,7 @@ def pretrain(
     probe_every: int = 100,  # steps
     keep: str = "last",  # or "probe": the encoder of the step at which the probe answered best
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
+    devices: int = 1,  # how many share each step; on a CPU, processes
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
 ) -> Path:
@@ -141,6 +144,7 @@ def pretrain(
     encoder = make_encoder(architecture, dims, store.channels, tuple(widths), seed)
     network = make_task(task, encoder, seed, options)
     names = store.split("train")
+    check_devices(devices, min(batch_size, len(names)))
 
     def read(step):
         chosen = [names[i] for i in images_of_step(len(names), batch_size, seed, step)]
@@ -161,9 +165,9 @@ def pretrain(
     out = begin_run(out, settings)
     if (out / "encoder.json").exists():
         return out
-    train(network, _measure(seed), read, out, n_steps=n_steps, lr=lr, title=f"pretrain {task}", progress=progress,
-          accelerator=accelerator, precision=precision,
-          observe=(probe_every, _look(store, probe, out)) if probe else None)
+    train(network, _question(seed), _measure, read, out, n_steps=n_steps, lr=lr,
+          title=f"pretrain {task}", progress=progress, accelerator=accelerator, devices=devices,
+          precision=precision, observe=(probe_every, _look(store, probe, out)) if probe else None)
     best = _best_step(out) if keep == "probe" else n_steps
     if keep == "probe":
         load_weights(network.encoder, out / "best.safetensors")

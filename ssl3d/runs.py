@@ -29,7 +29,7 @@ def _read_settings(file: Path) -> dict:
     except (yaml.YAMLError, TypeError, ValueError) as e:
         raise InputError(f"{file}: is damaged ({e}). Remove the folder to start the run anew.") from None
 
-# %% ../nbs/05_runs.ipynb #0598ca30
+# %% ../nbs/05_runs.ipynb #5d8d2670
 def begin_run(
     out: str | Path,  # folder of the run
     settings: dict,  # everything that makes it: numbers, strings, lists
@@ -43,7 +43,7 @@ def begin_run(
         refuse_difference(out, _read_settings(file), yaml.safe_load(text))
     elif not file.exists() and not is_free(out):
         raise InputError(f"{out}: is not empty and is no run. Name a new folder for the run.")
-    else:
+    elif not file.exists() or file.read_bytes() != text.encode():
         write_whole(file, lambda f: f.write(text.encode()))
     return out
 

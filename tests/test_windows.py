@@ -193,11 +193,10 @@ def test_class_weights_reach_the_loss(store, tmp_path):
     from ssl3d.finetune import _measure
 
     network = torch.nn.Conv3d(1, 3, 1)
-    network.encoder = torch.nn.Identity()
     truth = torch.zeros(1, 1, 4, 4, 4)
     truth[..., 0] = 2
-    batch = torch.rand(1, 1, 4, 4, 4, generator=generator()), truth
-    plain, same, other = (_measure(0, w)(network, batch, 5)["loss"] for w in (None, (1, 1, 1), (1, 1, 9)))
+    outputs = network(torch.rand(1, 1, 4, 4, 4, generator=generator()))
+    plain, same, other = (_measure(w)(network, outputs, truth)["loss"] for w in (None, (1, 1, 1), (1, 1, 9)))
     assert torch.allclose(plain, same) and abs(plain - other) > 0.05
     run = finetune(store.folder, tmp_path / "run", class_weights=(1, 1, 2, 5), **QUICK)
     assert yaml.safe_load((run / "settings.yaml").read_text())["class_weights"] == [1, 1, 2, 5]
