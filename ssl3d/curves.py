@@ -31,7 +31,7 @@ def _points(rows: list[dict], arm: str) -> dict[float, np.ndarray]:  # share -> 
     matrices = {share: score_matrix(table, *in_common(table)) for share, table in tables.items() if table}
     return {share: matrix for share, matrix in matrices.items() if matrix.size}
 
-# %% ../nbs/51_curves.ipynb #085480f8
+# %% ../nbs/51_curves.ipynb #cc835b47
 def _look(arms: list[str]) -> dict[str, dict]:  # arm -> colour, marker and line
     """How each arm is drawn: the first one dashed, and all of them told apart without colour, too."""
     colours = (COLOURS[6], COLOURS[5], COLOURS[3], COLOURS[2], COLOURS[0], COLOURS[1], COLOURS[7])
@@ -42,6 +42,12 @@ def _look(arms: list[str]) -> dict[str, dict]:  # arm -> colour, marker and line
 def _with_interval(ax: Axes, x: float, middle: float, low: float, high: float, look: dict) -> None:
     """One point and its interval."""
     ax.errorbar([x], [middle], [[middle - low], [high - middle]], capsize=3, lw=1.2, ms=5, **look | {"ls": ""})
+
+
+def _no_further(ax: Axes, metric: str) -> None:
+    """End the axis of scores where scores end; an interval from few seeds may reach beyond."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -0.02 if metric == "Dice" else -1.02), min(high, 1.02))
 
 
 def data_efficiency(
@@ -75,11 +81,12 @@ def data_efficiency(
                xlabel="share of the labels used", xlim=(-0.5, len(shares) - 0.5))
         ax.title.set_fontsize(10)
         ax.spines[["top", "right"]].set_visible(False)
+    _no_further(left, metric_of(rows))
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=min(6, len(arms)))
     fig.suptitle(title, fontsize=11)
     return [left, right]
 
-# %% ../nbs/51_curves.ipynb #baa47424
+# %% ../nbs/51_curves.ipynb #e1affc3d
 def per_method(
     rows: list[dict],  # from `ssl3d.experiments.run_experiment`
     baseline: str | None = None,  # in every panel; the first arm if None
@@ -110,11 +117,12 @@ def per_method(
             axes[0][0].plot([], [], label=name, ms=5, **look)
     n_seeds, n_people = len({row["seed"] for row in rows}), len({row["subject"] for row in rows})
     axes[0][0].set_ylabel(METRICS[metric_of(rows)])
+    _no_further(axes[0][0], metric_of(rows))
     fig.supxlabel(f"share of the labels used ({n_seeds} seeds, {n_people} test subjects)", fontsize=10)
     fig.legend(loc="outside upper center", frameon=False, ncols=4)
     return list(axes[0])
 
-# %% ../nbs/51_curves.ipynb #7245801b
+# %% ../nbs/51_curves.ipynb #31e0f4e2
 def convergence(
     tracks: list[dict],  # rows of an experiment's tracks.csv
     share: float,  # of the labels
@@ -140,7 +148,7 @@ def convergence(
             ax.plot([np.median(reached)], [0.02], color=look[arm]["color"], marker="^", ms=7,
                     transform=ax.get_xaxis_transform(), label="_mark")
     lowest = min(np.min(line.get_ydata()) for line in ax.lines if line.get_label() != "_mark")
-    ax.set(ylim=(min(0, lowest), None), xlabel="step of fine-tuning", ylabel="score",
+    ax.set(ylim=(min(0, lowest), min(1.02, ax.get_ylim()[1])), xlabel="step of fine-tuning", ylabel="score",
            title=f"{100 * share:g} % of the labels")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9)

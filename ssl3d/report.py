@@ -102,7 +102,7 @@ def _versions() -> str:
     return f"Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names) + \
         f", on {platform.system()} {platform.machine()} with {os.cpu_count()} cores"
 
-# %% ../nbs/51_report.ipynb #698b324c
+# %% ../nbs/51_report.ipynb #02c35fff
 def _sections(rows: list[dict], tracks: list[dict], baseline: str) -> list[str]:
     """What was found: words, figures and table."""
     answers = verdict(rows, baseline)
@@ -113,8 +113,8 @@ def _sections(rows: list[dict], tracks: list[dict], baseline: str) -> list[str]:
     if answers:
         page += [_table(answers), f'<p class="note">Score: {METRICS[answers[0]["metric"]]}. '
             "Intervals are over seeds and people (a two-way bootstrap, as wide as so few of both ask for); p is "
-            "corrected for all arms at one share (Holm). Effect size: the mean difference in units of how much people differ in it. "
-            "Detectable: the true difference that about 80 % of such experiments would show.</p>"]
+            "corrected for all arms at one share (Holm). Effect size: the mean difference in units of how much people "
+            "differ in it. Detectable: the true difference that about 80 % of such experiments would show.</p>"]
         page.append("<h2>Arm by arm</h2>")
         per_method(rows, baseline)
         page.append(_picture("score against the share of the labels, a panel for each arm"))

@@ -210,7 +210,7 @@ def _word(differences: np.ndarray, p: float) -> str:
     word = "better" if differences.mean() > 0 else "worse"
     return word if len(differences) >= 5 else f"{word} here, but too few seeds to claim it"
 
-# %% ../nbs/50_statistics.ipynb #7213dc34
+# %% ../nbs/50_statistics.ipynb #c9f0417d
 def verdict_table(answers: list[dict]) -> str:
     """The answers of `verdict` as lines of text."""
     if not answers:
@@ -224,9 +224,10 @@ def verdict_table(answers: list[dict]) -> str:
               for a in answers]
     seeds, subjects = (" to ".join(map(str, sorted({min(a[k] for a in answers), max(a[k] for a in answers)})))
                        for k in ("seeds", "subjects"))
-    return "\n".join([*lines, f"Score of the arm and of {n['baseline']}: {METRICS[n['metric']]}. Seeds: {seeds}, test subjects: "
-                      f"{subjects}. The interval is of", "one comparison; the verdict allows for all arms at its share "
-                      "(Holm). Detectable: the true difference", "that about 80 % of such experiments would show."])
+    return "\n".join([*lines, f"Score of the arm and of {n['baseline']}: {METRICS[n['metric']]}. Seeds: {seeds}, test "
+                      f"subjects: {subjects}. The interval is of", "one comparison; the verdict allows for all arms at "
+                      "its share (Holm). Detectable: the true difference", "that about 80 % of such experiments would "
+                      "show."])
 
 # %% ../nbs/50_statistics.ipynb #25316411
 def tracks_of(tracks: list[dict], arm: str, share: float) -> dict[int, dict[int, float]]:  # seed -> step -> score
