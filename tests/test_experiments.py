@@ -5,10 +5,8 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,16 +270,22 @@ def test_grades(tmp_path):
     assert str(read_scores(tmp_path / "out/results.csv")) == str(rows)
 
 
-RUN = "import sys; from ssl3d.experiments import *; run_experiment(read_experiment(sys.argv[1]), sys.argv[2])"
+RUN = """
+import sys
+from ssl3d.experiments import read_experiment, run_experiment
+print("ready", flush=True)
+run_experiment(read_experiment(sys.argv[1]), sys.argv[2])
+"""
 
 
-def begin(tmp_path, out):
+def begin(tmp_path, out, **more):
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here, where the toy was made
     return subprocess.Popen(
         [sys.executable, "-c", RUN, tmp_path / "e.yaml", out],
         cwd="/",
         stderr=subprocess.DEVNULL,
         env=os.environ | threads,
+        **more,
     )
 
 
@@ -294,29 +298,33 @@ def test_two_processes_share_the_work(toy, tmp_path):
     assert (tmp_path / "out/results.csv").read_bytes() == (toy[0] / "results.csv").read_bytes()
 
 
-def kills(toy, tmp_path, times, seed):
-    """Kill an experiment at random moments, let it end, and compare it with the one that was left alone."""
-    write_experiment(TOY, tmp_path / "e.yaml")
-    rng, killed = random.Random(seed), 0
-    for _ in range(times):
-        process = begin(tmp_path, tmp_path / "out")
-        stop = threading.Timer(rng.uniform(4, 16), process.send_signal, [signal.SIGKILL])
-        stop.start()
-        killed += process.wait() != 0
-        stop.cancel()
-    assert begin(tmp_path, tmp_path / "out").wait() == 0 and killed
-    assert (tmp_path / "out/results.csv").read_bytes() == (toy[0] / "results.csv").read_bytes()
+def kills(experiment, undisturbed, tmp_path, moments):
+    """Kill an experiment at these moments (seconds of work), let it end, and compare it with one left alone."""
+    write_experiment(experiment, tmp_path / "e.yaml")
+    for moment in moments:
+        process = begin(tmp_path, tmp_path / "out", stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(moment)
+        process.kill()
+        process.communicate()
+    assert begin(tmp_path, tmp_path / "out").wait() == 0
+    assert (tmp_path / "out/results.csv").read_bytes() == (undisturbed / "results.csv").read_bytes()
     made = [line["cell"] for line in read_diary(tmp_path / "out") if line["state"] == "done"]
-    assert sorted(made) == sorted(c.name for c in cells_of(TOY)), "no cell twice, none lost"
+    assert sorted(made) == sorted(c.name for c in cells_of(experiment)), "no cell twice, none lost"
 
 
 def test_killed_twice(toy, tmp_path):
-    kills(toy, tmp_path, 2, seed=1)
+    kills(TOY, toy[0], tmp_path, (0.7, 1.3))
 
 
 @pytest.mark.long
-def test_killed_ten_times(toy, tmp_path):
-    kills(toy, tmp_path, 10, seed=0)
+def test_killed_ten_times(tmp_path):
+    longer = {"finetuning": {"steps": 300, "warmup": 10}, "pretraining": {"steps": 600}}
+    longer = replace(TOY, arms={"scratch": {}, "rotation": {"task": "rotation"}}, **longer)
+    run_experiment(longer, tmp_path / "undisturbed", progress=False)
+    rng = random.Random(0)
+    kills(longer, tmp_path / "undisturbed", tmp_path, [rng.uniform(0, 5) for _ in range(10)])
 
 
 def test_the_diary_is_whole_or_not_there(toy):
