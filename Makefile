@@ -39,6 +39,7 @@ test-long: $(READY)
 sync: $(READY)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
+	$(BIN)/python tools/strip_widgets.py
 	$(BIN)/python tools/make_readme.py
 
 # run every notebook and keep its outputs; sums depend on the number of threads, so there is one

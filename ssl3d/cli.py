@@ -188,21 +188,22 @@ def finetune(store: str, *, out: str, encoder: str | None = None, labels: float 
                             accelerator=accelerator, devices=devices, precision=precision)
     print(finetune.summary(run))
 
-# %% ../nbs/60_cli.ipynb #032b2a0d
-def classify(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
-             warmup: int | None = None, steps: int | None = None, batch_size: int = 8, lr: float | None = None,
-             head: Literal["hidden", "linear"] = "hidden", ordinal: bool = False, balanced: bool = False,
-             widths: tuple[int, ...] = (32, 64, 128, 256, 512), seed: int = 0, architecture: str = "unet",
-             sources: tuple[int, ...] | None = None, scaled: bool | None = None,
-             preset: Literal["paper"] | None = None,
+# %% ../nbs/60_cli.ipynb #1a3d25c8
+def classify(store: str, *, out: str, target: Literal["grade", "sex", "age"] = "grade", encoder: str | None = None,
+             labels: float = 1.0, epochs: int = 100, warmup: int | None = None, steps: int | None = None,
+             batch_size: int = 8, lr: float | None = None, head: Literal["hidden", "linear"] = "hidden",
+             ordinal: bool = False, balanced: bool = False, widths: tuple[int, ...] = (32, 64, 128, 256, 512),
+             seed: int = 0, architecture: str = "unet", sources: tuple[int, ...] | None = None,
+             scaled: bool | None = None, preset: Literal["paper"] | None = None,
              allow_seen: Literal["names", "all"] | None = None, fold: tuple[int, int] | None = None,
              track: int | None = None, validate: bool = False, accelerator: str = "auto",
              devices: int = 1, precision: str = "32-true"):
-    """Train a network that grades images, from an encoder or from scratch, and grade the test subjects.
+    """Train a network that tells grade, sex or age of an image, from an encoder or from scratch, and test it.
 
     Args:
-        store: folder of a prepared store with grades
+        store: folder of a prepared store with grades, sexes or ages
         out: folder of the run; one that was begun with the same settings goes on
+        target: what to tell: grade, sex, or age (a number, so it is regressed)
         encoder: folder of a pretraining run; from scratch if not given
         labels: share of the graded training cases to use; subsets of one seed are nested
         epochs: passes over the graded cases, in full batches
@@ -234,11 +235,11 @@ def classify(store: str, *, out: str, encoder: str | None = None, labels: float 
         check_card(read_card(encoder), opened, encoder, allow_seen, sources)
     from ssl3d import classify
 
-    run = classify.classify(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
-                            batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced, widths=widths,
-                            seed=seed, architecture=architecture, sources=sources, scaled=scaled, preset=preset,
-                            allow_seen=allow_seen, fold=fold, track=track, validate=validate, accelerator=accelerator,
-                            devices=devices, precision=precision)
+    run = classify.classify(store, out, target=target, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup,
+                            steps=steps, batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced,
+                            widths=widths, seed=seed, architecture=architecture, sources=sources, scaled=scaled,
+                            preset=preset, allow_seen=allow_seen, fold=fold, track=track, validate=validate,
+                            accelerator=accelerator, devices=devices, precision=precision)
     print(classify.summary(run))
 
 

@@ -122,13 +122,13 @@ def per_method(
     fig.legend(loc="outside upper center", frameon=False, ncols=4)
     return list(axes[0])
 
-# %% ../nbs/51_curves.ipynb #31e0f4e2
+# %% ../nbs/51_curves.ipynb #96d41bbc
 def convergence(
     tracks: list[dict],  # rows of an experiment's tracks.csv
     share: float,  # of the labels
     baseline: str | None = None,  # what the others have to reach; the first arm if None
 ) -> Axes:
-    """Score against step for every arm at one share; a mark where the mean first reaches the baseline's end."""
+    """Score against step for every arm at one share; a mark where the median seed reaches the baseline's end."""
     arms = list(dict.fromkeys(row["arm"] for row in tracks if row["share"] == share))
     baseline, look = baseline or arms[0], _look(arms)
     fig, ax = plt.subplots(figsize=(5.6, 3.1), dpi=80, layout="constrained")
@@ -143,11 +143,14 @@ def convergence(
                             alpha=0.15, lw=0)
         if arm == baseline:
             ax.axhline(scores[:, -1].mean(), color=look[arm]["color"], lw=0.8, ls=":")
-        reached = [step for step in steps_to_reach(tracks, arm, baseline, share).values() if step is not None]
+        when = steps_to_reach(tracks, arm, baseline, share)
+        reached = [step for step in when.values() if step is not None]
         if arm != baseline and reached:
-            ax.plot([np.median(reached)], [0.02], color=look[arm]["color"], marker="^", ms=7,
-                    transform=ax.get_xaxis_transform(), label="_mark")
-    lowest = min(np.min(line.get_ydata()) for line in ax.lines if line.get_label() != "_mark")
+            middle = np.median(reached)
+            ax.errorbar([middle], [0.02 + 0.04 * arms.index(arm)], fmt="^", ms=7, capsize=3, color=look[arm]["color"],
+                        xerr=[[middle - min(reached)], [max(reached) - middle]], transform=ax.get_xaxis_transform(),
+                        label=f"{arm} is there ({len(reached)} of {len(when)} seeds)")
+    lowest = min(np.min(line.get_ydata()) for line in ax.lines if line.get_transform() == ax.transData)
     ax.set(ylim=(min(0, lowest), min(1.02, ax.get_ylim()[1])), xlabel="step of fine-tuning", ylabel="score",
            title=f"{100 * share:g} % of the labels")
     ax.spines[["top", "right"]].set_visible(False)

@@ -37,9 +37,8 @@ from .store import Store, is_free, prepare, refuse_difference, write_whole
 from .tasks import NAMES
 from .training import steps_per_epoch
 
-# %% ../nbs/50_experiments.ipynb #ec5880a3
+# %% ../nbs/50_experiments.ipynb #65ab28d1
 GOALS = {"segmentation": finetune, "classification": classify}
-_SCORES = {"segmentation": "dice", "classification": "kappa"}  # the column that counts
 
 
 @dataclass
@@ -90,7 +89,7 @@ def write_experiment(experiment: Experiment, file: Path) -> None:
     text = yaml.safe_dump(_plain(experiment), sort_keys=False, allow_unicode=True)
     write_whole(file, lambda f: f.write(text.encode()))
 
-# %% ../nbs/50_experiments.ipynb #8d9f9269
+# %% ../nbs/50_experiments.ipynb #e9aef155
 _OURS = {"store", "out", "task", "seed", "fold", "labels", "encoder", "progress", "validate", "architecture", "widths",
          "slices", "devices"}  # what the experiment itself gives to these functions
 
@@ -127,7 +126,7 @@ def _check_arm(name: str, arm: dict, goal: str, elsewhere: dict | None) -> None:
     if "slices" in arm and (goal == "classification" or one_of((True, False), slices=arm["slices"]) is None):
         raise InputError(f"arm {name!r} has slices, and grades are of whole images. Leave slices out.")
     _check_settings(f"arm {name!r}", rest, finetune if task == "supervised" else pretrain)
-    _check_settings(f"finetuning of arm {name!r}", arm.get("finetuning", {}), GOALS[goal])
+    _check_settings(f"finetuning of arm {name!r}", arm.get("finetuning", {}), GOALS[goal], ours=_OURS | {"target"})
 
 
 def _check_list(what: str, values, low: float, high: float) -> None:
@@ -284,11 +283,11 @@ def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store],
     (run / "last.ckpt").unlink(missing_ok=True)
     return run
 
-# %% ../nbs/50_experiments.ipynb #cab5fd82
+# %% ../nbs/50_experiments.ipynb #f627469b
 def choose_lr(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> float:
     """The learning rate of fine-tuning at which an arm does best on the validation subjects (of a cell's fold)."""
     first = cell._replace(share=max(experiment.shares), seed=0)
-    folder, metric = out / "choosing", _SCORES[experiment.goal]
+    folder, metric = out / "choosing", _score(experiment)
     folder.mkdir(parents=True, exist_ok=True)
     scores = {}
     for lr in experiment.lrs:
@@ -298,6 +297,16 @@ def choose_lr(experiment: Experiment, cell: Cell, stores: dict[str, Store], out:
         found = np.mean([row[metric] for row in read_scores(_table(experiment, run))])
         scores[lr] = -1.0 if np.isnan(found) else found  # a kappa that is not defined is the worst
     return max(scores, key=scores.get)
+
+
+def _target(experiment: Experiment) -> str:
+    """What the images of the cohort have to have: classes (of a mask), a grade, sex or age."""
+    return "classes" if experiment.goal == "segmentation" else experiment.finetuning.get("target", "grade")
+
+
+def _score(experiment: Experiment) -> str:
+    """The column that counts in a table of scores."""
+    return {"classes": "dice", "age": "r2"}.get(_target(experiment), "kappa")
 
 
 def _table(experiment: Experiment, run: Path) -> Path:
@@ -317,7 +326,7 @@ def _rows(experiment: Experiment, cell: Cell, store: Store, out: Path) -> list[d
     run = out / "cells" / cell.name
     table = run / "predictions.csv" if experiment.goal == "classification" else _table(experiment, run)
     return [{**cell.columns, "subject": store.cases[row["case"]]["subject"], **row}
-            for row in read_scores(table) if row.get("grade") != ""]
+            for row in read_scores(table) if row.get("grade", row.get("age")) != ""]
 
 # %% ../nbs/50_experiments.ipynb #aefc350f
 def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
@@ -443,7 +452,7 @@ def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs,
         runs += len(shares)
     return {"runs": runs, "hours": seconds / 3600}
 
-# %% ../nbs/50_experiments.ipynb #7e0a0325
+# %% ../nbs/50_experiments.ipynb #08ca9ce0
 def open_experiment(
     experiment: Experiment,
     out: Path,  # its folder
@@ -457,10 +466,10 @@ def open_experiment(
         stores = {"cohort": _open_store(experiment.cohort, out / "store", progress)}
         if experiment.elsewhere is not None:
             stores["elsewhere"] = _open_store(experiment.elsewhere, out / "store-elsewhere", progress)
-    what = "classes" if experiment.goal == "segmentation" else "grade"
-    if not any(case[what] for case in stores["cohort"].cases.values()):
-        raise InputError(f"{experiment.cohort['source']}: has no {'masks' if what == 'classes' else 'grades'}, and the "
-                         f"goal is {experiment.goal}. Say where they are (masks, or table and columns).")
+    if not any(case[_target(experiment)] for case in stores["cohort"].cases.values()):
+        wanted = {"classes": "masks", "sex": "sexes"}.get(_target(experiment), f"{_target(experiment)}s")
+        raise InputError(f"{experiment.cohort['source']}: has no {wanted}, and the goal is {experiment.goal}. Say "
+                         "where they are (masks, or table and columns).")
     if progress and not read_diary(out):
         try:
             found = forecast(experiment, stores)
@@ -519,7 +528,7 @@ def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list
 
 def _track(experiment: Experiment, cell: Cell, out: Path) -> list[dict]:
     """The scores of a cell while it trained, if it was asked to `track` them: a row per look."""
-    run, metric = out / "cells" / cell.name, _SCORES[experiment.goal]
+    run, metric = out / "cells" / cell.name, _score(experiment)
     if not (run / "observed.csv").exists():
         return []
     seen = read_log(run, "observed.csv")

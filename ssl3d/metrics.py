@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BRATS_REGIONS', 'dice_per_class', 'regions', 'dice_per_region', 'hausdorff95', 'confusion', 'grading_scores',
-           'write_scores', 'read_scores']
+           'age_scores', 'write_scores', 'read_scores']
 
 # %% ../nbs/40_metrics.ipynb #8f33127d
 import csv
@@ -23,6 +23,7 @@ from torchmetrics.functional.classification import (
     multiclass_cohen_kappa,
     multiclass_confusion_matrix,
 )
+from torchmetrics.functional.regression import mean_absolute_error, r2_score
 
 from .cohorts import InputError
 from .runs import whole_number
@@ -180,6 +181,19 @@ def grading_scores(
     return {"kappa": multiclass_cohen_kappa(*pair, num_classes=n_classes, weights="quadratic").item(),
             "accuracy": multiclass_accuracy(*pair, num_classes=n_classes, average="micro").item()}
 
+# %% ../nbs/40_metrics.ipynb #9c4584b8
+def age_scores(
+    guesses,  # (N,) years
+    ages,  # (N,) years, not all alike
+) -> dict[str, float]:  # r2, up to 1, and mae, in years from 0
+    """Share of the variance explained (R²) and mean absolute error; raises `InputError` for less than two ages."""
+    pair = [torch.as_tensor(np.asarray(_array(values), dtype=float)) for values in (guesses, ages)]
+    wrong = pair[0].shape != pair[1].shape or pair[1].ndim != 1 or len(pair[1]) < 2
+    if wrong or not all(values.isfinite().all() for values in pair):
+        raise InputError(f"guesses of shape {tuple(pair[0].shape)} and ages of shape {tuple(pair[1].shape)}: give two "
+                         "lists of numbers, equally long, of two at least.")
+    return {"r2": r2_score(*pair).item(), "mae": mean_absolute_error(*pair).item()}
+
 # %% ../nbs/40_metrics.ipynb #95e51107
 def write_scores(
     file: Path,
@@ -195,7 +209,8 @@ def write_scores(
 
 def read_scores(file: Path) -> list[dict]:
     """The rows of a table, with scores, `share`, `seed`, `step` and the like as numbers; empty stays ""."""
-    numbers = dict.fromkeys(("share", "dice", "hausdorff95", "kappa", "accuracy", "score", "seconds"), float) | \
+    numbers = dict.fromkeys(("share", "dice", "hausdorff95", "kappa", "accuracy", "age", "guess", "r2", "mae", "score",
+                             "seconds"), float) | \
         dict.fromkeys(("seed", "fold", "step", "grade", "predicted", "cases"), int)
     with open(file, newline="", encoding="utf-8") as f:
         return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]

@@ -13,7 +13,7 @@ from scipy import optimize, stats
 
 from .cohorts import InputError
 
-# %% ../nbs/50_statistics.ipynb #a99299ea
+# %% ../nbs/50_statistics.ipynb #cce61e6c
 def _kappa(predicted: np.ndarray, grades: np.ndarray) -> float:
     """Quadratic weighted kappa of two lists of grades: what they differ by, against what they would by chance."""
     chance = predicted.var() + grades.var() + (predicted.mean() - grades.mean()) ** 2
@@ -28,13 +28,21 @@ def _kappa_by_person(rows: list[dict], people: list[str]) -> list[float]:
     pieces = np.array([n * whole - (n - 1) * _kappa(predicted[who != p], grades[who != p]) for p in people])
     return (pieces + whole - pieces.mean()).tolist()
 
-# %% ../nbs/50_statistics.ipynb #67aecc7e
-METRICS = {"Dice": "mean Dice", "kappa": "quadratic weighted kappa"}  # what each is called in full
+
+def _r2_by_person(rows: list[dict], people: list[str]) -> list[float]:
+    """What R² owes to each person; the mean is R² itself where each has one scan."""
+    cases = {who: np.array([(row["guess"], row["age"]) for row in rows if row["subject"] == who]) for who in people}
+    ages = np.concatenate([pairs[:, 1] for pairs in cases.values()])
+    off = [((pairs[:, 0] - pairs[:, 1]) ** 2).mean() for pairs in cases.values()]
+    return [1 - square / ages.var() if ages.var() > 0 else np.nan for square in off]
+
+# %% ../nbs/50_statistics.ipynb #fbcd22f4
+METRICS = {"Dice": "mean Dice", "kappa": "quadratic weighted kappa", "R²": "share of the variance explained (R²)"}
 
 
 def metric_of(rows: list[dict]) -> str:
-    """What the rows of an experiment are scored by: Dice, or kappa where there are grades."""
-    return "kappa" if "predicted" in rows[0] else "Dice"
+    """What the rows of an experiment are scored by: Dice; kappa where there are grades; R² where there are ages."""
+    return "kappa" if "predicted" in rows[0] else "R²" if "guess" in rows[0] else "Dice"
 
 
 def score_matrix(
@@ -48,6 +56,8 @@ def score_matrix(
         mine = [row for row in rows if row["seed"] == seed and row["subject"] in set(people)]
         if metric_of(rows) == "kappa":
             matrix.append(_kappa_by_person(mine, people))
+        elif metric_of(rows) == "R²":
+            matrix.append(_r2_by_person(mine, people))
         else:
             matrix.append([np.mean([row["dice"] for row in mine if row["subject"] == p]) for p in people])
     return np.array(matrix)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_nifti
-from sklearn.metrics import cohen_kappa_score
+from sklearn.metrics import cohen_kappa_score, r2_score
 
 from ssl3d.classify import (
     _balance,
@@ -15,6 +15,7 @@ from ssl3d.classify import (
     grade,
     grade_bits,
     grade_probabilities,
+    guess_age,
     likely_grade,
     load_classifier,
     make_classifier,
@@ -24,6 +25,7 @@ from ssl3d.cohorts import InputError, open_cohort
 from ssl3d.metrics import read_scores
 from ssl3d.networks import load_encoder
 from ssl3d.pretrain import pretrain
+from ssl3d.runs import read_log
 from ssl3d.store import prepare
 from ssl3d.training import read_batch
 
@@ -39,8 +41,9 @@ def graded(tmp_path_factory):
         volume[0, 0, 0] = 3
         volume[4:12, 4:12, 4:12] += i % 3
         write_nifti(folder / f"b{i:02d}.nii", volume)
-        rows.append(f"b{i:02d}.nii,{i % 3 if i < 21 else ''}")
-    (folder / "t.csv").write_text("image,grade\n" + "\n".join(rows))
+        known = f"{i % 3},{20 + 15 * (i % 3)},{'FFM'[i % 3]}" if i < 21 else ",,"
+        rows.append(f"b{i:02d}.nii,{known}")
+    (folder / "t.csv").write_text("image,grade,age,sex\n" + "\n".join(rows))
     return prepare(folder / "t.csv", folder / "store", size=16, test=0.34, crop=False, progress=False)
 
 
@@ -69,6 +72,45 @@ def test_grades_are_learned_and_written(graded, tmp_path, ordinal):
     again = grade(load_classifier(run, graded), graded, graded.split("test"), ordinal)
     assert [r["predicted"] for r in again] == [r["predicted"] for r in rows]
     assert "kappa" in summary(run) and "0 loaded" in summary(run)
+
+
+QUICK = {"widths": SMALL, "steps": 150, "warmup": 0, "batch_size": 4, "lr": 1e-2, "progress": False}
+
+
+def test_ages_are_regressed_and_sexes_told(graded, tmp_path):
+    run = classify(graded.folder, tmp_path / "age", target="age", track=75, **QUICK)
+    rows, scores = read_scores(run / "predictions.csv"), read_scores(run / "scores.csv")[0]
+    assert [r["case"] for r in rows] == graded.split("test") and all(isinstance(r["guess"], float) for r in rows)
+    known = [r for r in rows if r["age"] != ""]
+    assert 0 < len(known) < len(rows) and scores["cases"] == len(known)
+    truth, guess = (np.array([r[k] for r in known]) for k in ("age", "guess"))
+    assert scores["r2"] == pytest.approx(r2_score(truth, guess), abs=1e-4) and scores["r2"] > 0.8
+    assert scores["mae"] == pytest.approx(abs(truth - guess).mean(), abs=1e-4)
+    assert read_log(run, "observed.csv")["r2"][-1] == pytest.approx(scores["r2"], abs=1e-4)
+    card = json.loads((run / "classifier.json").read_text())
+    ages = [graded.cases[n]["age"] for n in card["trained_on"]]
+    assert (card["mean"], card["spread"]) == pytest.approx((np.mean(ages), np.std(ages)))
+    again = guess_age(load_classifier(run, graded), graded, graded.split("test"), card["mean"], card["spread"])
+    assert [r["guess"] for r in again] == [r["guess"] for r in rows] and "years" in summary(run)
+
+    run = classify(graded.folder, tmp_path / "sex", target="sex", **QUICK)
+    rows = read_scores(run / "predictions.csv")
+    truth = {n: graded.cases[n]["sex"] for n in graded.split("test")}
+    assert {r["case"]: r["grade"] for r in rows} == {n: "" if s is None else "FM".index(s) for n, s in truth.items()}
+    assert read_scores(run / "scores.csv")[0]["accuracy"] > 0.9 and "p1" in rows[0] and "p2" not in rows[0]
+
+
+def test_what_cannot_be_told_is_refused(graded, store, tmp_path):
+    for words, folder, settings in (
+        ("target is 'height'", graded.folder, {"target": "height"}),
+        ("an age is a number", graded.folder, {"target": "age", "ordinal": True}),
+        ("an age is a number", graded.folder, {"target": "age", "balanced": True}),
+        ("knows the age of 0 training and 0 test", store.folder, {"target": "age"}),
+        ("knows the sex of 0 training", store.folder, {"target": "sex"}),
+    ):
+        with pytest.raises(InputError, match=words):
+            classify(folder, tmp_path / "x", **settings)
+    assert not (tmp_path / "x").exists()
 
 
 def test_bits_and_probabilities():
@@ -172,7 +214,7 @@ def test_no_grades_no_classes(tmp_path):
         (tmp_path / "in").mkdir(exist_ok=True)
         write_nifti(tmp_path / f"in/{i}.nii", np.random.default_rng(i).random((8, 8, 8)))
     store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
-    with pytest.raises(InputError, match="has grades for 0 training"):
+    with pytest.raises(InputError, match="knows the grade of 0 training"):
         classify(store.folder, tmp_path / "x", progress=False)
 
 

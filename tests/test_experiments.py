@@ -19,6 +19,7 @@ from ssl3d.cohorts import InputError
 from ssl3d.experiments import (
     Experiment,
     cells_of,
+    check_experiment,
     failed_cells,
     forecast,
     read_diary,
@@ -28,6 +29,7 @@ from ssl3d.experiments import (
 )
 from ssl3d.finetune import load_segmenter
 from ssl3d.metrics import read_scores
+from ssl3d.report import keep_answer
 from ssl3d.runs import read_card, read_log
 from ssl3d.splits import person_key
 from ssl3d.statistics import verdict
@@ -256,8 +258,8 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
 
 
 def test_grades(tmp_path):
-    lines = [f"{f},{i % 3}" for i, f in enumerate(sorted((SAMPLES / "imagesTr").glob("*.nii.gz"))[:15])]
-    (tmp_path / "g.csv").write_text("\n".join(["image,grade", *lines]))
+    lines = [f"{f},{i % 3},{20 + i}" for i, f in enumerate(sorted((SAMPLES / "imagesTr").glob("*.nii.gz"))[:15])]
+    (tmp_path / "g.csv").write_text("\n".join(["image,grade,age", *lines]))
     experiment = replace(
         TOY,
         goal="classification",
@@ -268,6 +270,15 @@ def test_grades(tmp_path):
     rows = run_experiment(experiment, tmp_path / "out", progress=False)
     assert all(r["grade"] in (0, 1, 2) and r["predicted"] in (0, 1, 2) for r in rows)
     assert str(read_scores(tmp_path / "out/results.csv")) == str(rows)
+    ages = replace(experiment, finetuning={"steps": 2, "target": "age", "track": 2}, lrs=[1e-3, 1e-2])
+    rows = run_experiment(ages, tmp_path / "ages", progress=False)
+    assert all(20 <= r["age"] < 35 and isinstance(r["guess"], float) for r in rows)
+    assert {a["metric"] for a in verdict(rows)} == {"R²"} and "(R²)" in keep_answer(rows, tmp_path / "ages")
+    assert {line["score"] for line in read_scores(tmp_path / "ages/tracks.csv")} and len(rows) == 2 * 2 * 3
+    with pytest.raises(InputError, match="has no sexes"):
+        run_experiment(replace(ages, finetuning={"target": "sex"}), tmp_path / "sex", progress=False)
+    with pytest.raises(InputError, match="'target'"):
+        check_experiment(replace(ages, arms={"a": {"finetuning": {"target": "grade"}}}))
 
 
 RUN = """

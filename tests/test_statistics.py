@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ssl3d.cohorts import InputError
-from ssl3d.metrics import grading_scores, write_scores
+from ssl3d.metrics import age_scores, grading_scores, write_scores
 from ssl3d.report import keep_answer
 from ssl3d.statistics import (
     arm_rows,
@@ -246,6 +246,29 @@ def test_kappa_by_person_is_kappa():
     assert answer["metric"] == "kappa" and answer["verdict"] == "better" and answer["subjects"] == 60
     assert np.isclose(answer["difference"], answer["score"] - answer["baseline_score"])
     assert "quadratic weighted kappa" in verdict_table([answer])
+
+
+def test_r2_by_person_is_r2():
+    rng = np.random.default_rng(0)
+    ages = rng.uniform(20, 80, size=40)
+    rows = [
+        {"arm": arm, "share": 0.1, "seed": s, "subject": f"p{i:02d}", "case": f"c{i}", "age": age, "guess": age + off}
+        for arm, noise in (("scratch", 12), ("x", 6))
+        for s in range(5)
+        for i, (age, off) in enumerate(zip(ages, rng.normal(size=40) * noise))
+    ]
+    for arm in ("scratch", "x"):
+        table = arm_rows(rows, arm, 0.1)
+        for seed, people in enumerate(score_matrix(table, *in_common(table))):
+            mine = [r for r in table if r["seed"] == seed]
+            assert np.isclose(people.mean(), age_scores([r["guess"] for r in mine], [r["age"] for r in mine])["r2"])
+    (answer,) = verdict(rows)
+    assert answer["metric"] == "R²" and answer["verdict"] == "better"
+    assert "share of the variance" in verdict_table([answer])
+    twice = rows + [r | {"case": r["case"] + "b"} for r in rows if r["subject"] < "p10"]  # ten have a second scan
+    assert verdict(twice)[0]["difference"] == pytest.approx(answer["difference"], rel=0.1)
+    same = [r | {"age": 50.0} for r in rows]
+    assert verdict(same)[0]["verdict"] == "nothing can be said"
 
 
 def test_the_jackknife_knows_how_kappa_varies():

@@ -33,7 +33,8 @@ def main() -> None:
                 ".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "data_samples"
             ),
         )
-        for command in ([BIN / "nbdev_export"], [BIN / "nbdev_clean"], [BIN / "python", "tools/make_readme.py"]):
+        tools = [[BIN / "python", f"tools/{name}.py"] for name in ("strip_widgets", "make_readme")]
+        for command in ([BIN / "nbdev_export"], [BIN / "nbdev_clean"], *tools):
             subprocess.run([str(part) for part in command], cwd=copy, check=True)
         differ = [
             p

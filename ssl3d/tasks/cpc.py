@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'CONTEXTS', 'LOSSES', 'ROLES', 'scan_order', 'pyramid', 'disjoint', 'draw_distinct', 'GRUContext',
-           'ConvolutionContext', 'infonce', 'pairwise', 'draw_roles', 'CPC']
+           'ConvolutionContext', 'infonce', 'pairwise', 'draw_roles', 'CPC', 'draw_predictions', 'play_cpc']
 
 # %% ../../nbs/25_cpc.ipynb #df6e3424
 from collections.abc import Sequence
@@ -234,7 +234,7 @@ def _first_target(grid: int, overlap: float) -> int:
                          "smaller overlap.")
     return first
 
-# %% ../../nbs/25_cpc.ipynb #ce5e80c5
+# %% ../../nbs/25_cpc.ipynb #b534bfca
 class CPC(ProxyTask):
     """Predict the codes of patches from those of the patches above them (paper, section 3.1).
 
@@ -352,10 +352,13 @@ class CPC(ProxyTask):
         """Accuracy, that of a guess, and that of a guess by who rules out what overlaps with the context."""
         return super().scores(outputs, targets) | {"ruled_out": self.ruled_out}
 
-    def roles(self, targets: torch.Tensor) -> dict[str, torch.Tensor]:
-        """For a patch in the middle of the first image: the places of its context, itself, its targets, negatives."""
+    def roles(self, targets: torch.Tensor, place: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+        """The places of a patch's context, of itself, its targets and its negatives, in the order of the scan.
+
+        `place` is the row of the patch and its place in the row, in the first image; in the middle where it is None.
+        """
         dims, middle = self.encoder.spatial_dims, self.grid // 2
-        place = (min(middle, self.grid - 1 - self.first), *[middle] * (dims - 1))
+        place = place or (min(middle, self.grid - 1 - self.first), *[middle] * (dims - 1))
         every = list(product(range(self.grid), repeat=dims))
         context = torch.tensor([every.index(p) for p in pyramid(place, self.grid)])
         mine = self.own == context[-1]
@@ -363,12 +366,68 @@ class CPC(ProxyTask):
         return {"context": context[:-1], "the patch": context[-1:], "targets": self.positives[mine],
                 "negatives": negatives[negatives < self.n_places]}
 
-    def show(self, batch: Batch):
-        """A patch of the first image with its context, targets and negatives: the grid, and slices of the image."""
+    def show(self, batch: Batch, place: Sequence[int] | None = None):
+        """A patch of the first image with its context, targets and negatives: the grid, and slices of the image.
+
+        `place` is the row of the patch and its place in the row; a patch in the middle where it is None.
+        """
         generator = torch.Generator().manual_seed(0)
         corners, patch, step = self.places(batch.image.shape[2:], len(batch.image), generator)
-        roles = self.roles(self.questions(batch.subject.cpu(), generator))
+        roles = self.roles(self.questions(batch.subject.cpu(), generator), place)
         cells = torch.cartesian_prod(*[torch.arange(self.grid)] * len(patch))[self.order]
         cells = {name: cells[places] for name, places in roles.items()}
         plane = "sagittal" if self.direction in ("A", "P") else "coronal"  # one in which the scan can be followed
         return draw_roles(batch.image[0, 0].cpu(), cells, corners[0].amin(dim=0), patch, step, self.grid, plane)
+
+# %% ../../nbs/25_cpc.ipynb #20352a0e
+@torch.no_grad()
+def draw_predictions(
+    image: torch.Tensor,  # (C, *space) in [0, 1]
+    task: CPC,
+    place: Sequence[int],  # row of a patch in the order of the scan, and its place in the row
+) -> list:  # of axes
+    """How similar each prediction of a patch is to every patch of its plane, as chances over all patches."""
+    import matplotlib.pyplot as plt
+
+    inputs, _ = task.make(Batch(image[None], torch.zeros(1, dtype=torch.int64)), torch.Generator().manual_seed(0))
+    predictions, codes = task(inputs)[0].float().split([len(task.positives), task.n_places])
+    every = list(product(range(task.grid), repeat=image.ndim - 1))
+    mine = (task.own == every.index(tuple(place))).nonzero().flatten()
+    if not len(mine):
+        raise InputError(f"the patch at {tuple(place)} has no target: it lies in row {place[0]}, and the first target "
+                         f"comes {task.first} rows further, in a grid of {task.grid}.")
+    fig, axes = plt.subplots(1, len(mine), figsize=(0.6 + 2.5 * len(mine), 2.9), dpi=72, layout="constrained",
+                             squeeze=False)
+    for ax, question in zip(axes[0], mine.tolist()):
+        chances = (codes @ predictions[question]).softmax(dim=0).reshape([task.grid] * len(place))
+        target = every[int(task.positives[question])]
+        plane = chances[:, :, place[2]] if len(place) == 3 else chances
+        shown = ax.imshow(plane.cpu(), cmap="viridis", vmin=0, vmax=0.5)
+        ax.add_patch(plt.Rectangle((target[1] - 0.5, target[0] - 0.5), 1, 1, fill=False, edgecolor="white", lw=2.5))
+        ax.plot(place[1], place[0], "o", color="white", mec="black")
+        ax.set(xticks=range(task.grid), yticks=range(task.grid), xlabel="place in the row", ylabel="row of the scan")
+        ax.set_title(f"{target[0] - place[0]} rows further", fontsize=10)
+    fig.colorbar(shown, ax=axes[0][-1], shrink=0.8, label="chance")
+    return list(axes[0])
+
+
+def play_cpc(
+    image: torch.Tensor,  # (C, *space) in [0, 1]
+    task: CPC,
+):  # an ipywidgets box
+    """Walk a patch through an image: its context, targets and negatives, and what the network predicts."""
+    from ipywidgets import IntSlider, ToggleButtons
+
+    from ssl3d.widgets import stage
+
+    batch = Batch(image[None], torch.zeros(1, dtype=torch.int64))
+
+    def draw(what, **place):
+        at = tuple(place.values())
+        task.show(batch, at) if what == "roles" else draw_predictions(image, task, at)
+
+    last, middle = task.grid - 1, task.grid // 2
+    beside = {f"beside{k}": IntSlider(middle, 0, last, description=word)
+              for k, word in enumerate(("place", "second place")[: image.ndim - 2])}
+    return stage(draw, what=ToggleButtons(options=["roles", "predictions"]),
+                 row=IntSlider(min(middle, last - task.first), 0, last - task.first, description="row"), **beside)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RATES', 'NEGATIVES', 'turns_of', 'rotation_about', 'resample', 'View', 'transform', 'draw_views', 'distances',
-           'pick_negatives', 'hinge', 'Memory', 'Exemplar']
+           'pick_negatives', 'hinge', 'Memory', 'Exemplar', 'draw_triplet', 'play_exemplar']
 
 # %% ../../nbs/24_exemplar.ipynb #5906946c
 from functools import lru_cache
@@ -307,3 +307,61 @@ class Exemplar(ProxyTask):
             shown += [inputs[i, 0], inputs[i, 1], inputs[k, 0]]
         titles = [*examples, *(f"{role} {i}" for i in (1, 2) for role in ("anchor", "positive", "another"))]
         return row([drawable(x) for x in shown], titles=titles, columns=6, anatomical=False, limits=(0, 1))
+
+# %% ../../nbs/24_exemplar.ipynb #85721f2a
+def draw_triplet(
+    image: torch.Tensor,  # (C, *space) in [0, 1]: the anchor
+    other: torch.Tensor,  # (C, *space): another person
+    view: View,  # what is done to the anchor to make the positive
+    task: Exemplar | None = None,  # whose distances are drawn beside them
+) -> list:  # of axes
+    """Anchor, positive and negative, and how far apart a network finds them."""
+    import matplotlib.pyplot as plt
+
+    from ssl3d.views import COLOURS, draw_slice, drawable
+
+    three = torch.stack([image, transform(image, view, torch.empty_like(image)), other])
+    fig, axes = plt.subplots(1, 3 + (task is not None), figsize=(6.3 + 2.9 * (task is not None), 2.4), dpi=72,
+                             layout="constrained")
+    for ax, one, name in zip(axes, three, ("anchor", "positive", "negative")):
+        draw_slice(ax, drawable(one), anatomical=False, limits=(0, 1))
+        ax.set_title(name, fontsize=10)
+    if task is not None:
+        with torch.no_grad():
+            codes = task(torch.stack([three[:2], three[[2, 2]]])).flatten(0, 1)
+        apart = distances(codes[:1], codes[1:3])[0].cpu()
+        axes[3].barh(["to the positive", "to the negative"], apart.numpy(), color=[COLOURS[5], COLOURS[6]])
+        axes[3].axvline(float(apart[1]) - task.margin, color="black", ls=":", lw=1)
+        axes[3].set(xlim=(min(0.0, float(apart[1]) - task.margin) - 0.1, max(2.0, 1.1 * float(apart.max()))),
+                    xlabel="distance by the network")
+        axes[3].set_title(f"lacks {float(hinge(*apart, task.margin)):.2f} of the margin", fontsize=10)
+        axes[3].invert_yaxis()
+        axes[3].spines[["top", "right"]].set_visible(False)
+    return list(axes)
+
+# %% ../../nbs/24_exemplar.ipynb #e95b73f2
+def play_exemplar(
+    images: torch.Tensor,  # (B, C, *space) in [0, 1]: the first is the anchor, the others are other people
+    task: Exemplar | None = None,  # a trained one, whose distances are drawn
+):  # an ipywidgets box
+    """Flip, rotate, stretch and recolour an image, and see how far that takes it from itself."""
+    from ipywidgets import Dropdown, FloatSlider, IntSlider
+
+    from ssl3d.widgets import stage
+
+    dims = images.ndim - 2
+    names = "xyz"[:dims]
+
+    def draw(flip, angle, zoom, contrast, brightness, negative, axis="z"):
+        matrix = np.diag([-1.0 if name == flip else 1.0 for name in names])
+        about = None if dims == 2 else np.eye(3)["xyz".index(axis)]
+        matrix = zoom * rotation_about(about, np.radians(angle)) @ matrix if angle or zoom != 1 else matrix
+        draw_triplet(images[0], images[negative], View(matrix, contrast, brightness), task)
+
+    solid = {"axis": Dropdown(options=["x", "y", "z"], value="z", description="about")} if dims == 3 else {}
+    return stage(draw, flip=Dropdown(options=["none", *names], description="flip along"),
+                 angle=IntSlider(0, 0, 360, 5, description="rotate by °"), **solid,
+                 zoom=FloatSlider(1.0, min=0.8, max=1.2, step=0.05, description="zoom"),
+                 contrast=FloatSlider(1.0, min=0.5, max=1.5, step=0.05, description="contrast"),
+                 brightness=FloatSlider(0.0, min=-0.125, max=0.125, step=0.025, description="brightness"),
+                 negative=IntSlider(1, 1, len(images) - 1, description="other person"))

@@ -1,0 +1,117 @@
+"""Which settings of each task are worth pretraining with on whole brains (IXI)? Nobody who is tested later is looked at.
+
+    SSL3D_DATA=FOLDER python experiments/ixi_tries.py [results/ixi/tries.csv]
+
+Each try trains one task (seed 100) on four fifths of the training people. A line of the table says how often it was
+right on the fifth it had not seen, and what ridge and logistic regression read from its encoder: age (R²) and sex
+(accuracy), in five-fold cross-validation over all training people, with the error of both over ten ways to fold them.
+A try whose line is there is not made again.
+"""
+
+import csv
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ssl3d.cohorts import open_cohort
+from ssl3d.networks import make_encoder
+from ssl3d.pretrain import make_task
+from ssl3d.probes import pooled_features, rank_me
+from ssl3d.store import Store, prepare
+from ssl3d.tasks.task import Batch, examine, practise
+from ssl3d.training import read_batch
+
+WIDTHS, SEED, LOOKS = (8, 16, 32, 64, 128), 100, (250, 500, 1000)
+TRIES = [  # task, options: the paper's or ours, then one cure at a time
+    ("location", {}),
+    ("location", {"gap": 4, "jitter": 2}),
+    ("location", {"extent": 0.75}),
+    ("location", {"even": False}),
+    ("location", {"samples_per_image": 8}),
+    ("jigsaw", {"n_permutations": 20}),
+    ("jigsaw", {"n_permutations": 100}),
+    ("jigsaw", {"n_permutations": 1000}),
+    ("jigsaw", {"grid": 2, "n_permutations": 24}),
+    ("rotation", {}),
+    ("rotation", {"n_rotations": 24}),
+    ("cpc", {"grid": 3, "overlap": 0.0}),
+    ("cpc", {"grid": 3, "overlap": 0.0, "negatives": "batch"}),
+    ("exemplar", {"loss": "contrastive"}),
+    ("exemplar", {"loss": "contrastive", "memory": 64}),
+    ("exemplar", {"loss": "triplet", "negatives": "random"}),
+    ("exemplar", {"loss": "triplet", "negatives": "hard"}),
+]
+
+
+def brains() -> Store:
+    """The IXI brains at 48 voxels a side."""
+    cohort = {"images": "{id}_T1brain.nii.gz", "masks": "{id}_tissue.nii.gz", "table": "participants.csv"}
+    return prepare(open_cohort(f"{os.environ['SSL3D_DATA']}/ixi_t1_brain_2mm", **cohort), "runs/ixi_tries/store", size=48)
+
+
+def read(encoder: torch.nn.Module, store: Store) -> dict[str, float]:
+    """What linear models read from features: mean, and standard deviation over ten ways to fold the people."""
+    found = {}
+    for target, model in (("age", RidgeCV(np.logspace(-2, 4, 13))), ("sex", LogisticRegression(C=0.1, max_iter=2000))):
+        names = [n for n in store.split("train") if store.cases[n][target] is not None]
+        features, truth = pooled_features(encoder, store, names), np.array([store.cases[n][target] for n in names])
+        folds = [KFold(5, shuffle=True, random_state=k) for k in range(10)]
+        model = make_pipeline(StandardScaler(), model)
+        guesses = [cross_val_predict(model, features, truth, cv=fold) for fold in folds]
+        scores = [r2_score(truth, g) if target == "age" else (g == truth).mean() for g in guesses]
+        found |= {target: np.mean(scores), f"{target}_sd": np.std(scores)}
+    return found | {"rank": rank_me(features)}
+
+
+def attempt(task: str, options: dict, store: Store) -> list[dict]:
+    """One try: a row for each look, at the accuracy on unseen people and at the encoder."""
+    held = store.split("validation")
+    images = read_batch(store, [n for n in store.split("train") if n not in set(held)], content=True)
+    unseen, rows, done, begun = read_batch(store, held, content=True), [], 0, time.time()
+    network = make_task(task, make_encoder("unet", 3, 1, WIDTHS, SEED), SEED, options)
+    for steps in LOOKS:
+        log = practise(network, Batch(*images), steps - done, batch_size=8, seed=SEED + steps)
+        done, score = steps, examine(network, unseen, n_rounds=4)
+        row = {"task": task, "options": json.dumps(options), "steps": steps, "accuracy": log["accuracy"][-50:].mean(),
+               "held_out": score.accuracy, "low": score.low, "high": score.high, "chance": score.chance}
+        if "query_only" in log:
+            row["query_only"] = log["query_only"][-50:].mean()
+        rows.append(row | read(network.encoder, store) | {"seconds": round(time.time() - begun)})
+    return rows
+
+
+def main(file: Path) -> None:
+    columns = ["task", "options", "steps", "accuracy", "held_out", "low", "high", "chance", "query_only", "age",
+               "age_sd", "sex", "sex_sd", "rank", "seconds"]
+    store, file = brains(), Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = {(r["task"], r["options"]) for r in csv.DictReader(open(file))} if file.exists() else set()
+    random = [("random encoder", {"seed": SEED + k}) for k in range(3)]
+    for task, options in random + TRIES:
+        if (task, json.dumps(options)) in known:
+            continue
+        rows = [{"task": task, "options": json.dumps(options), "steps": 0} | read(
+            make_encoder("unet", 3, 1, WIDTHS, options["seed"]), store)] if task == "random encoder" else \
+            attempt(task, options, store)
+        new = not file.exists()
+        with open(file, "a", newline="") as f:
+            writer = csv.DictWriter(f, columns)
+            if new:
+                writer.writeheader()
+            for row in rows:
+                writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+                print({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "results/ixi/tries.csv"))

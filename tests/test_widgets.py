@@ -1,0 +1,119 @@
+"""Widgets answer to their controls, on pictures and volumes, with a network beside them and without."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from conftest import SMALL, python
+
+from ssl3d.cohorts import InputError
+from ssl3d.networks import make_encoder
+from ssl3d.tasks.cpc import CPC, play_cpc
+from ssl3d.tasks.exemplar import Exemplar, play_exemplar
+from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, play_jigsaw, solve
+from ssl3d.tasks.location import Location, play_location
+from ssl3d.tasks.rotation import Rotation, play_rotation
+from ssl3d.widgets import snapshot, stage
+
+widgets = pytest.importorskip("ipywidgets")
+
+
+def images(dims, n=3, side=36):
+    return torch.rand(n, 1, *[side] * dims, generator=torch.Generator().manual_seed(0))
+
+
+def parts(box, kind):
+    """All widgets of one kind in a box, however deep."""
+    inside = [w for child in getattr(box, "children", ()) for w in parts(child, kind)]
+    return ([box] if isinstance(box, kind) else []) + inside
+
+
+def drive(box):
+    """Move every control once; returns how many pictures were seen, and the last message."""
+    (picture,), seen = parts(box, widgets.Image), []
+    seen.append(bytes(picture.value))
+    for control in parts(box, widgets.ValueWidget):
+        if isinstance(control, (widgets.IntSlider, widgets.FloatSlider)):
+            control.value = control.max if control.value < control.max else control.min
+        elif isinstance(control, (widgets.Dropdown, widgets.ToggleButtons)):
+            control.value = [v for _, v in control._options_full][-1]
+        elif isinstance(control, widgets.Checkbox):
+            control.value = not control.value
+        seen.append(bytes(picture.value))
+    for button in parts(box, widgets.Button):
+        button.click()
+        seen.append(bytes(picture.value))
+    assert not plt.get_fignums() and all(value.startswith(b"\x89PNG") for value in seen)
+    return len(set(seen)), parts(box, widgets.HTML)[0].value
+
+
+def with_head(kind, dims, **options):
+    return kind(make_encoder("unet", dims, 1, SMALL, 0), **options)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_task_can_be_played_with(dims):
+    image, several = images(dims)[0], images(dims)
+    boxes = {
+        "rotation": play_rotation(image, with_head(Rotation, dims)),
+        "rotation alone": play_rotation(image),
+        "location": play_location(image, with_head(Location, dims)),
+        "jigsaw": play_jigsaw(image, with_head(Jigsaw, dims, n_permutations=20)),
+        "exemplar": play_exemplar(several, with_head(Exemplar, dims)),
+        "exemplar alone": play_exemplar(several),
+        "cpc": play_cpc(image, with_head(CPC, dims, grid=3, overlap=0.0)),
+    }
+    pictures = {name: drive(box) for name, box in boxes.items()}
+    assert all(n >= 2 for n, _ in pictures.values()), pictures
+    assert len(parts(boxes["rotation alone"], widgets.Dropdown)[0].options) == (4 if dims == 2 else 24)
+
+
+def test_playing_changes_no_weights_and_no_random_numbers():
+    task, image = with_head(Location, 3), images(3)[0]
+    before = {k: v.clone() for k, v in task.state_dict().items()}
+    state = torch.get_rng_state()
+    drive(play_location(image, task))
+    assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items()) and task.gap is None
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_jigsaw_is_solved_by_hand():
+    task, image = with_head(Jigsaw, 2, grid=2, n_permutations=24), images(2)[0]
+    box = play_jigsaw(image, task)
+    (first, second), (button,) = parts(box, widgets.Dropdown), parts(box, widgets.Button)
+    (moves,), (picture,) = parts(box, widgets.IntText), parts(box, widgets.Image)
+    first.value = second.value = 1
+    button.click()
+    assert moves.value == 0, "to exchange a tile with itself is no move"
+    tiles, right, _ = deal(image, task, 0)
+    order = task.permutations[right].tolist()
+    for place in range(4):
+        if order[place] != place:
+            first.value, second.value = place, order.index(place)
+            button.click()
+            order[second.value], order[place] = order[place], place
+    apart = (task.permutations != task.permutations[right]).sum(dim=1).numpy()
+    title = f"after {moves.value} moves: 4 of 4 tiles in their places"
+    draw_attempt(solve(tiles, task.permutations[right]), 2, apart[apart > 0], title)
+    assert 0 < moves.value < 4 and bytes(picture.value) == snapshot()
+
+
+def test_what_cannot_be_drawn_is_said_in_words():
+    def draw(n):
+        if n == 2:
+            raise InputError("two is <too> many")
+        plt.figure(figsize=(1, 1))
+        plt.text(0, 0, str(n))
+
+    slider = widgets.IntSlider(0, 0, 3)
+    box = stage(draw, n=slider)
+    picture, message = box.children[1:]
+    kept = picture.value
+    slider.value = 2
+    assert "two is &lt;too&gt; many" in message.value and picture.value == kept and not plt.get_fignums()
+    slider.value = 3
+    assert message.value == "" and picture.value != kept
+
+
+def test_nothing_draws_before_it_is_asked():
+    code = "import sys, ssl3d.tasks.jigsaw, ssl3d.tasks.cpc; print({'ipywidgets', 'matplotlib'} & set(sys.modules))"
+    assert python(code).stdout == "set()\n"
