@@ -39,7 +39,12 @@ setup(
     include_package_data=False,
     python_requires=f">={CFG['min_python']}",
     install_requires=requirements("requirements"),
-    extras_require={"notebooks": NOTEBOOKS, "ray": RAY, "dev": NOTEBOOKS + RAY + requirements("dev_requirements")},
+    extras_require={
+        "notebooks": NOTEBOOKS,
+        "ray": RAY,
+        "itk": requirements("itk_requirements"),
+        "dev": NOTEBOOKS + RAY + requirements("dev_requirements"),
+    },
     entry_points={
         "console_scripts": ["ssl3d = ssl3d.cli:main"],
         "nbdev": [f"{CFG['lib_name']} = {CFG['lib_name']}._modidx:d"],

@@ -1,4 +1,4 @@
-"""Which settings of each task are worth pretraining with on whole brains (IXI)? Nobody who is tested later is looked at.
+"""Which settings of each task are worth pretraining with on whole brains (IXI)? No test subject is looked at.
 
     SSL3D_DATA=FOLDER python experiments/ixi_tries.py [results/ixi/tries.csv]
 
@@ -56,7 +56,8 @@ TRIES = [  # task, options: the paper's or ours, then one cure at a time
 def brains() -> Store:
     """The IXI brains at 48 voxels a side."""
     cohort = {"images": "{id}_T1brain.nii.gz", "masks": "{id}_tissue.nii.gz", "table": "participants.csv"}
-    return prepare(open_cohort(f"{os.environ['SSL3D_DATA']}/ixi_t1_brain_2mm", **cohort), "runs/ixi_tries/store", size=48)
+    brains = open_cohort(f"{os.environ['SSL3D_DATA']}/ixi_t1_brain_2mm", **cohort)
+    return prepare(brains, "runs/ixi_tries/store", size=48)
 
 
 def read(encoder: torch.nn.Module, store: Store) -> dict[str, float]:

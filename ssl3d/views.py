@@ -197,7 +197,7 @@ def draw_cohort(
     fig.suptitle(f"{title}: {len(read)} scans{failed}", fontsize=11)
     return list(axes)
 
-# %% ../nbs/03_views.ipynb #b5353cd8
+# %% ../nbs/03_views.ipynb #4b4551be
 def training_curve(
     log: dict[str, np.ndarray],  # columns of a run's log.csv: step, loss, and where known accuracy and chance
     title: str = "",
@@ -218,7 +218,7 @@ def training_curve(
         axes[1].legend(frameon=False, fontsize=9)
     if observed is not None:
         for name, colour in (("linear", COLOURS[5]), ("neighbours", COLOURS[3]), ("dice", COLOURS[5]),
-                             ("kappa", COLOURS[5]), ("chance", COLOURS[6])):
+                             ("kappa", COLOURS[5]), ("r2", COLOURS[5]), ("chance", COLOURS[6])):
             if name in observed:
                 axes[-1].plot(observed["step"], observed[name], color=colour, label=name, marker=".",
                               ls="--" if name == "chance" else "-")

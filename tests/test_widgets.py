@@ -12,7 +12,7 @@ from ssl3d.tasks.exemplar import Exemplar, play_exemplar
 from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, play_jigsaw, solve
 from ssl3d.tasks.location import Location, play_location
 from ssl3d.tasks.rotation import Rotation, play_rotation
-from ssl3d.widgets import snapshot, stage
+from ssl3d.widgets import snapshot, stage, view
 
 widgets = pytest.importorskip("ipywidgets")
 
@@ -117,3 +117,26 @@ def test_what_cannot_be_drawn_is_said_in_words():
 def test_nothing_draws_before_it_is_asked():
     code = "import sys, ssl3d.tasks.jigsaw, ssl3d.tasks.cpc; print({'ipywidgets', 'matplotlib'} & set(sys.modules))"
     assert python(code).stdout == "set()\n"
+
+
+def test_a_volume_is_viewed_by_what_there_is(monkeypatch):
+    volume = torch.rand(12, 10, 8, generator=torch.Generator().manual_seed(0))
+    labels = (volume > 0.9).int()
+    ipyniivue = pytest.importorskip("ipyniivue")
+    (shown,) = parts(view(volume, labels, spacing=(1, 1, 4)), ipyniivue.NiiVue)
+    assert [v.name for v in shown.volumes] == ["volume.nii", "labels.nii"]
+    middle = [float((a.float().mean() + 0.5) / n) for a, n in zip(labels.nonzero().T, labels.shape)]
+    assert shown.scene.crosshair_pos == pytest.approx(middle, abs=1e-3), "it begins where the labels are"
+    drive(view(volume, labels, viewer="slices"))
+    monkeypatch.setattr("ssl3d.widgets.find_spec", lambda package: None)
+    assert "ipyniivue" in parts(view(volume), widgets.HTML)[0].value, "says what is missing"
+    for words, given in (
+        ("needs itkwidgets", {"viewer": "itk"}),
+        ("needs ipyniivue", {"viewer": "niivue"}),
+        ("viewer is 'vtk'", {"viewer": "vtk"}),
+        ("the same grid", {"labels": labels[:5]}),
+    ):
+        with pytest.raises(InputError, match=words):
+            view(volume, **given)
+    with pytest.raises(InputError, match="without its axis"):
+        view(volume[None])
