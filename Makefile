@@ -7,7 +7,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-long lab sync notebooks bench results clean
+.PHONY: demo test test-long test-lab lab sync notebooks bench results clean
 
 $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -34,6 +34,12 @@ test-long: $(READY)
 	rm -rf build
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
 	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -m long
+
+# every notebook in JupyterLab, in a browser, its widgets moved; needs Chromium
+test-lab: $(READY)
+	rm -rf build
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
+	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -m lab
 
 # notebooks -> ssl3d/, README.md; run after every change of a notebook
 sync: $(READY)

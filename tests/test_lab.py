@@ -1,0 +1,205 @@
+"""Notebooks in a real JupyterLab, in a real browser without a network; widgets are moved, and their pictures change."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from conftest import ROOT
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("the browser tests need Chromium (Debian: apt-get install chromium)", allow_module_level=True)
+
+FLAGS = "--no-sandbox --disable-background-networking --disable-dev-shm-usage --ignore-gpu-blocklist --use-gl=angle "
+FLAGS += "--use-angle=swiftshader --enable-unsafe-swiftshader"
+PLAY = """
+import torch
+from ssl3d.networks import make_encoder
+from ssl3d.tasks import TASKS
+from ssl3d.tasks.cpc import play_cpc
+from ssl3d.tasks.exemplar import play_exemplar
+from ssl3d.tasks.jigsaw import play_jigsaw
+from ssl3d.tasks.location import play_location
+from ssl3d.tasks.rotation import play_rotation
+from ssl3d.widgets import view
+
+images = torch.rand(3, 1, 36, 36, 36, generator=torch.Generator().manual_seed(0))
+task = {name: TASKS[name](make_encoder("unet", 3, 1, (8, 16, 32), 0), **{"jigsaw": {"n_permutations": 20},
+        "cpc": {"grid": 3, "overlap": 0.0}}.get(name, {})) for name in TASKS}
+%%
+play_rotation(images[0], task["rotation"])
+%%
+play_location(images[0], task["location"])
+%%
+play_jigsaw(images[0], task["jigsaw"])
+%%
+play_exemplar(images, task["exemplar"])
+%%
+play_cpc(images[0], task["cpc"])
+%%
+view(images[0, 0], images[0, 0] > 0.9, viewer="slices")
+%%
+view(images[0, 0], images[0, 0] > 0.9)
+"""
+KINDS = {
+    "slider": ".noUi-handle",
+    "dropdown": "select",
+    "toggle": ".widget-toggle-button:not(.mod-active)",
+    "checkbox": "input[type=checkbox]",
+    "button": "button.jupyter-button:not(.widget-toggle-button)",
+}
+CELLS = """() => [...document.querySelectorAll('.jp-CodeCell')].map(c => ({
+    prompt: c.querySelector('.jp-InputPrompt')?.textContent || '',
+    empty: !c.querySelector('.cm-content')?.textContent.trim(),
+    error: [...c.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')]
+        .map(x => x.textContent).join('').slice(-600)}))"""
+BROKEN = """() => [...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent)
+    .filter(t => /Error displaying widget|Error creating widget|Failed to load|Loading widget/.test(t))"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A JupyterLab of its own on a copy of the notebooks; gives its address and its folder."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name in ("nbs", "results", "data_samples"):
+        shutil.copytree(ROOT / name, folder / name)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    token, own = secrets.token_hex(16), folder / "jupyter"
+    places = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
+    env = os.environ | {f"JUPYTER_{p}": str(own / p) for p in places} | {"IPYTHONDIR": str(own / "ipython")}
+    env |= {"JUPYTERLAB_SETTINGS_DIR": str(own / "set"), "JUPYTERLAB_WORKSPACES_DIR": str(own / "work")}
+    news = own / "set/@jupyterlab/apputils-extension"
+    news.mkdir(parents=True)
+    (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    line = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    line += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
+    line += [f"--ServerApp.root_dir={folder / 'nbs'}", "--LabApp.news_url=None"]
+    line += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen(line, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status?token={token}", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "server.log").read_text()[-3000:]
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}", token, folder / "nbs"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+
+
+def opened(page, address, token, notebook, seconds):
+    """Run all cells of a notebook, and wait until they ran; errors of cells and of widgets fail the test."""
+    page.goto(f"{address}/doc/tree/{notebook}?token={token}&reset", wait_until="load")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60000)
+    page.wait_for_timeout(3000)
+    page.click(".jp-Notebook .jp-Cell >> nth=0")
+    page.click('.lm-MenuBar-item:has-text("Run")')
+    page.click('.lm-Menu-item[data-command="runmenu:run-all"]')
+    begun = time.time()
+    while time.time() - begun < seconds:
+        cells = page.evaluate(CELLS)
+        assert not any(c["error"] for c in cells), [c["error"] for c in cells if c["error"]]
+        if cells and all(re.search(r"\d", c["prompt"]) or c["empty"] for c in cells):
+            break
+        page.wait_for_timeout(500)
+    else:
+        pytest.fail(f"{notebook}: not all cells ran in {seconds} s: {[c['prompt'] for c in page.evaluate(CELLS)]}")
+    page.wait_for_timeout(4000)
+    assert not page.evaluate(BROKEN), page.evaluate(BROKEN)
+
+
+def move(page, control):
+    """What a hand would do to one control."""
+    kind = control.evaluate("e => e.className")
+    control.scroll_into_view_if_needed()
+    if "noUi-handle" in kind:
+        control.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+    elif control.evaluate("e => e.tagName") == "SELECT":
+        control.select_option(index=control.evaluate("e => (e.selectedIndex + 1) % e.options.length"))
+    else:
+        control.click()
+
+
+def drive(page):
+    """Move every control of every widget with a picture; gives the kinds of those that changed it, and did not."""
+    changed, idle = [], []
+    for box in page.query_selector_all(".jp-OutputArea-output .widget-vbox"):
+        picture = box.query_selector(":scope > img.widget-image")
+        for kind, selector in KINDS.items() if picture else ():
+            for i in range(len(box.query_selector_all(selector))):
+                controls = box.query_selector_all(selector)  # anew, since a toggle that was pressed is none any more
+                before = picture.get_attribute("src")
+                move(page, controls[min(i, len(controls) - 1)])
+                for _ in range(40):
+                    page.wait_for_timeout(100)
+                    if picture.get_attribute("src") != before:
+                        break
+                (idle if picture.get_attribute("src") == before else changed).append(kind)
+    return changed, idle
+
+
+def browse(lab, notebook, seconds, then):
+    """Open a notebook in a browser that reaches nothing but JupyterLab, and do something with the page."""
+    address, token, _ = lab
+    outside = []
+
+    def route(request):
+        url = request.request.url
+        if re.match(r"^(https?|wss?)://(127\.0\.0\.1|localhost)[:/]", url) or not url.startswith("http"):
+            request.continue_()
+        else:
+            outside.append(url)
+            request.abort()
+
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS.split())
+        page = browser.new_page(viewport={"width": 1280, "height": 1600})
+        page.route("**/*", route)
+        opened(page, address, token, notebook, seconds)
+        found = then(page)
+        browser.close()
+    assert outside == [], "no request leaves the machine"
+    return found
+
+
+def test_widgets_of_every_kind(lab):
+    empty = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
+    cells = [empty | {"source": text.strip()} for text in PLAY.split("%%")]
+    kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
+    book = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
+    (lab[2] / "play.ipynb").write_text(json.dumps(book))
+
+    def then(page):
+        canvas = page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea-output canvas')].map(c => c.width)")
+        return canvas, *drive(page)
+
+    canvas, changed, idle = browse(lab, "play.ipynb", 240, then)
+    assert len(canvas) == 1 and canvas[0] > 300, "NiiVue has room to draw"
+    assert {"slider", "dropdown", "toggle", "checkbox", "button"} <= set(changed), (changed, idle)
+    assert len(changed) > 25 and len(idle) < 5, (changed, idle)
+    print(changed, idle)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("notebook", sorted(file.name for file in (ROOT / "nbs").glob("*.ipynb")))
+def test_every_notebook(lab, notebook):
+    changed, idle = browse(lab, notebook, 600, drive)
+    assert not idle or changed, "widgets answer"
