@@ -341,6 +341,7 @@ def test_nothing_imports_upwards():
         "splits",
         "store",
         "views",
+        "fundus",
         "samples",
         "runs",
         "networks",
