@@ -478,7 +478,7 @@ def background(
     ridge = smooth_noise(rng, n, 0.06) + 0.35 * smooth_noise(rng, n, 0.025)
     stripes = (np.exp(-0.5 * (ridge / 0.35) ** 2) - 0.35) * np.clip(away / 2, 0, 1)
     image = filtered(base, -patches * rng.uniform(0.8, 1.9), (0.03, 0.05, 0.06))
-    image = filtered(image, -stripes * np.clip(rng.normal(-0.01, 0.06), 0, 0.12), (0.7, 1.2, 0.8))
+    image = filtered(image, -stripes * np.clip(rng.normal(-0.01, 0.045), 0, 0.08), (0.7, 1.2, 0.8))
     macula = rng.uniform(0.06, 0.42) * np.exp(-0.5 * (away / 0.65) ** 2)
     fovea = rng.uniform(0.2, 0.5) * np.exp(-0.5 * (away / 0.2) ** 2)
     return filtered(image, macula + fovea, (0.45, 0.85, 0.9))
@@ -529,14 +529,14 @@ def add_blood(
     maps: dict[str, np.ndarray],  # from `draw_lesions`
 ) -> np.ndarray:  # (n, n, 3)
     "Vessels and lesions, from the back to the front."
-    n, depth = len(image), rng.uniform(15, 22)
+    n, depth = len(image), rng.uniform(14, 20)
     image = toward(image, np.minimum(245, base * [1.15, 1.75, 2.3] + [5, 10, 10]), 0.8 * maps["cotton wool"])
     for kind, absorption in BLOOD.items():
         image = filtered(image, depth * vessels[kind], absorption)
     ragged = np.clip(0.8 + 0.3 * smooth_noise(rng, n, 0.025), 0.3, 1.2)
     red = 0.65 * maps["microaneurysms"] + 0.68 * maps["haemorrhages"] * ragged
     image = filtered(image, red, BLOOD["veins"])
-    image = filtered(image, 16 * (maps["irma"] + maps["new vessels"]), BLOOD["veins"] + BLOOD["arteries"])
+    image = filtered(image, 19 * (maps["irma"] + maps["new vessels"]), BLOOD["veins"] + BLOOD["arteries"])
     image = filtered(image, -vessels["reflex"], (0.1, 0.2, 0.18))
     pale = np.minimum([250, 235, 150], base * [1.42, 2.15, 1.4] + [12, 14, 4])
     image = toward(image, pale, 0.92 * maps["exudates"])
@@ -553,7 +553,7 @@ def take_photograph(
     n, (x, y), (way, veiled) = len(image), positions(len(image)), rng.uniform(0, 2 * np.pi, 2)
     r, side = np.hypot(x, y), x * np.cos(way) + y * np.sin(way)
     middle = np.exp(-np.hypot(x - 0.6 * eye["disc"][0], y - 0.3 * eye["disc"][1]) ** 2 / 0.7)
-    dark = rng.uniform(0.12, 0.5) * r**2.5 + 0.02 + rng.normal(0, 0.13) * side - rng.uniform(0, 0.3) * middle
+    dark = rng.uniform(0.12, 0.5) * r**2.5 + 0.02 + rng.normal(0, 0.16) * side - rng.uniform(0, 0.38) * middle
     image = filtered(image, dark + 0.05 * smooth_noise(rng, n, 0.5), (0.85, 1.05, 1.1))
     crescent = np.clip((np.hypot(x - 0.25 * np.cos(veiled), y - 0.25 * np.sin(veiled)) - 0.85) / 0.35, 0, 1) ** 1.5
     edge = np.clip((r - 0.75) / 0.25, 0, 1) ** 2

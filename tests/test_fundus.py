@@ -132,7 +132,7 @@ def test_it_opens_as_aptos_and_can_be_prepared(tmp_path):
     grades = np.bincount([case.grade for case in cohort.cases], minlength=5)
     assert cohort.layout == "aptos" and len(cohort.cases) == grades.sum() == 160
     assert len(grades) == 5 and grades.min() >= 8 and grades.argmax() == 0
-    fundus_cohort(tmp_path / "few", n=5, size=48)
+    fundus_cohort(tmp_path / "few", n=3, size=48)
     store = prepare(tmp_path / "few", tmp_path / "store", size=32, progress=False)
     assert store.image("eye_001").shape[0] == 3
     assert {case["grade"] for case in store.cases.values()} <= set(range(5))
