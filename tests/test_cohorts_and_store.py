@@ -342,6 +342,7 @@ def test_nothing_imports_upwards():
         "store",
         "views",
         "widgets",
+        "fundus",
         "samples",
         "runs",
         "networks",
