@@ -342,6 +342,7 @@ def test_nothing_imports_upwards():
         "store",
         "views",
         "samples",
+        "abdomen",
         "runs",
         "networks",
         "patches",
