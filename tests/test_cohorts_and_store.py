@@ -344,6 +344,7 @@ def test_nothing_imports_upwards():
         "widgets",
         "fundus",
         "samples",
+        "abdomen",
         "runs",
         "networks",
         "patches",
