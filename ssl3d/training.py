@@ -259,7 +259,7 @@ def _helped(devices: int) -> Iterator[None]:
     if mine > 0:
         sys.exit(0)
 
-# %% ../nbs/30_training.ipynb #cc6ea4e3
+# %% ../nbs/30_training.ipynb #ee605bb8
 def train(
     network: torch.nn.Module,  # trained in place
     question: Callable,  # (network, batch, step) -> inputs (rows, ...), targets
@@ -299,5 +299,6 @@ def train(
             raise InputError(f"Lightning cannot train with {how}: {e}") from None
         steps = DataLoader(_Steps(read, n_steps), batch_size=None, sampler=_StepsLeft(runner, n_steps))
         _fit(runner, Learner(network, question, measure, lr), steps, Path(out) / "last.ckpt")
+        network.to(runner.strategy.root_device)  # Lightning takes it off again, and it is to be scored there
     if runner.global_step < n_steps:
         raise RuntimeError(f"{out}: training ended at step {runner.global_step} of {n_steps}")

@@ -379,7 +379,7 @@ class CPC(ProxyTask):
         plane = "sagittal" if self.direction in ("A", "P") else "coronal"  # one in which the scan can be followed
         return draw_roles(batch.image[0, 0].cpu(), cells, corners[0].amin(dim=0), patch, step, self.grid, plane)
 
-# %% ../../nbs/25_cpc.ipynb #20352a0e
+# %% ../../nbs/25_cpc.ipynb #1126460e
 @torch.no_grad()
 def draw_predictions(
     image: torch.Tensor,  # (C, *space) in [0, 1]
@@ -402,7 +402,7 @@ def draw_predictions(
         chances = (codes @ predictions[question]).softmax(dim=0).reshape([task.grid] * len(place))
         target = every[int(task.positives[question])]
         plane = chances[:, :, place[2]] if len(place) == 3 else chances
-        shown = ax.imshow(plane.cpu(), cmap="viridis", vmin=0, vmax=0.5)
+        shown = ax.imshow(plane.cpu().numpy(), cmap="viridis", vmin=0, vmax=0.5)
         ax.add_patch(plt.Rectangle((target[1] - 0.5, target[0] - 0.5), 1, 1, fill=False, edgecolor="white", lw=2.5))
         ax.plot(place[1], place[0], "o", color="white", mec="black")
         ax.set(xticks=range(task.grid), yticks=range(task.grid), xlabel="place in the row", ylabel="row of the scan")
