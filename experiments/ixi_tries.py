@@ -78,7 +78,7 @@ def attempt(task: str, options: dict, store: Store) -> list[dict]:
     """One try: a row for each look, at the accuracy on unseen people and at the encoder."""
     held = store.split("validation")
     images = read_batch(store, [n for n in store.split("train") if n not in set(held)], content=True)
-    unseen, rows, done, begun = read_batch(store, held, content=True), [], 0, time.time()
+    unseen, rows, done, begun = read_batch(store, held, content=True), [], 0, time.process_time()
     network = make_task(task, make_encoder("unet", 3, 1, WIDTHS, SEED), SEED, options)
     for steps in LOOKS:
         log = practise(network, Batch(*images), steps - done, batch_size=8, seed=SEED + steps)
@@ -87,7 +87,7 @@ def attempt(task: str, options: dict, store: Store) -> list[dict]:
                "held_out": score.accuracy, "low": score.low, "high": score.high, "chance": score.chance}
         if "query_only" in log:
             row["query_only"] = log["query_only"][-50:].mean()
-        rows.append(row | read(network.encoder, store) | {"seconds": round(time.time() - begun)})
+        rows.append(row | read(network.encoder, store) | {"seconds": round(time.process_time() - begun)})
     return rows
 
 
