@@ -9,11 +9,9 @@ __all__ = ['WINDOW', 'SHAPE', 'VOXEL_MM', 'FINE_MM', 'ARCH', 'ORGANS', 'WHOLE', 
            'diaphragm', 'chest', 'liver_shape', 'branch', 'liver', 'spleen', 'height', 'hollow', 'stomach',
            'small_bowel', 'colon', 'duodenum', 'kidney', 'deep_muscles', 'great_vessels', 'pancreas_line',
            'tumour_place', 'pancreas', 'portal_vessels', 'mesentery', 'shares', 'coarse', 'scan', 'paint_abdomen',
-           'sample_abdomen', 'save_volume', 'dataset_description', 'sample_abdomens']
+           'sample_abdomen', 'dataset_description', 'sample_abdomens']
 
-# %% ../nbs/04_abdomen.ipynb #bd3457f3
-import gzip
-import json
+# %% ../nbs/04_abdomen.ipynb #0cd76c10
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +21,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.spatial import cKDTree
 
 from .cohorts import InputError
+from .samples import decathlon_table, save_scan, write_decathlon
 
 # %% ../nbs/04_abdomen.ipynb #0ce1ef6b
 WINDOW = (-160, 240)  # HU shown black and white: width 400, level 40, the usual window for the abdomen
@@ -656,23 +655,7 @@ def sample_abdomen(
     mask = np.select([tumour >= 0.5, gland >= 0.5], [2, 1], 0).astype(np.uint8)
     return scan(rng, scene), mask
 
-# %% ../nbs/04_abdomen.ipynb #1869eadf
-def save_volume(
-    array: np.ndarray,  # SHAPE, in RAS order
-    path: str | Path,  # ends in .nii.gz; replaced where it exists
-) -> Path:  # where it lies
-    "Write a NIfTI file whose bytes depend on nothing but the array."
-    affine = scan_affine()
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, 1)
-    image.set_sform(affine, 1)
-    image.header.set_xyzt_units("mm")
-    with open(path, "wb") as file:
-        with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=9, mtime=0) as zipped:
-            zipped.write(image.to_bytes())
-    return Path(path)
-
-# %% ../nbs/04_abdomen.ipynb #dfde8eb6
+# %% ../nbs/04_abdomen.ipynb #dc795b72
 NOTICE = """\
 NO PATIENT WAS SCANNED. The scans in this folder are synthetic. They were computed by ssl3d.abdomen (Apache License
 2.0) from formulas and random numbers, and from nothing else: no scan of a person, no atlas and no template went into
@@ -689,24 +672,14 @@ Licence of the scans and masks: Apache License 2.0, as the software.
 def dataset_description(
     n: int,  # number of subjects
 ) -> dict:  # what `dataset.json` holds
-    "The table of contents in the words of the Medical Segmentation Decathlon."
-    names = [f"pancreas_{k + 1:03d}.nii.gz" for k in range(n)]
-    return {
-        "name": "Pancreas",
-        "description": "Synthetic abdominal CTs with a tumour: no patient was scanned, no basis for claims",
-        "licence": "Apache License 2.0",
-        "reference": "ssl3d.abdomen",
-        "release": "1.0",
-        "tensorImageSize": "3D",
-        "modality": {"0": "CT"},
-        "labels": {"0": "background", "1": "pancreas", "2": "tumour"},
-        "numTraining": n,
-        "numTest": 0,
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
-        "test": [],
-    }
+    "The table of contents of the sample abdomens."
+    return decathlon_table(
+        "pancreas", n, name="Pancreas",
+        description="Synthetic abdominal CTs with a tumour: no patient was scanned, no basis for claims",
+        licence="Apache License 2.0", reference="ssl3d.abdomen", release="1.0", tensorImageSize="3D",
+        modality={"0": "CT"}, labels={"0": "background", "1": "pancreas", "2": "tumour"})
 
-# %% ../nbs/04_abdomen.ipynb #61807738
+# %% ../nbs/04_abdomen.ipynb #2d55d7c5
 def sample_abdomens(
     folder: str | Path,  # where the cohort goes; made if missing, files of the same name are replaced
     n: int = 32,  # number of subjects
@@ -719,15 +692,5 @@ def sample_abdomens(
     """
     if n < 1:
         raise InputError(f"n={n}: a cohort needs one subject at least")
-    folder = Path(folder)
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    description = dataset_description(n)
-    for k, entry in enumerate(description["training"]):
-        image, mask = sample_abdomen(k, seed)
-        save_volume(image, folder / entry["image"])
-        save_volume(mask, folder / entry["label"])
-    (folder / "NOTICE.txt").write_text(NOTICE, encoding="utf-8")
-    table = folder / "dataset.json"
-    table.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    return table
+    return write_decathlon(Path(folder), dataset_description(n), NOTICE, scan_affine(),
+                           lambda k: sample_abdomen(k, seed))

@@ -138,8 +138,15 @@ def make_classifier(
         network = Classifier(base, n_out, head)
     return network, weight_origins(network, widened)
 
-# %% ../nbs/43_classify.ipynb #4a7c3f02
+# %% ../nbs/43_classify.ipynb #5fde4308
 @torch.no_grad()
+def _scores_of(network: nn.Module, store: Store, names: list[str]) -> dict[str, torch.Tensor]:
+    """What a network says to each case, one at a time: scores (1, n_out)."""
+    device = next(network.parameters()).device
+    network.eval()
+    return {name: network(read_batch(store, [name]).image.to(device)).float().cpu() for name in names}
+
+
 def grade(
     network: nn.Module,  # (B, C, *space) to scores
     store: Store,
@@ -148,17 +155,15 @@ def grade(
     target: str = "grade",  # or "sex", whose grades are 0 for F and 1 for M
 ) -> list[dict]:  # one row per case: case, grade (empty where it is not known), predicted, p0, p1, ...
     """The probability of each grade and the predicted one, for each case; none is left out."""
-    device, rows = next(network.parameters()).device, []
-    network.eval()
-    for name in names:
-        found = grade_probabilities(network(read_batch(store, [name]).image.to(device)).float(), ordinal).cpu()
+    rows = []
+    for name, scores in _scores_of(network, store, names).items():
+        found = grade_probabilities(scores, ordinal)
         known = _truth(store.cases[name], target)
         answer = {"grade": "" if known is None else known, "predicted": likely_grade(found, ordinal).item()}
         rows.append({"case": name} | answer | {f"p{k}": round(p, 6) for k, p in enumerate(found[0].tolist())})
     return rows
 
 
-@torch.no_grad()
 def guess_age(
     network: nn.Module,  # (B, C, *space) to one score
     store: Store,
@@ -167,11 +172,10 @@ def guess_age(
     spread: float,  # years that a score of 1 is more
 ) -> list[dict]:  # one row per case: case, age (empty where it is not known), guess
     """The age in years that a network reads from each case; none is left out."""
-    device, rows = next(network.parameters()).device, []
-    network.eval()
-    for name in names:
-        score, known = network(read_batch(store, [name]).image.to(device)).item(), store.cases[name]["age"]
-        rows.append({"case": name, "age": "" if known is None else known, "guess": round(mean + spread * score, 3)})
+    rows = []
+    for name, score in _scores_of(network, store, names).items():
+        known, guess = store.cases[name]["age"], round(mean + spread * score.item(), 3)
+        rows.append({"case": name, "age": "" if known is None else known, "guess": guess})
     return rows
 
 # %% ../nbs/43_classify.ipynb #35c20feb

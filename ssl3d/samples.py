@@ -6,11 +6,12 @@
 __all__ = ['TEMPLATE_ORIGIN_MM', 'FIELD_MM', 'CENTRE_MM', 'LIMITS_ML', 'MODALITIES', 'GREY_LEVELS', 'NOTICE', 'mni_templates',
            'tissue_maps', 'smooth_noise', 'grid_mm', 'scan_affine', 'bent_grid', 'sample_tissues', 'seed_chances',
            'tumour_distance', 'tumour_parts', 'tumour_mask', 'place_tumour', 'paint', 'tumour_brain', 'save_scan',
-           'dataset_description', 'tumour_brains']
+           'decathlon_table', 'write_decathlon', 'dataset_description', 'tumour_brains']
 
-# %% ../nbs/04_samples.ipynb #322fb0b1
+# %% ../nbs/04_samples.ipynb #ad3dfe56
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -220,13 +221,13 @@ def tumour_brain(
     parts = place_tumour(rng, tissues, brain, where)
     return paint(rng, tissues, parts, brain), tumour_mask(parts)
 
-# %% ../nbs/04_samples.ipynb #143bf06c
+# %% ../nbs/04_samples.ipynb #cad3d682
 def save_scan(
-    array: np.ndarray,  # uint8, 3D or 4D, in RAS order
+    array: np.ndarray,  # 3D or 4D, in RAS order
+    affine: np.ndarray,  # (4, 4) voxel index to mm
     path: str | Path,  # ends in .nii.gz; replaced where it exists
 ) -> Path:  # where it lies
-    "Write a NIfTI file whose bytes depend on nothing but the array."
-    affine = scan_affine(array.shape[0])
+    "Write a NIfTI file whose bytes depend on nothing but array and affine."
     image = nib.Nifti1Image(array, affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
@@ -264,28 +265,54 @@ References
   segmentation. IPMI 1999, LNCS 1613, 210-223. https://doi.org/10.1007/3-540-48714-X_16
 """
 
-# %% ../nbs/04_samples.ipynb #e8da3420
-def dataset_description(
+# %% ../nbs/04_samples.ipynb #7ddeac8d
+def decathlon_table(
+    prefix: str,  # of the files' names
     n: int,  # number of subjects
+    **about,  # name, description, licence, reference, release, tensorImageSize, modality and labels
 ) -> dict:  # what `dataset.json` holds
     "The table of contents in the words of the Medical Segmentation Decathlon."
-    names = [f"brain_{k + 1:03d}.nii.gz" for k in range(n)]
-    return {
-        "name": "TumourBrains",
-        "description": "Synthetic brain MRIs with a tumour, all warped from ONE template: no basis for claims",
-        "licence": "MNI ICBM152 (2009) notice, see NOTICE.txt; our changes: Apache License 2.0",
-        "reference": "ssl3d.samples; templates: Fonov et al. 2011, https://doi.org/10.1016/j.neuroimage.2010.07.033",
-        "release": "1.0",
-        "tensorImageSize": "4D",
-        "modality": {str(k): name for k, name in enumerate(MODALITIES)},
-        "labels": {"0": "background", "1": "necrotic core", "2": "oedema", "3": "enhancing tumour"},
+    names = [f"{prefix}_{k + 1:03d}.nii.gz" for k in range(n)]
+    return about | {
         "numTraining": n,
         "numTest": 0,
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
         "test": [],
     }
 
-# %% ../nbs/04_samples.ipynb #bb914467
+
+def write_decathlon(
+    folder: Path,  # where the cohort goes; made if missing, files of the same name are replaced
+    table: dict,  # from `decathlon_table`
+    notice: str,  # what NOTICE.txt says
+    affine: np.ndarray,  # (4, 4) of all scans
+    make: Callable[[int], tuple[np.ndarray, np.ndarray]],  # number of a subject, from 0 -> image and mask
+) -> Path:  # the `dataset.json`
+    "Make the scans of a table one by one, and write them in the layout of the Medical Segmentation Decathlon."
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for k, entry in enumerate(table["training"]):
+        for array, name in zip(make(k), (entry["image"], entry["label"])):
+            save_scan(array, affine, folder / name)
+    (folder / "NOTICE.txt").write_text(notice, encoding="utf-8")
+    file = folder / "dataset.json"
+    file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def dataset_description(
+    n: int,  # number of subjects
+) -> dict:  # what `dataset.json` holds
+    "The table of contents of the sample brains."
+    return decathlon_table(
+        "brain", n, name="TumourBrains",
+        description="Synthetic brain MRIs with a tumour, all warped from ONE template: no basis for claims",
+        licence="MNI ICBM152 (2009) notice, see NOTICE.txt; our changes: Apache License 2.0",
+        reference="ssl3d.samples; templates: Fonov et al. 2011, https://doi.org/10.1016/j.neuroimage.2010.07.033",
+        release="1.0", tensorImageSize="4D", modality={str(k): name for k, name in enumerate(MODALITIES)},
+        labels={"0": "background", "1": "necrotic core", "2": "oedema", "3": "enhancing tumour"})
+
+# %% ../nbs/04_samples.ipynb #64bad243
 def tumour_brains(
     folder: str | Path,  # where the cohort goes; made if missing, files of the same name are replaced
     n: int = 32,  # number of subjects
@@ -299,15 +326,6 @@ def tumour_brains(
     """
     if not (n >= 1 and 24 <= size <= 128):
         raise InputError(f"n={n}, size={size}: a cohort needs n of at least 1 and a size from 24 to 128")
-    folder, maps = Path(folder), tissue_maps(size)
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    description = dataset_description(n)
-    for k, entry in enumerate(description["training"]):
-        image, mask = tumour_brain(k, size, seed, maps)
-        save_scan(image, folder / entry["image"])
-        save_scan(mask, folder / entry["label"])
-    (folder / "NOTICE.txt").write_text(NOTICE, encoding="utf-8")
-    table = folder / "dataset.json"
-    table.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    return table
+    maps = tissue_maps(size)
+    return write_decathlon(Path(folder), dataset_description(n), NOTICE, scan_affine(size),
+                           lambda k: tumour_brain(k, size, seed, maps))

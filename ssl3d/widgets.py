@@ -49,7 +49,7 @@ def stage(
     redraw()
     return VBox([Box(list(controls.values()), layout=Layout(flex_flow="row wrap")), picture, message])
 
-# %% ../nbs/03_widgets.ipynb #15b65758
+# %% ../nbs/03_widgets.ipynb #505800cd
 VIEWERS = {"niivue": "ipyniivue", "itk": "itkwidgets"}  # and the package that each needs
 
 
@@ -73,9 +73,9 @@ def view(
                          "viewer='slices' needs nothing more.")
     if viewer == "niivue" or viewer == "auto" and there["niivue"]:
         return _niivue(volume, labels, spacing)
-    return _itk(volume, labels, spacing) if viewer == "itk" else _slicer(volume, labels, viewer == "auto")
+    return _itk(volume, labels) if viewer == "itk" else _slicer(volume, labels, viewer == "auto")
 
-# %% ../nbs/03_widgets.ipynb #d7459794
+# %% ../nbs/03_widgets.ipynb #8ac1b0bc
 def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]):
     """Three planes and a rendering by NiiVue."""
     import nibabel as nib
@@ -93,10 +93,9 @@ def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float,
     viewer = NiiVue(height=420, back_color=(0, 0, 0, 1), multiplanar_show_render=ShowRender.ALWAYS, crosshair_width=0.5)
     viewer.load_volumes(shown)
     if labels is not None:
-        table = np.array([(0, 0, 0, 0), *((*(255 * np.array(to_rgb(c))).astype(int), 255) for c in COLOURS)])
         codes = range(max(int(labels.max()) + 1, 2))
-        rows = [table[0 if code == 0 else (code - 1) % len(COLOURS) + 1] for code in codes]
-        channels = {name: [int(row[k]) for row in rows] for k, name in enumerate("RGBA")}
+        rows = [(0, 0, 0, 0), *((*to_rgb(COLOURS[(code - 1) % len(COLOURS)]), 1) for code in codes[1:])]
+        channels = {name: [int(255 * row[k]) for row in rows] for k, name in enumerate("RGBA")}
         viewer.volumes[1].set_colormap_label(channels | {"I": list(codes), "labels": [str(code) for code in codes]})
         middle = [(axis.mean() + 0.5) / side for axis, side in zip((labels > 0).nonzero(), labels.shape)]
         viewer.scene.crosshair_pos = [float(m) for m in middle] if (labels > 0).any() else [0.5] * 3
@@ -104,7 +103,7 @@ def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float,
     return VBox([viewer])
 
 
-def _itk(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]):
+def _itk(volume: np.ndarray, labels: np.ndarray | None):
     """itkwidgets, which loads its viewer from the network when it draws."""
     import itkwidgets
 

@@ -18,12 +18,12 @@ from ssl3d.abdomen import (
     paint_abdomen,
     sample_abdomen,
     sample_abdomens,
-    save_volume,
     scan,
     scan_affine,
     shares,
 )
 from ssl3d.cohorts import InputError, open_cohort
+from ssl3d.samples import save_scan
 from ssl3d.store import prepare
 
 COHORT = ROOT / "data_samples" / "Task07_Pancreas"
@@ -45,7 +45,7 @@ def centre(scene, name):
 def test_the_same_seed_gives_the_same_bytes_and_another_index_others(subject, tmp_path):
     scene, image, (again, mask) = subject
     assert np.array_equal(image, again) and image.dtype == np.int16 and mask.dtype == np.uint8
-    files = [save_volume(array, tmp_path / f"{k}.nii.gz") for k, array in enumerate((image, again))]
+    files = [save_scan(array, scan_affine(), tmp_path / f"{k}.nii.gz") for k, array in enumerate((image, again))]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert (sample_abdomen(1)[0] != image).mean() > 0.2  # outside the body both are air
     assert (sample_abdomen(0, seed=1)[0] != image).mean() > 0.2

@@ -24,13 +24,19 @@ def cell_of_class(
     """The cell of the 3 x 3 (x 3) grid that a class means; the centre is skipped."""
     return classes + (classes >= n_classes // 2)
 
-# %% ../../nbs/22_location.ipynb #bed072d6
+# %% ../../nbs/22_location.ipynb #6ed3d6bb
+_WAYS = {2: (("up", "", "down"), ("left", "", "right")), 3: (("L", "", "R"), ("P", "", "A"), ("I", "", "S"))}
+
+
+def _place(cell: int, spatial_dims: int) -> list[int]:  # 0, 1 or 2 along each axis
+    """Where in the 3 x 3 (x 3) grid a cell lies."""
+    return [cell // 3 ** (spatial_dims - 1 - axis) % 3 for axis in range(spatial_dims)]
+
+
 def describe_cell(cell: int, spatial_dims: int) -> str:
     """Where a cell lies, seen from the centre: as 'L P' in a volume (RAS), as 'up left' in a picture."""
-    words = (("L", "", "R"), ("P", "", "A"), ("I", "", "S")) if spatial_dims == 3 else (
-        ("up", "", "down"), ("left", "", "right"))
-    place = [cell // 3 ** (spatial_dims - 1 - axis) % 3 for axis in range(spatial_dims)]
-    return " ".join(axis[at] for axis, at in zip(words, place) if axis[at]) or "centre"
+    words = zip(_WAYS[spatial_dims], _place(cell, spatial_dims))
+    return " ".join(axis[at] for axis, at in words if axis[at]) or "centre"
 
 # %% ../../nbs/22_location.ipynb #7e27294f
 class Location(ProxyTask):
@@ -102,7 +108,7 @@ class Location(ProxyTask):
         answers = [f"{c}: {describe_cell(int(cell_of_class(c, self.n_classes)), dims)}" for c in classes]
         return row(shown, titles=[*["centre"] * 5, *answers], columns=5, anatomical=False)
 
-# %% ../../nbs/22_location.ipynb #3167a9c7
+# %% ../../nbs/22_location.ipynb #a44805ba
 def _draw_map(fig, axes, marks: dict[str, int], dims: int) -> None:
     """The places around the centre, layer by layer, with the cells that some names mean."""
     import matplotlib.pyplot as plt
@@ -117,15 +123,15 @@ def _draw_map(fig, axes, marks: dict[str, int], dims: int) -> None:
         if dims == 2 or layer == 1:
             ax.text(1, 1, "centre", ha="center", va="center", fontsize=7)
         for name, cell in marks.items():
-            at = [cell // 3 ** (dims - 1 - axis) % 3 for axis in range(dims)]
+            at = _place(cell, dims)
             if dims == 2 or at[2] == layer:
                 marker, colour, size = looks[name]
                 ax.scatter(*(at[:2] if dims == 3 else (at[1], 2 - at[0])), marker=marker, c=colour, s=size,
                            edgecolors="black", linewidths=0.7, zorder=3)
-        ax.set(xlim=(-0.6, 2.6), ylim=(-0.6, 2.6), xticks=[], yticks=[], aspect="equal",
-               title=("feet", "middle", "head")[layer] if dims == 3 else "")
-        ax.title.set_fontsize(9)
-        ax.set(xlabel="L" + 18 * " " + "R", ylabel="P" + 18 * " " + "A" if layer == 0 else "") if dims == 3 else None
+        ax.set(xlim=(-0.6, 2.6), ylim=(-0.6, 2.6), xticks=[], yticks=[], aspect="equal")
+        if dims == 3:
+            ax.set_title(("feet", "middle", "head")[layer], fontsize=9)
+            ax.set(xlabel="L" + 18 * " " + "R", ylabel="P" + 18 * " " + "A" if layer == 0 else "")
         ax.spines[:].set_visible(False)
     for name in marks:
         axes[0].scatter([], [], marker=looks[name][0], c=looks[name][1], edgecolors="black", linewidths=0.7, label=name)
@@ -153,24 +159,22 @@ def draw_question(
     for ax, piece, name in zip(axes, seen, ("centre", "query")):
         draw_slice(ax, drawable(piece), anatomical=False)
         ax.set_title(name, fontsize=10)
-    draw_slice(axes[2], drawable(image), at=int(pair[1, 2]) + patch[2] // 2 if dims == 3 else None)
+    axes[2].axis("off")
     marks = {} if guess is None else {"you": guess}
     if answered:
         with torch.no_grad():
             said = task(pieces)[0, 0].argmax()
         marks = {"answer": int(cell_of_class(number, task.n_classes))} | marks | {
             "network": int(cell_of_class(said, task.n_classes))}
+        draw_slice(axes[2], drawable(image), at=int(pair[1, 2]) + patch[2] // 2 if dims == 3 else None)
         for corner, colour, style in zip(pair.tolist(), (COLOURS[4], COLOURS[1]), ("--", "-")):
             x, y, wide, high = (*corner[:2], *patch[:2]) if dims == 3 else (*corner[::-1], *patch[::-1])
             axes[2].add_patch(plt.Rectangle((x, y), wide, high, fill=False, edgecolor=colour, ls=style, lw=1.8))
         axes[2].set_title("in the scan", fontsize=10)
-    else:
-        axes[2].clear()
-        axes[2].axis("off")
     _draw_map(fig, axes[3:], marks, dims)
     return list(axes)
 
-# %% ../../nbs/22_location.ipynb #69ab8650
+# %% ../../nbs/22_location.ipynb #d7dcb784
 def play_location(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: Location,  # that answers beside you
@@ -182,10 +186,8 @@ def play_location(
 
     dims, side = image.ndim - 1, min(image.shape[1:]) // 3
     gap = side // 5 if task.gap is None else task.gap
-    words = (("L", "·", "R"), ("P", "·", "A"), ("I", "·", "S")) if dims == 3 else (("up", "·", "down"),
-                                                                               ("left", "·", "right"))
-    axes = {f"axis{k}": ToggleButtons(options=[(word, i) for i, word in enumerate(three)], value=1,
-                                      style={"button_width": "44px"}) for k, three in enumerate(words)}
+    axes = {f"axis{k}": ToggleButtons(options=[(word or "·", i) for i, word in enumerate(three)], value=1,
+                                      style={"button_width": "44px"}) for k, three in enumerate(_WAYS[dims])}
 
     def draw(question, gap, jitter, answered, **chosen):
         asked = copy(task)
