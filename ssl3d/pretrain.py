@@ -105,7 +105,7 @@ def _best_step(out: Path) -> int:
     observed = read_log(out, "observed.csv")
     return int(observed["step"][1:][observed["linear"][1:].argmax()])
 
-# %% ../nbs/31_pretrain.ipynb #52e48c53
+# %% ../nbs/31_pretrain.ipynb #0d22e6e5
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
     store: str | Path,  # folder of a prepared store; its test subjects are not looked at
@@ -159,7 +159,7 @@ def pretrain(
     _check_people([store.cases[name]["subject"] for name in names], batch_size, seed, n_steps, network.min_subjects)
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": store.hash,
                 "slices": slices, "fold": store.fold and list(store.fold),
-                "epochs": None if steps else epochs, "steps": steps, "batch_size": batch_size, "lr": lr,
+                "epochs": None if steps else epochs, "steps": n_steps, "batch_size": batch_size, "lr": lr,
                 "architecture": architecture, "widths": list(widths), "seed": seed, "precision": precision,
                 "probe": probe, "probe_every": probe_every if probe else None, "keep": keep}
     out = begin_run(out, settings)

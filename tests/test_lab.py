@@ -180,12 +180,16 @@ def browse(lab, notebook, seconds, then):
     return found
 
 
-def test_widgets_of_every_kind(lab):
+def write_notebook(file, text):
+    """A notebook of the cells that lie between lines of %%."""
     empty = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
-    cells = [empty | {"source": text.strip()} for text in PLAY.split("%%")]
+    cells = [empty | {"source": part.strip()} for part in text.split("%%")]
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    book = {"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}
-    (lab[2] / "play.ipynb").write_text(json.dumps(book))
+    file.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}))
+
+
+def test_widgets_of_every_kind(lab):
+    write_notebook(lab[2] / "play.ipynb", PLAY)
 
     def then(page):
         canvas = page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea-output canvas')].map(c => c.width)")
@@ -196,6 +200,40 @@ def test_widgets_of_every_kind(lab):
     assert {"slider", "dropdown", "toggle", "checkbox", "button"} <= set(changed), (changed, idle)
     assert len(changed) > 25 and len(idle) < 5, (changed, idle)
     print(changed, idle)
+
+
+def test_a_training_is_watched_stopped_and_goes_on(lab, store):
+    command = f"ssl3d pretrain rotation {store.folder} --out {lab[2] / 'run'} --steps 3000 --widths [4,8]"
+    write_notebook(lab[2] / "watch.ipynb", f"from ssl3d.live import live\n%%\nlive({{'rotation': '{command}'}})")
+
+    def then(page):
+        def press(name):
+            page.click(f'button.jupyter-button:has-text("{name}")')
+
+        def wait(pattern):
+            told = ".jp-OutputArea-output .widget-html-content >> nth=0"
+            for _ in range(900):
+                found = re.fullmatch(pattern, page.inner_text(told).strip())
+                if found:
+                    return int(found[1]), page.get_attribute(".jp-OutputArea-output img.widget-image", "src")
+                page.wait_for_timeout(100)
+            pytest.fail(f"waited for {pattern}: {page.inner_text(told)}")
+
+        press("start")
+        begun = wait(r"step (\d+) of 3000.* s left")
+        page.wait_for_timeout(3000)
+        later = wait(r"step (\d+) of 3000.* s left")
+        press("stop")
+        stopped = wait(r"stopped at step (\d+) of 3000")
+        press("go on")
+        gone_on = wait(r"step (\d+) of 3000.* s left")
+        press("stop")
+        wait(r"stopped at step (\d+) of 3000")
+        return begun, later, stopped, gone_on
+
+    begun, later, stopped, gone_on = browse(lab, "watch.ipynb", 120, then)
+    assert 0 < begun[0] < later[0] <= stopped[0] and begun[1] != later[1], "the bar and the picture grow"
+    assert stopped[0] - 50 <= gone_on[0], "it goes on from its last checkpoint"
 
 
 @pytest.mark.lab
