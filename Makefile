@@ -51,7 +51,7 @@ sync: $(READY)
 # run every notebook and keep its outputs; sums depend on the number of threads, so there is one
 notebooks: $(READY)
 	$(BIN)/nbdev_export
-	for nb in nbs/*.ipynb; do OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
+	for nb in nbs/*.ipynb nbs/lessons/*.ipynb; do OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
 	$(MAKE) sync
 
 # how fast the tasks and the store are: tables in results/bench

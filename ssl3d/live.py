@@ -171,7 +171,7 @@ def _told(watched: _Watched, step: int, total: int) -> str:
     left = f", {took / made * (total - step):.0f} s left" if made else ""
     return f"step {step} of {total}{left}" if total else f"begins, {time.monotonic() - watched.began:.0f} s"
 
-# %% ../nbs/44_live.ipynb #074cec98
+# %% ../nbs/44_live.ipynb #cd8d5365
 def live(
     commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune or classify
     picture: Callable[[dict[str, Path]], None] | None = None,  # draws one more figure from the folders of the runs
@@ -185,7 +185,7 @@ def live(
 
     watched = {name: _Watched(command) for name, command in commands.items()}
     runs = {name: each.out for name, each in watched.items()}
-    bars = {name: IntProgress(0, 0, 1, description=name) for name in commands}
+    bars = {name: IntProgress(0, 0, 1, description=name, layout=Layout(flex="0 0 auto")) for name in commands}
     words = {name: HTML() for name in commands}
     curves, extra = (Image(format="png", layout=Layout(align_self="flex-start")) for _ in range(2))
     start, stop = Button(description="start", icon="play"), Button(description="stop", icon="stop", disabled=True)

@@ -71,7 +71,7 @@ BROKEN = """() => [...document.querySelectorAll('.jp-OutputArea-output')].map(e 
 def lab(tmp_path_factory):
     """A JupyterLab of its own on a copy of the notebooks; gives its address and its folder."""
     folder = tmp_path_factory.mktemp("lab")
-    for name in ("nbs", "results", "data_samples"):
+    for name in ("nbs", "results", "data_samples", "experiments"):
         shutil.copytree(ROOT / name, folder / name)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -237,7 +237,7 @@ def test_a_training_is_watched_stopped_and_goes_on(lab, store):
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("notebook", sorted(file.name for file in (ROOT / "nbs").glob("*.ipynb")))
+@pytest.mark.parametrize("notebook", sorted(str(file.relative_to(ROOT / "nbs")) for file in (ROOT / "nbs").rglob("*.ipynb")))
 def test_every_notebook(lab, notebook):
     changed, idle = browse(lab, notebook, 600, drive)
     assert not idle or changed, "widgets answer"
