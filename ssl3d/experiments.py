@@ -365,7 +365,7 @@ def _is_made(out: Path, cell: Cell, digest: str) -> bool:
         any(line["cell"] == cell.name and line["hash"] == digest and line["state"] == "done"
             for line in read_diary(out))
 
-# %% ../nbs/50_experiments.ipynb #6b7e6988
+# %% ../nbs/50_experiments.ipynb #23cb8da5
 def make_cell(
     experiment: Experiment,
     cell: Cell,
@@ -393,7 +393,11 @@ def make_cell(
 
 
 def _begin(experiment: Experiment, out: Path) -> None:
-    """Start the folder of an experiment, or go on with it; it may have got more arms, shares and seeds."""
+    """Start the folder of an experiment, or go on with it; it may have got more arms, shares and seeds.
+
+    A folder that holds nothing but the `pretraining` of another experiment can be started: encoders that were made of
+    the same scans with the same settings are not made again.
+    """
     file = out / "experiment.yaml"
     if file.exists():
         before, now = _plain(read_experiment(file)), _plain(experiment)
@@ -404,7 +408,7 @@ def _begin(experiment: Experiment, out: Path) -> None:
             content |= {f"arm {name}": content["arms"][name] for name in shared}
             del content["arms"]
         refuse_difference(out, before, now)
-    elif not is_free(out):
+    elif not is_free(out) and {entry.name for entry in out.iterdir() if entry.suffix != ".lock"} != {"pretraining"}:
         raise InputError(f"{out}: is not empty and is no experiment. Name a new folder for it.")
     write_experiment(experiment, file)
 

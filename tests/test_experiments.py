@@ -57,6 +57,18 @@ def settings_of(out, cell):
     return yaml.safe_load((out / "cells" / cell / "settings.yaml").read_text())
 
 
+def test_encoders_of_another_experiment_are_used_again(toy, tmp_path):
+    place = tmp_path / "other" / "pretraining"
+    shutil.copytree(toy[0] / "pretraining", place)
+    before = {file: file.stat().st_mtime_ns for file in place.rglob("encoder.*")}
+    other = replace(TOY, finetuning={"steps": 2, "warmup": 0}, shares=[1.0], seeds=2)
+    run_experiment(other, tmp_path / "other", progress=False)
+    assert len(before) == 4 and all(file.stat().st_mtime_ns == at for file, at in before.items())
+    (tmp_path / "other" / "experiment.yaml").unlink()
+    with pytest.raises(InputError, match="is no experiment"):
+        run_experiment(other, tmp_path / "other", progress=False)
+
+
 def test_every_arm_gets_the_same(toy):
     out, rows = toy
     names = [c.name for c in cells_of(TOY)]

@@ -51,6 +51,7 @@ view(images[0, 0], images[0, 0] > 0.9, viewer="slices")
 %%
 view(images[0, 0], images[0, 0] > 0.9)
 """
+NOTEBOOKS = sorted(str(file.relative_to(ROOT / "nbs")) for file in (ROOT / "nbs").rglob("*.ipynb"))
 KINDS = {
     "slider": ".noUi-handle",
     "dropdown": "select",
@@ -237,7 +238,7 @@ def test_a_training_is_watched_stopped_and_goes_on(lab, store):
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("notebook", sorted(str(file.relative_to(ROOT / "nbs")) for file in (ROOT / "nbs").rglob("*.ipynb")))
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_every_notebook(lab, notebook):
     changed, idle = browse(lab, notebook, 600, drive)
     assert not idle or changed, "widgets answer"

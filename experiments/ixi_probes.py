@@ -1,0 +1,66 @@
+"""What do linear models read from the encoders of an experiment: age and sex of its test people, from few labels?
+
+    python experiments/ixi_probes.py runs/ixi_tissue       (writes results/ixi_probe_age and results/ixi_probe_sex)
+
+The encoders are those that `experiments/ixi_tissue.yaml` pretrained, and they stay as they are. For scratch they have
+random weights. Ridge regression and logistic regression see the mean of the coarsest map of some training people, the
+same ones for every arm, and answer for the test people. The rows are those of an experiment.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ssl3d.experiments import read_experiment
+from ssl3d.metrics import write_scores
+from ssl3d.networks import load_encoder, make_encoder
+from ssl3d.probes import pooled_features
+from ssl3d.splits import label_subset
+from ssl3d.statistics import verdict, verdict_table
+from ssl3d.store import Store
+
+SHARES = (0.08, 0.2, 0.4, 1.0)
+
+
+def answers(features: dict[str, np.ndarray], store: Store, target: str, share: float, seed: int) -> list[dict]:
+    """What a linear model says of each test person after a fit on a share of the training people."""
+    truth = {name: case[target] for name, case in store.cases.items() if case[target] is not None}
+    train = {n: store.cases[n]["subject"] for n in store.split("train") if n in truth}
+    test = [n for n in store.split("test") if n in truth]
+    names = label_subset(train, share, seed, {n: truth[n] for n in train} if target == "sex" else None)
+    model = RidgeCV(np.logspace(-2, 4, 13)) if target == "age" else LogisticRegression(C=0.1, max_iter=2000)
+    model = make_pipeline(StandardScaler(), model).fit([features[n] for n in names], [truth[n] for n in names])
+    said = dict(zip(test, model.predict([features[n] for n in test])))
+    code = {"F": 0, "M": 1}
+    return [{"subject": store.cases[n]["subject"], "case": n} | (
+        {"age": truth[n], "guess": round(float(said[n]), 3)} if target == "age" else
+        {"grade": code[truth[n]], "predicted": code[said[n]]}) for n in test]
+
+
+def main(run: Path) -> None:
+    experiment, store = read_experiment(run / "experiment.yaml"), Store(run / "store")
+    rows = {"age": [], "sex": []}
+    for arm in experiment.arms:
+        for seed in range(experiment.seeds):
+            encoder = make_encoder("unet", 3, store.channels, tuple(experiment.network["widths"]), seed) \
+                if arm == "scratch" else load_encoder(run / "pretraining" / f"{arm}-{seed}")
+            names = [*store.split("train"), *store.split("test")]
+            features = dict(zip(names, pooled_features(encoder, store, names)))
+            for target, table in rows.items():
+                for share in SHARES:
+                    table += [{"arm": arm, "share": share, "seed": seed, "fold": ""} | row
+                              for row in answers(features, store, target, share, seed)]
+    for target, table in rows.items():
+        out = Path(f"results/ixi_probe_{target}")
+        out.mkdir(parents=True, exist_ok=True)
+        write_scores(out / "results.csv", table)
+        (out / "summary.txt").write_text(verdict_table(verdict(table, "scratch")) + "\n")
+        print((out / "summary.txt").read_text())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
