@@ -32,7 +32,7 @@ def main() -> None:
     text, resources = MarkdownExporter().from_notebook_node(notebook, where)
     text = re.sub(r"```python\s*```", "", text)
     text = re.sub(r"!\[png\]", lambda _: f"![{next(captions)}]", text)
-    text = re.sub(r"\]\((\w+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")  # the README lies one folder up
+    text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")  # the README lies one folder up
     shutil.rmtree(ROOT / PICTURES, ignore_errors=True)
     for name, data in resources.get("outputs", {}).items():
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
