@@ -12,12 +12,12 @@ from conftest import ROOT
 
 
 @pytest.fixture
-def tool(tmp_path, monkeypatch):
+def tool(monkeypatch):
     """The script, with a registry of small packs that hold what is to be replaced."""
     spec = importlib.util.spec_from_file_location("setup_itk", ROOT / "tools" / "setup_itk.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    packs = {}
+    packs, registry = {}, {}
     for name, (version, _) in tool.PACKS.items():
         inside = f"static/packs/{name}/"
         files = {"LICENSE": "words", "README.md": "more words", "dist/a.js": "a", "dist/a.js.map": "a"}
@@ -28,12 +28,10 @@ def tool(tmp_path, monkeypatch):
                 member = tarfile.TarInfo(f"package/{path}")
                 member.size = len(text.encode())
                 archive.addfile(member, io.BytesIO(text.encode()))
-        file = tmp_path / "registry" / name / "-" / f"{name}-{version}.tgz"
-        file.parent.mkdir(parents=True)
-        file.write_bytes(held.getvalue())
+        registry[name, version] = held.getvalue()
         packs[name] = (version, base64.b64encode(hashlib.sha512(held.getvalue()).digest()).decode())
     monkeypatch.setattr(tool, "PACKS", packs)
-    monkeypatch.setattr(tool, "REGISTRY", (tmp_path / "registry").as_uri())
+    monkeypatch.setattr(tool, "asked", lambda name, version: registry[name, version])
     return tool
 
 
@@ -94,6 +92,6 @@ def test_what_is_missing_is_named(tool, environment):
 def test_another_pack_is_refused(tool, environment, monkeypatch):
     version, _ = tool.PACKS["vue"]
     monkeypatch.setitem(tool.PACKS, "vue", (version, "A" * 86 + "=="))
-    with pytest.raises(SystemExit, match="vue-2.6.10.tgz: its checksum"):
+    with pytest.raises(SystemExit, match="vue@2.6.10: its checksum"):
         tool.main(environment)
     assert not (environment / tool.SHARE).exists() and not (environment / tool.CONFIG).exists()

@@ -4,11 +4,11 @@ For whoever installed `pip install 'ssl3d[itk]'`, best in a virtual environment 
 
     python tools/setup_itk.py
 
-with the python of that environment, once, with a network. Start JupyterLab anew afterwards, and reload its page without
+with the python of that environment, once, with a network and npm (of Node.js). Start JupyterLab anew afterwards, and reload its page without
 the browser's cache (Ctrl+Shift+R). It may be run again at any time.
 
 itkwidgets has no viewer of its own: when it draws, it asks servers on the web for one. This script fetches the same
-programs from the npm registry (about 53 MB; their checksums are below), puts them beside a copy of the JupyterLab
+programs by npm (about 53 MB; their checksums are below), puts them beside a copy of the JupyterLab
 extension that loads them, replaces the addresses in the copies by that place, and tells JupyterLab to look there first.
 What pip installed is not changed. It writes to the environment only: SHARE and CONFIG, below. To undo it, delete both
 (in CONFIG, the line with the path). Nothing of it is part of ssl3d, and nothing of it is committed.
@@ -22,21 +22,20 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
-import urllib.request
+import tempfile
 from pathlib import Path
 
 EXTENSION = "imjoy-jupyterlab-extension"
 INSTALLED = Path("share/jupyter/labextensions") / EXTENSION  # these three are relative to the environment
 SHARE = Path("share/jupyter/ssl3d-itk")
 CONFIG = Path("etc/jupyter/jupyter_lab_config.json")
-REGISTRY = os.environ.get("npm_config_registry", "https://registry.npmjs.org").rstrip("/")
 
-PACKS = {  # name -> version and SHA-512, as the npm registry gives it ("integrity")
+PACKS = {  # name -> version and SHA-512, as npm knows it ("integrity")
     "itk-vtk-viewer": (
         "14.51.0",
         "i1H0PfekLdCfL45lZ96aWCoh4thzxeexiGJ3NYC9euF1WefXW0P1JijBLIJfrDBvp5fhjncj/EEnIW1auBh+zw==",
@@ -93,14 +92,24 @@ EDITS = {
 }
 
 
+def asked(name: str, version: str) -> bytes:
+    """One pack, as npm fetches it."""
+    npm = shutil.which("npm")
+    if npm is None:
+        sys.exit("npm is not there, and fetches the viewer. Install Node.js, which brings it, and try again.")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([npm, "pack", f"{name}@{version}", "--silent"], cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{name}@{version}: npm cannot fetch it. {done.stderr.strip()}")
+        return next(Path(folder).glob("*.tgz")).read_bytes()
+
+
 def fetch(name: str, version: str, sha512: str) -> bytes:
-    """One pack from the npm registry; stops when it is not the one that is expected."""
-    address = f"{REGISTRY}/{name}/-/{name}-{version}.tgz"
-    print("fetching", address)
-    with urllib.request.urlopen(address, timeout=180) as answer:
-        pack = answer.read()
+    """One pack; stops when it is not the one that is expected."""
+    print("fetching", name, version)
+    pack = asked(name, version)
     if base64.b64encode(hashlib.sha512(pack).digest()).decode() != sha512:
-        sys.exit(f"{address}: its checksum is not the expected one, {sha512}")
+        sys.exit(f"{name}@{version}: its checksum is not the expected one, {sha512}")
     return pack
 
 
