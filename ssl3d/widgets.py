@@ -59,7 +59,7 @@ def view(
     viewer: str = "auto",  # "niivue", "itk", "slices", or "auto": niivue where it is installed, else slices
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),  # mm from voxel to voxel
 ):  # a widget
-    """Look at a volume from all sides; raises `InputError` for no volume, and for a viewer that is not installed."""
+    """Look at a volume from all sides; raises `InputError` for no volume, and for a viewer that cannot show it here."""
     if viewer not in ("auto", *VIEWERS, "slices"):
         raise InputError(f"viewer is {viewer!r}, and has to be one of auto, {', '.join(VIEWERS)}, slices.")
     volume, labels = (None if x is None else np.asarray(x) for x in (volume, labels))
@@ -73,7 +73,7 @@ def view(
                          "viewer='slices' needs nothing more.")
     if viewer == "niivue" or viewer == "auto" and there["niivue"]:
         return _niivue(volume, labels, spacing)
-    return _itk(volume, labels) if viewer == "itk" else _slicer(volume, labels, viewer == "auto")
+    return _itk(volume, labels, spacing) if viewer == "itk" else _slicer(volume, labels, viewer == "auto")
 
 # %% ../nbs/03_widgets.ipynb #8ac1b0bc
 def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]):
@@ -103,11 +103,28 @@ def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float,
     return VBox([viewer])
 
 
-def _itk(volume: np.ndarray, labels: np.ndarray | None):
-    """itkwidgets, which loads its viewer from the network when it draws."""
-    import itkwidgets
+def _itk(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]):
+    """ITK's viewer in JupyterLab, at the axial slice amid the labels; anywhere else it would wait for ever."""
+    from IPython import get_ipython
 
-    return itkwidgets.view(volume, label_image=labels)
+    asked = getattr(get_ipython(), "parent_header", {}).get("header", {})
+    if asked.get("username") != "":  # what JupyterLab sends; programs that run notebooks give a name
+        raise InputError("the viewer 'itk' shows in JupyterLab only, where a browser answers it. "
+                         "viewer='slices' shows anywhere.")
+    import itkwidgets
+    from ngff_zarr import to_ngff_image
+
+    def packed(array):  # the viewer takes for granted that its axes are z, y, x, and point to S, P and L
+        turned = np.ascontiguousarray(array[::-1, ::-1].T)
+        return to_ngff_image(turned, dims=("z", "y", "x"), scale={d: float(s) for d, s in zip("xyz", spacing)})
+
+    more = {} if labels is None else {"label_image": packed(labels.astype(np.uint8))}
+    viewer = itkwidgets.view(packed(volume.astype(np.float32)), cmap="Grayscale", gradient_opacity=0.0, **more)
+    shown = np.arange(volume.shape[2]) if labels is None or not labels.any() else labels.nonzero()[2]
+    viewer.set_view_mode("ZPlane")  # its rendering is slow where there is no GPU
+    viewer.set_z_slice(float(shown.mean() * spacing[2]))
+    viewer._ipython_display_ = lambda: None  # it has drawn itself
+    return viewer
 
 
 def _slicer(volume: np.ndarray, labels: np.ndarray | None, missing: bool):

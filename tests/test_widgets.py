@@ -1,6 +1,10 @@
 """Widgets answer to their controls, on pictures and volumes, with a network beside them and without."""
 
+import sys
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from conftest import SMALL, python
@@ -140,3 +144,39 @@ def test_a_volume_is_viewed_by_what_there_is(monkeypatch):
             view(volume, **given)
     with pytest.raises(InputError, match="without its axis"):
         view(volume[None])
+
+
+def test_the_itk_viewer_gets_the_volume_upright(monkeypatch):
+    seen = {}
+
+    class Viewer:
+        def __init__(self, image, **more):
+            seen.update(more, image=image)
+
+        def set_view_mode(self, mode):
+            seen["mode"] = mode
+
+        def set_z_slice(self, place):
+            seen["place"] = place
+
+    monkeypatch.setitem(sys.modules, "itkwidgets", SimpleNamespace(view=Viewer))
+    packed = SimpleNamespace(to_ngff_image=lambda array, **more: SimpleNamespace(array=array, **more))
+    monkeypatch.setitem(sys.modules, "ngff_zarr", packed)
+    monkeypatch.setattr("ssl3d.widgets.find_spec", lambda package: "there")
+    volume, labels = np.zeros((4, 5, 6), np.float16), np.zeros((4, 5, 6), np.int64)
+    volume[0, -1, 2] = labels[0, -1, 2] = 1  # patient's left, front
+    header = {"header": {}}
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(parent_header=header))
+    for name in ("", "someone"):  # outside a kernel there is no name, and a program that runs notebooks gives one
+        header["header"] = {"username": name} if name else {}
+        with pytest.raises(InputError, match="in JupyterLab only"):
+            view(volume, labels, viewer="itk")
+    header["header"] = {"username": ""}
+    view(volume, labels, viewer="itk", spacing=(1, 2, 3))
+    assert seen["mode"] == "ZPlane" and seen["place"] == 6.0
+    for image in (seen["image"], seen["label_image"]):
+        assert image.dims == ("z", "y", "x") and image.scale == {"x": 1.0, "y": 2.0, "z": 3.0}
+        assert image.array[2, 0, -1] == 1 and image.array.sum() == 1, "x points to the left, y to the back"
+    seen.clear()
+    view(volume, viewer="itk")
+    assert "label_image" not in seen and seen["place"] == 2.5

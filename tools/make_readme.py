@@ -1,7 +1,6 @@
-"""Make README.md and its pictures (nbs/pictures/) from the committed outputs of nbs/index.ipynb."""
+"""Make README.md and its pictures (nbs/pictures/index_*) from the committed outputs of nbs/index.ipynb."""
 
 import re
-import shutil
 from pathlib import Path
 
 import nbformat
@@ -33,7 +32,8 @@ def main() -> None:
     text = re.sub(r"```python\s*```", "", text)
     text = re.sub(r"!\[png\]", lambda _: f"![{next(captions)}]", text)
     text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")  # the README lies one folder up
-    shutil.rmtree(ROOT / PICTURES, ignore_errors=True)
+    for picture in (ROOT / PICTURES).glob("index_*"):
+        picture.unlink()
     for name, data in resources.get("outputs", {}).items():
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / name).write_bytes(data)
