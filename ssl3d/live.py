@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['progress_of', 'draw_progress', 'segmenter_so_far', 'draw_case', 'live']
 
-# %% ../nbs/44_live.ipynb #0344e6f7
+# %% ../nbs/44_live.ipynb #58bbab71
 import asyncio
 import os
 import shlex
-import signal
+import shutil
 import subprocess
-import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from .store import Store
 from .views import COLOURS, busiest, row
 from .widgets import snapshot
 
-# %% ../nbs/44_live.ipynb #1fa87f21
+# %% ../nbs/44_live.ipynb #519794df
 def _log(run: Path, file: str = "log.csv") -> dict[str, np.ndarray] | None:
     """A log of a run, or nothing as long as there is none, and while its last line is being written."""
     try:
@@ -41,10 +41,10 @@ def _log(run: Path, file: str = "log.csv") -> dict[str, np.ndarray] | None:
 
 
 def progress_of(run: str | Path) -> tuple[int, int]:  # folder of a run -> steps made, steps in all
-    """How far a run is, finished or not."""
+    """How far a run is, finished or not; raises `InputError` where its settings are damaged."""
     run = Path(run)
     log = _log(run)
-    total = read_settings(run)["steps"] if (run / "settings.yaml").exists() else 0
+    total = read_settings(run).get("steps", 0) if (run / "settings.yaml").exists() else 0
     return (0 if log is None else int(log["step"][-1])), total
 
 # %% ../nbs/44_live.ipynb #533cfd5c
@@ -57,46 +57,60 @@ def _smooth(values: np.ndarray, n: int = 10) -> np.ndarray:
     first = np.maximum(np.arange(1, len(values) + 1) - n, 0)
     return (sums[1:] - sums[first]) / (np.arange(1, len(values) + 1) - first)
 
-# %% ../nbs/44_live.ipynb #df8da9c2
+# %% ../nbs/44_live.ipynb #9645d4c3
+def _score_name(run: Path, what: str) -> str:
+    """What a column of `observed.csv` is, and of whom."""
+    validation = what == "linear" or read_settings(run).get("validate")
+    return f"{'linear probe' if what == 'linear' else what}, {'validation' if validation else 'test'} cases"
+
+
 def draw_progress(
     runs: dict[str, Path],  # name in the legend -> folder of a run, which need not have begun
 ) -> None:
-    """Loss of some runs against the step, and the accuracy (with chance) or the score of those that know theirs."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.8), dpi=80, layout="constrained")
-    for i, (name, run) in enumerate(runs.items()):
+    """Against the step: the loss of some runs, and where they know them their accuracy, with chance, and score."""
+    logs = {name: _log(run) or {"step": [], "loss": []} for name, run in runs.items()}
+    scores = {name: _log(run, "observed.csv") for name, run in runs.items()}
+    answered, scored = any("accuracy" in log for log in logs.values()), any(scores.values())
+    n = 1 + answered + scored
+    fig, axes = plt.subplots(1, n, figsize=(1 + 3.6 * n, 2.8), dpi=80, layout="constrained", squeeze=False)
+    for i, (name, log) in enumerate(logs.items()):
         colour, style = _LOOKS[(i + (len(runs) == 1)) % len(_LOOKS)]
-        log, observed = _log(run), _log(run, "observed.csv")
-        if log is not None:
-            left.plot(log["step"], _smooth(log["loss"]), color=colour, ls=style)
-        if log is not None and "accuracy" in log:
-            right.plot(log["step"], _smooth(log["accuracy"]), color=colour, ls=style)
-            right.plot(log["step"], log["chance"], color=COLOURS[6], lw=0.8, ls=":")
-            right.set_ylabel("accuracy (dotted: chance)")
-        elif observed is not None:
-            what = next(column for column in observed if column != "step")
-            right.plot(observed["step"], observed[what], color=colour, ls=style, marker=".")
-            right.set_ylabel(f"{what}, test cases")
-        left.plot([], [], color=colour, ls=style, label=name)
+        axes[0][0].plot(log["step"], _smooth(log["loss"]), color=colour, ls=style, label=name)
+        if "accuracy" in log:
+            axes[0][1].plot(log["step"], _smooth(log["accuracy"]), color=colour, ls=style)
+            axes[0][1].plot(log["step"], log["chance"], color=COLOURS[6], lw=0.8, ls=":")
+        if scores[name]:
+            what = next(column for column in scores[name] if column != "step")
+            axes[0][-1].plot(scores[name]["step"], scores[name][what], color=colour, ls=style, marker=".")
+            axes[0][-1].set_ylabel(_score_name(runs[name], what))
     steps = max(total for _, total in map(progress_of, runs.values()))
-    for ax in (left, right):
+    for ax, label in zip(axes[0], ("loss", *["accuracy (dotted: chance)"] * answered)):
+        ax.set_ylabel(label)
+    for ax in axes[0]:
         ax.set(xlabel="step", xlim=(0, steps or 1))
         ax.spines[["top", "right"]].set_visible(False)
-    left.set_ylabel("loss")
-    right.set_ylim(top=1.02)
-    left.legend(frameon=False, fontsize=9)
+    axes[0][0].legend(frameon=False, fontsize=9)
 
-# %% ../nbs/44_live.ipynb #0aadf3a4
+# %% ../nbs/44_live.ipynb #75330c79
 def segmenter_so_far(
     run: str | Path,  # folder of a fine-tuning run, finished or not
     store: Store,  # that it is trained on
 ) -> nn.Module:  # (B, C, *space) to class scores, for whole images
-    """The network of a run as its last checkpoint has it; raises `InputError` as long as there is none."""
+    """The network of a run as its last checkpoint has it.
+
+    Raises `InputError` as long as there is none, for a run of another kind, and for one on another store or fold.
+    """
     run = Path(run)
+    how = read_settings(run)
+    if how["command"] != "finetune":
+        raise InputError(f"{run}: is no fine-tuning run, and only such a run marks anything. Leave it out.")
+    if how["store"] != store.hash or how["fold"] != (store.fold and list(store.fold)):
+        raise InputError(f"{run}: was trained on another store or fold than {store.folder}. Open the one it was "
+                         "trained on.")
     if (run / "segmenter.json").exists():
         return load_segmenter(run, store)
     if not (run / "last.ckpt").exists():
         raise InputError(f"{run}: has no checkpoint yet. Wait for the first one, after 50 steps.")
-    how = read_settings(run)
     network, _ = make_segmenter(store, None, tuple(how["widths"]), architecture=how["architecture"],
                                 patch=how["patch"], slices=how["slices"])
     whole = on_volumes(network, how["patch"], how["slices"])
@@ -104,74 +118,109 @@ def segmenter_so_far(
     (network if how["patch"] else whole).load_state_dict({k.removeprefix("network."): v for k, v in kept.items()})
     return whole
 
-# %% ../nbs/44_live.ipynb #c353f242
+# %% ../nbs/44_live.ipynb #7a0854a2
 def draw_case(
     store: Store,  # of volumes with masks
     runs: dict[str, Path],  # title -> folder of a fine-tuning run, finished or not
     channel: int = -1,  # of the image, to be drawn
 ) -> None:
-    """The test case with the largest mask: image, truth, and what each run marks, with its mean Dice."""
-    case = max((n for n in store.split("test") if store.cases[n]["classes"]), key=lambda n: (store.mask(n) > 0).sum())
+    """The test case with the largest mask: image, truth, and what each run marks, with its mean Dice.
+
+    Runs without a checkpoint are left out. Raises `InputError` for a store without masks to test on, and for runs that
+    are of another kind or on another store.
+    """
+    masked = [name for name in store.split("test") if store.cases[name]["classes"]]
+    if not masked:
+        raise InputError(f"{store.folder}: has no test case with a mask, so there is none to draw.")
+    case = max(masked, key=lambda name: (store.mask(name) > 0).sum())
     image, truth = store.image(case)[channel], store.mask(case)
-    there = {name: run for name, run in runs.items() if any((run / f).exists() for f in ("last.ckpt", "scores.csv"))}
+    there = {name: run for name, run in runs.items()
+             if any((Path(run) / file).exists() for file in ("last.ckpt", "segmenter.json"))}
     marked = [segment(segmenter_so_far(run, store), store, [case])[case] for run in there.values()]
     dice = [np.mean([r["dice"] for r in score({case: mask}, store, distances=False)]) for mask in marked]
-    titles = [case, "truth", *(f"{name}: {d:.2f}" for name, d in zip(there, dice))]
+    titles = [case, "truth", *(f"{name}: Dice {d:.2f}" for name, d in zip(there, dice))]
     row([image] * len(titles), masks=[truth * 0, truth, *marked], titles=titles, at=busiest(truth),
         classes=store.classes)
 
-# %% ../nbs/44_live.ipynb #77d98840
-_COMMAND = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a kernel that ignores it between cells hands that down
-from ssl3d.cli import main
-main()
-"""
+# %% ../nbs/44_live.ipynb #12f2bd8f
+def _parsed(command: str) -> tuple[list[str], Path]:  # the words of a command, and the folder of its run
+    """A command as a shell would read it; raises `InputError` for one that does not train."""
+    try:
+        line = [os.path.expanduser(word) for word in shlex.split(command)]
+    except ValueError:  # a quote that is not closed
+        line = []
+    words = [part for word in line for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if line[:1] != ["ssl3d"] or line[1:2] not in (["pretrain"], ["finetune"], ["classify"]) or \
+            "--out" not in words[:-1]:
+        raise InputError(f"'{command}' cannot be watched. Give a command that trains, with the folder of its run: "
+                         "ssl3d finetune STORE --out FOLDER.")
+    return line, Path(words[words.index("--out") + 1])
 
 
+assert _parsed("ssl3d pretrain rotation 'my scans' --out=runs/x --steps 5")[1] == Path("runs/x")
+
+# %% ../nbs/44_live.ipynb #e324bede
 class _Watched:
-    """A command of ssl3d, as a shell would be given it, that can be started, stopped, and started again."""
+    """A command that can be started, stopped, and started again."""
 
     def __init__(self, command: str):
-        self.line = shlex.split(command)
-        if self.line[:1] != ["ssl3d"] or "--out" not in self.line[:-1]:
-            raise InputError(f"'{command}' cannot be watched. Give a command that trains, with the folder of its run: "
-                             "ssl3d finetune STORE --out FOLDER.")
-        self.out = Path(self.line[self.line.index("--out") + 1])
+        self.line, self.out = _parsed(command)
         self.process, self.stopped = None, False
 
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def start(self, threads: int) -> None:
+        program = shutil.which("ssl3d", path=sysconfig.get_path("scripts")) or "ssl3d"
         self.said, self.stopped, self.first, self.began = tempfile.TemporaryFile(), False, None, time.monotonic()
-        self.process = subprocess.Popen([sys.executable, "-c", _COMMAND, *self.line[1:]], stdin=subprocess.DEVNULL,
-                                        stdout=self.said, stderr=subprocess.STDOUT,
-                                        env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        self.process = subprocess.Popen([program, *self.line[1:]], stdin=subprocess.DEVNULL, stdout=self.said,
+                                        stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
 
     def stop(self) -> None:
-        if self.process.poll() is None:
+        if self.running():
             self.stopped = True
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
 
     def last_words(self) -> str:
         self.said.seek(0)
         lines = self.said.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
-# %% ../nbs/44_live.ipynb #3d438251
+# %% ../nbs/44_live.ipynb #93188405
 def _told(watched: _Watched, step: int, total: int) -> str:
     """How a command is getting on, in words."""
+    code = None if watched.process is None else watched.process.poll()
     if watched.process is None:
         return f"step {step} of {total}" if total else "not begun"
-    if watched.process.poll() is not None:
-        return f"stopped at step {step} of {total}" if watched.stopped else watched.last_words()
+    if code == 0:
+        return watched.last_words()
+    if code is not None and watched.stopped:
+        return f"stopped at step {step} of {total}" if total else "stopped before its first step"
+    if code is not None:
+        return f"failed (exit status {code}): {watched.last_words()}"
     if watched.first is None or step < watched.first[0]:
         watched.first = (step, time.monotonic())
     made, took = step - watched.first[0], time.monotonic() - watched.first[1]
     if step == total and total:
-        return f"{total} steps made, now it is scored"
+        return f"{total} steps made, now it is written and scored"
     left = f", {took / made * (total - step):.0f} s left" if made else ""
     return f"step {step} of {total}{left}" if total else f"begins, {time.monotonic() - watched.began:.0f} s"
 
-# %% ../nbs/44_live.ipynb #cd8d5365
+# %% ../nbs/44_live.ipynb #198f7f98
+_STARTED: dict[Path, _Watched] = {}  # folder of a run -> what this program started to make it
+
+
+def _changes(runs: list[Path]) -> dict[Path, int]:
+    """The files of some runs that tell of progress, and when each of them was changed, in ns."""
+    found = {}
+    for file in (run / name for run in runs for name in ("log.csv", "observed.csv", "last.ckpt", "segmenter.json")):
+        try:
+            found[file] = file.stat().st_mtime_ns
+        except FileNotFoundError:
+            pass
+    return found
+
+# %% ../nbs/44_live.ipynb #eb6de33f
 def live(
     commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune or classify
     picture: Callable[[dict[str, Path]], None] | None = None,  # draws one more figure from the folders of the runs
@@ -179,36 +228,49 @@ def live(
     """Train side by side in the background and watch: bars with the time left, curves that grow, start and stop.
 
     What is stopped goes on from its last checkpoint (every 50 steps) when it is started again, here or by the same
-    command in a shell. Raises `InputError` for what is no command with an `--out`.
+    command in a shell. Raises `InputError` for what is no command that trains into a folder of its own.
     """
     from ipywidgets import HTML, Button, HBox, Image, IntProgress, Layout, VBox
 
     watched = {name: _Watched(command) for name, command in commands.items()}
     runs = {name: each.out for name, each in watched.items()}
+    if not watched or len({run.resolve() for run in runs.values()}) < len(watched):
+        raise InputError("live needs a command at least, and a folder of its own for each. Give every command its "
+                         "--out.")
+    for run in runs.values():
+        if run.resolve() in _STARTED:
+            _STARTED.pop(run.resolve()).stop()
     bars = {name: IntProgress(0, 0, 1, description=name, layout=Layout(flex="0 0 auto")) for name in commands}
     words = {name: HTML() for name in commands}
     curves, extra = (Image(format="png", layout=Layout(align_self="flex-start")) for _ in range(2))
     start, stop = Button(description="start", icon="play"), Button(description="stop", icon="stop", disabled=True)
-    seen = {}
+    seen, trouble = {}, HTML()
 
     def show():
         for name, each in watched.items():
             step, total = progress_of(each.out)
             bars[name].max, bars[name].value = total or 1, step
             words[name].value = escape(_told(each, step, total))
-        files = [run / file for run in runs.values() for file in ("log.csv", "observed.csv", "last.ckpt", "scores.csv")]
-        now = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+        now = _changes(runs.values())
         if now != seen or not curves.value:
             draw_progress(runs)
             curves.value = snapshot()
-        slow = {file: at for file, at in now.items() if file.name in ("last.ckpt", "scores.csv")}
-        if picture is not None and slow and any(seen.get(file) != at for file, at in slow.items()):
-            picture(runs)
-            extra.value = snapshot()
+        new = {file.name for file, at in now.items() if seen.get(file) != at}
+        if picture is not None and new & {"last.ckpt", "segmenter.json"}:
+            draw()
+        seen.clear()
         seen.update(now)
 
+    def draw():
+        try:
+            picture(runs)
+            extra.value, trouble.value = snapshot(), ""
+        except Exception as e:  # a picture that cannot be drawn does not end the watching
+            plt.close("all")
+            trouble.value = f"<b>{escape(f'no picture: {e}')}</b>"
+
     async def follow():
-        while any(each.process.poll() is None for each in watched.values()):
+        while any(each.running() for each in watched.values()):
             show()
             await asyncio.sleep(1)
         show()
@@ -217,11 +279,12 @@ def live(
     def begin(_):
         start.disabled, stop.disabled, start.description = True, False, "go on"
         for each in watched.values():
-            each.start(max(1, (os.cpu_count() or 1) // len(watched)))
+            each.start(max(1, torch.get_num_threads() // len(watched)))
+            _STARTED[each.out.resolve()] = each
         start.following = asyncio.get_running_loop().create_task(follow())  # kept, or it would be thrown away
 
     start.on_click(begin)
     stop.on_click(lambda _: [each.stop() for each in watched.values()])
     show()
     lines = [HBox([bars[name], words[name]]) for name in commands]
-    return VBox([HBox([start, stop]), *lines, curves, *([extra] if picture else [])])
+    return VBox([HBox([start, stop]), *lines, curves, *([extra, trouble] if picture else [])])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw', 'steps_per_epoch', 'images_of_step', 'read_batch', 'Learner', 'check_devices', 'train']
 
-# %% ../nbs/30_training.ipynb #321bc135
+# %% ../nbs/30_training.ipynb #6fe9e96a
 import logging
 import os
 import sys
@@ -18,6 +18,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -259,7 +260,23 @@ def _helped(devices: int) -> Iterator[None]:
     if mine > 0:
         sys.exit(0)
 
-# %% ../nbs/30_training.ipynb #ee605bb8
+# %% ../nbs/30_training.ipynb #4d83d617
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """In here nobody else trains into a folder; raises `InputError` where somebody does."""
+    helper = int(os.environ.get("LOCAL_RANK", 0)) > 0  # the lock is held by the process that it helps
+    lock = FileLock(out / "train.lock", timeout=0)
+    try:
+        if not helper:
+            lock.acquire()
+    except Timeout:
+        raise InputError(f"{out}: is being trained by another process. Wait until it ends, or stop it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+# %% ../nbs/30_training.ipynb #fb36eff5
 def train(
     network: torch.nn.Module,  # trained in place
     question: Callable,  # (network, batch, step) -> inputs (rows, ...), targets
@@ -290,7 +307,7 @@ def train(
     observer = [_Observe(Path(out), n_steps, *observe)] if observe else []
     callbacks = [*observer, _Keep(Path(out), n_steps, checkpoint_every, log_every),
                  *([_Progress(title)] if progress else [])]
-    with _quiet(), _helped(devices):
+    with _alone(Path(out)), _quiet(), _helped(devices):
         try:
             runner = pl.Trainer(max_steps=n_steps, callbacks=callbacks, plugins=[_WholeCheckpoints()], logger=False,
                                 enable_checkpointing=False, enable_progress_bar=progress, enable_model_summary=False,

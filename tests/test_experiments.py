@@ -76,9 +76,7 @@ def test_every_arm_gets_the_same(toy):
     runs = {arm: [settings_of(out, n) for n in sorted(names) if n.startswith(arm)] for arm in TOY.arms}
     without = {arm: [{k: v for k, v in r.items() if k != "encoder"} for r in mine] for arm, mine in runs.items()}
     assert without["scratch"] == without["rotation"]
-    encoders = [
-        load_segmenter(out / "cells" / f"{arm}-1-0", Store(out / "store")).encoder.channels for arm in TOY.arms
-    ]
+    encoders = [load_segmenter(out / "cells" / f"{arm}-1-0", Store(out / "store")).encoder.channels for arm in TOY.arms]
     assert encoders == [SMALL, SMALL]
     assert len({r["encoder"] for r in runs["rotation"]}) == 2, "each seed has its own pretraining, used at each share"
     trained = {n: json.loads((out / "cells" / n / "segmenter.json").read_text())["trained_on"] for n in names}
@@ -105,9 +103,7 @@ def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):
 
 def test_it_may_grow_but_not_change(toy, tmp_path):
     shutil.copytree(toy[0], tmp_path / "toy")
-    grown = replace(
-        TOY, seeds=3, shares=[0.2, 0.5], arms=TOY.arms | {"location": {"task": "location", "steps": 1}}
-    )
+    grown = replace(TOY, seeds=3, shares=[0.2, 0.5], arms=TOY.arms | {"location": {"task": "location", "steps": 1}})
     rows = run_experiment(grown, tmp_path / "toy", progress=False)
     made = [line["cell"] for line in read_diary(tmp_path / "toy")]
     assert len(made) == len(set(made)) and {r["share"] for r in rows} == {0.2, 0.5}
