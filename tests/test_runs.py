@@ -230,6 +230,7 @@ def test_every_epoch_deals_out_every_image():
 def test_run_folder(store, encoder):
     assert {p.name for p in encoder.iterdir()} == {
         "settings.yaml",
+        "train.lock",
         "log.csv",
         "last.ckpt",
         "encoder.safetensors",
