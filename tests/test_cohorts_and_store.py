@@ -363,6 +363,7 @@ def test_nothing_imports_upwards():
         "finetune",
         "predict",
         "classify",
+        "live",
         "experiments",
         "cluster",
         "statistics",
