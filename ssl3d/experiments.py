@@ -217,7 +217,7 @@ def _open_store(cohort: dict, out: Path, progress: bool) -> Store:
     skip = {name: value for name, value in opening.items() if name == "on_error"}
     return prepare(open_cohort(source, **opening), out, progress=progress, **settings, **skip)
 
-# %% ../nbs/50_experiments.ipynb #f8eebeef
+# %% ../nbs/50_experiments.ipynb #12e95db3
 def _given_encoder(experiment: Experiment, arm: dict) -> Path | None:
     """The folder of the encoder that an arm names, if it is of the experiment's network; None where it names none."""
     if "encoder" not in arm:
@@ -257,13 +257,16 @@ def encoder_cell(experiment: Experiment, cell: Cell) -> Cell | None:
 
 
 def encoder_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> Path | None:
-    """The folder of the encoder that a cell begins with, which is made where there is none; None for scratch."""
+    """The folder of the encoder that a cell begins with, which is made where there is none; None for scratch.
+
+    Raises `Timeout` if another process makes it.
+    """
     arm, first = experiment.arms[cell.arm], encoder_cell(experiment, cell)
     if first is None:
         return _given_encoder(experiment, arm)
     folder = out / "pretraining" / f"{first.arm}-{first.seed}{first.suffix}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with FileLock(f"{folder}.lock", timeout=0):
         made = _pretrain(experiment, arm, stores, folder, seed=first.seed, fold=_fold(experiment, first))
     (made / "last.ckpt").unlink(missing_ok=True)  # three times as large as the weights, and not needed any more
     return made
@@ -365,7 +368,7 @@ def _is_made(out: Path, cell: Cell, digest: str) -> bool:
         any(line["cell"] == cell.name and line["hash"] == digest and line["state"] == "done"
             for line in read_diary(out))
 
-# %% ../nbs/50_experiments.ipynb #23cb8da5
+# %% ../nbs/50_experiments.ipynb #32b272d7
 def make_cell(
     experiment: Experiment,
     cell: Cell,
@@ -373,7 +376,10 @@ def make_cell(
     out: Path,
     known: int = 0,  # lines of the diary when the work began: what was noted since is not tried again
 ) -> None:
-    """Make a cell that is not made, and note how it went; an error is noted, too. Raises `Timeout` if it is taken."""
+    """Make a cell that is not made, and note how it went; an error is noted, too.
+
+    Raises `Timeout` if another process makes it, or its encoder.
+    """
     try:
         digest = _hash(experiment, cell, stores)
     except InputError:  # of an encoder that is not there; `run_cell` says so
@@ -385,6 +391,8 @@ def make_cell(
         begin, error = time.perf_counter(), ""
         try:
             run_cell(experiment, cell, stores, out)
+        except Timeout:  # another process makes its encoder
+            raise
         except Exception as e:  # whatever it is, the other cells go on
             error = f"{type(e).__name__}: {e}"
             write_whole(out / "cells" / f"{cell.name}.error.txt", lambda f: f.write(traceback.format_exc().encode()))

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, SAMPLES, SMALL
+from filelock import FileLock, Timeout
 
 from ssl3d.cohorts import InputError
 from ssl3d.experiments import (
@@ -22,6 +23,8 @@ from ssl3d.experiments import (
     check_experiment,
     failed_cells,
     forecast,
+    make_cell,
+    open_experiment,
     read_diary,
     read_experiment,
     run_experiment,
@@ -124,7 +127,8 @@ def test_the_file_says_all_of_it(tmp_path):
     assert read_experiment(tmp_path / "e.yaml") == TOY
     for file in sorted((ROOT / "experiments").glob("*.yaml")):
         described = read_experiment(file)
-        assert next(iter(described.arms)) == "scratch" and "$SSL3D_DATA" in described.cohort["source"]
+        source = described.cohort["source"]
+        assert next(iter(described.arms)) == "scratch" and ("$SSL3D_DATA" in source or (ROOT / source).is_dir())
 
 
 @pytest.mark.parametrize(
@@ -315,6 +319,17 @@ def test_two_processes_share_the_work(toy, tmp_path):
     made = [line["cell"] for line in read_diary(tmp_path / "out")]
     assert sorted(made) == sorted(c.name for c in cells_of(TOY)), "every cell once"
     assert (tmp_path / "out/results.csv").read_bytes() == (toy[0] / "results.csv").read_bytes()
+
+
+def test_who_would_wait_for_an_encoder_goes_on_with_other_cells(toy, tmp_path):
+    stores = open_experiment(TOY, tmp_path, progress=False)
+    (tmp_path / "pretraining").mkdir()
+    first, later = (next(c for c in cells_of(TOY) if (c.arm, c.seed) == ("rotation", seed)) for seed in (0, 1))
+    with FileLock(tmp_path / "pretraining/rotation-0.lock"):
+        with pytest.raises(Timeout):
+            make_cell(TOY, first, stores, tmp_path)
+        make_cell(TOY, later, stores, tmp_path)
+    assert [line["cell"] for line in read_diary(tmp_path)] == [later.name], "not a failure that is noted"
 
 
 def kills(experiment, undisturbed, tmp_path, moments):
