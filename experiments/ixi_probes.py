@@ -8,6 +8,7 @@ same ones for every arm, and answer for the test people. The rows are those of a
 """
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def answers(features: dict[str, np.ndarray], store: Store, target: str, share: f
 
 def main(run: Path) -> None:
     experiment, store = read_experiment(run / "experiment.yaml"), Store(run / "store")
-    rows = {"age": [], "sex": []}
+    rows, begin = {"age": [], "sex": []}, time.perf_counter()
     for arm in experiment.arms:
         for seed in range(experiment.seeds):
             encoder = make_encoder("unet", 3, store.channels, tuple(experiment.network["widths"]), seed) \
@@ -57,8 +58,16 @@ def main(run: Path) -> None:
     for target, table in rows.items():
         out = Path(f"results/ixi_probe_{target}")
         out.mkdir(parents=True, exist_ok=True)
-        write_scores(out / "results.csv", table)
+        write_scores(out / "results.csv.gz", table)
         (out / "summary.txt").write_text(verdict_table(verdict(table, "scratch")) + "\n")
+        people = ", ".join(f"{len({row['subject'] for row in of})} {part}" for part, of in (
+            ("train", [store.cases[name] for name in store.split("train")]), ("test", table)))
+        (out / "about.txt").write_text(
+            f"command   python experiments/ixi_probes.py {run}\npeople    {people}\n"
+            f"seeds     {', '.join(map(str, range(experiment.seeds)))}\n"
+            f"runs      {len(experiment.arms) * experiment.seeds * len(SHARES)} fits, to the encoders of {run}\n"
+            f"hours     {(time.perf_counter() - begin) / 3600:.2f}, for age and sex together\n"
+            f"machine   and versions as in results/{run.name}/about.txt\n")
         print((out / "summary.txt").read_text())
 
 

@@ -8,6 +8,7 @@ __all__ = ['BRATS_REGIONS', 'dice_per_class', 'regions', 'dice_per_region', 'hau
 
 # %% ../nbs/40_metrics.ipynb #8f33127d
 import csv
+import gzip
 import io
 import math
 import warnings
@@ -199,12 +200,14 @@ def write_scores(
     file: Path,
     rows: list[dict],  # one per case and class: case, class, dice, and what else there is
 ) -> None:
-    """Write a table of scores as CSV, whole or not at all."""
+    """Write a table of scores as CSV, whole or not at all; packed if the name ends in `.gz`."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(file, lambda f: f.write(text.getvalue().encode()))
+    content = text.getvalue().encode()
+    content = gzip.compress(content, mtime=0) if Path(file).suffix == ".gz" else content
+    write_whole(file, lambda f: f.write(content))
 
 
 def read_scores(file: Path) -> list[dict]:
@@ -212,5 +215,5 @@ def read_scores(file: Path) -> list[dict]:
     numbers = dict.fromkeys(("share", "dice", "hausdorff95", "kappa", "accuracy", "age", "guess", "r2", "mae", "score",
                              "seconds"), float) | \
         dict.fromkeys(("seed", "fold", "step", "grade", "predicted", "cases"), int)
-    with open(file, newline="", encoding="utf-8") as f:
+    with (gzip.open if Path(file).suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8") as f:
         return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]

@@ -1,0 +1,61 @@
+"""Keep what an experiment found, small enough for the repository: from runs/NAME to results/NAME.
+
+    python tools/keep_results.py runs/ixi_tissue
+
+Kept are its scores and tracks, the summary and the figure, and about.txt: the command, the seeds, the versions, the
+machine and the hours. Its description is experiments/NAME.yaml.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from ssl3d.experiments import read_diary, read_experiment
+from ssl3d.metrics import read_scores, write_scores
+from ssl3d.store import Store
+
+KEPT = ("arm", "share", "seed", "fold", "subject", "class", "dice", "grade", "predicted", "age", "guess")
+
+
+def processor() -> str:
+    """The name of the machine's processor, and how many cores there are."""
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] \
+        if Path("/proc/cpuinfo").exists() else [platform.processor()]
+    return f"{os.cpu_count()} cores, {(names or [platform.machine()])[0]}"
+
+
+def about(run: Path) -> str:
+    """How it was done, in lines."""
+    experiment, store = read_experiment(run / "experiment.yaml"), Store(run / "store")
+    seconds = [line["seconds"] for line in read_diary(run) if line["state"] == "done"]
+    parts = ", ".join(f"{len({store.cases[n]['subject'] for n in store.split(part)})} {part}"
+                      for part in ("train", "test"))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("ssl3d", "torch", "monai", "lightning", "numpy"))
+    data = "SSL3D_DATA=FOLDER " if "$SSL3D_DATA" in str(experiment.cohort["source"]) else ""
+    return (f"command   {data}ssl3d experiment experiments/{run.name}.yaml --out runs/{run.name}\n"
+            f"people    {parts}\n"
+            f"seeds     {', '.join(map(str, range(experiment.seeds)))}\n"
+            f"runs      {len(seconds)} fine-tunings with what was pretrained for them\n"
+            f"hours     {sum(seconds) / 3600:.1f} of one core, added up; several processes shared the machine\n"
+            f"machine   {platform.system()} {platform.machine()}, {processor()}\n"
+            f"versions  Python {platform.python_version()}, {packages}\n")
+
+
+def main(run: Path) -> None:
+    out = Path("results") / run.name
+    out.mkdir(parents=True, exist_ok=True)
+    rows = [{key: f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in KEPT if key in row}
+            for row in read_scores(run / "results.csv")]
+    write_scores(out / "results.csv.gz", rows)
+    for name in ("tracks.csv", "summary.txt", "curves.png"):
+        if (run / name).exists():
+            shutil.copy(run / name, out / name)
+    (out / "about.txt").write_text(about(run), encoding="utf-8")
+    print((out / "about.txt").read_text(), (out / "summary.txt").read_text(), sep="\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
