@@ -45,7 +45,7 @@ test-lab: $(READY)
 sync: $(READY)
 	$(BIN)/nbdev_export
 	$(BIN)/nbdev_clean
-	$(BIN)/python tools/strip_widgets.py
+	$(BIN)/python tools/clean_outputs.py
 	$(BIN)/python tools/make_readme.py
 
 # run every notebook and keep its outputs; sums depend on the number of threads, so there is one

@@ -33,7 +33,7 @@ def main() -> None:
                 ".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "data_samples"
             ),
         )
-        tools = [[BIN / "python", f"tools/{name}.py"] for name in ("strip_widgets", "make_readme")]
+        tools = [[BIN / "python", f"tools/{name}.py"] for name in ("clean_outputs", "make_readme")]
         for command in ([BIN / "nbdev_export"], [BIN / "nbdev_clean"], *tools):
             subprocess.run([str(part) for part in command], cwd=copy, check=True)
         differ = [
