@@ -122,7 +122,7 @@ def per_method(
     fig.legend(loc="outside upper center", frameon=False, ncols=4)
     return list(axes[0])
 
-# %% ../nbs/51_curves.ipynb #96d41bbc
+# %% ../nbs/51_curves.ipynb #ce63992a
 def convergence(
     tracks: list[dict],  # rows of an experiment's tracks.csv
     share: float,  # of the labels
@@ -131,7 +131,7 @@ def convergence(
     """Score against step for every arm at one share; a mark where the median seed reaches the baseline's end."""
     arms = list(dict.fromkeys(row["arm"] for row in tracks if row["share"] == share))
     baseline, look = baseline or arms[0], _look(arms)
-    fig, ax = plt.subplots(figsize=(5.6, 3.1), dpi=80, layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.8, 3.1), dpi=80, layout="constrained")
     for arm in arms:
         seeds = tracks_of(tracks, arm, share)
         steps = sorted(set.intersection(*(set(found) for found in seeds.values())))
@@ -154,5 +154,5 @@ def convergence(
     ax.set(ylim=(min(0, lowest), min(1.02, ax.get_ylim()[1])), xlabel="step of fine-tuning", ylabel="score",
            title=f"{100 * share:g} % of the labels")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=9)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
