@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['data_efficiency', 'per_method', 'convergence']
 
-# %% ../nbs/51_curves.ipynb #a50435d7
+# %% ../nbs/51_curves.ipynb #5dee0e66
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from scipy import stats
 
 from ssl3d.statistics import (
@@ -122,13 +123,16 @@ def per_method(
     fig.legend(loc="outside upper center", frameon=False, ncols=4)
     return list(axes[0])
 
-# %% ../nbs/51_curves.ipynb #ce63992a
+# %% ../nbs/51_curves.ipynb #42ceb2eb
 def convergence(
     tracks: list[dict],  # rows of an experiment's tracks.csv
     share: float,  # of the labels
     baseline: str | None = None,  # what the others have to reach; the first arm if None
 ) -> Axes:
-    """Score against step for every arm at one share; a mark where the median seed reaches the baseline's end."""
+    """Score against step for every arm at one share; a mark at the median of the seeds that reach it.
+
+    A seed reaches it at the first step at which it is as good as the baseline with the same seed is at its end.
+    """
     arms = list(dict.fromkeys(row["arm"] for row in tracks if row["share"] == share))
     baseline, look = baseline or arms[0], _look(arms)
     fig, ax = plt.subplots(figsize=(7.8, 3.1), dpi=80, layout="constrained")
@@ -139,8 +143,9 @@ def convergence(
         ax.plot(steps, scores.mean(axis=0), label=f"{arm} ({len(scores)} seeds)", lw=1.4, **look[arm] | {"marker": ""})
         if len(scores) > 1:
             half = stats.t.ppf(0.975, len(scores) - 1) * scores.std(axis=0, ddof=1) / np.sqrt(len(scores))
-            ax.fill_between(steps, scores.mean(axis=0) - half, scores.mean(axis=0) + half, color=look[arm]["color"],
-                            alpha=0.15, lw=0)
+            ax.fill_between(steps, scores.mean(axis=0) - half, scores.mean(axis=0) + half, lw=0.8,
+                            ls=look[arm]["ls"], facecolor=to_rgba(look[arm]["color"], 0.12),
+                            edgecolor=to_rgba(look[arm]["color"], 0.5))
         if arm == baseline:
             ax.axhline(scores[:, -1].mean(), color=look[arm]["color"], lw=0.8, ls=":")
         when = steps_to_reach(tracks, arm, baseline, share)
