@@ -32,7 +32,7 @@ from .networks import WIDTHS, load_weights, seeded
 from .runs import begin_run, check_numbers, one_of, provenance, read_card
 from .splits import label_subset
 from .store import Store, read_json
-from .training import check_devices, images_of_step, read_batch, train
+from .training import check_devices, images_of_step, pairs, read_batch, train
 
 # %% ../nbs/43_classify.ipynb #17dc1d54
 class Classifier(nn.Module):
@@ -141,10 +141,12 @@ def make_classifier(
 # %% ../nbs/43_classify.ipynb #5fde4308
 @torch.no_grad()
 def _scores_of(network: nn.Module, store: Store, names: list[str]) -> dict[str, torch.Tensor]:
-    """What a network says to each case, one at a time: scores (1, n_out)."""
-    device = next(network.parameters()).device
+    """What a network says to each case: scores (1, n_out)."""
+    device, said = next(network.parameters()).device, {}
     network.eval()
-    return {name: network(read_batch(store, [name]).image.to(device)).float().cpu() for name in names}
+    for pair in pairs(names):
+        said |= zip(pair, network(read_batch(store, pair).image.to(device)).float().cpu().split(1))
+    return said
 
 
 def grade(

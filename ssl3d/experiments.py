@@ -424,12 +424,14 @@ def _begin(experiment: Experiment, out: Path) -> None:
 def _seconds(make: Callable[[int, Path], object]) -> tuple[float, float]:  # once, and for each step
     """What a run takes that is begun with a number of steps and a folder."""
     took = []
-    for steps in (1, 1, 4):  # the first one warms up
+    for steps in (1, 1, 4, 16, 64):  # the first one warms up
         with tempfile.TemporaryDirectory() as folder:
             begin = time.perf_counter()
             make(steps, Path(folder) / "run")
             took.append(time.perf_counter() - begin)
-    step = max(0.0, took[2] - took[1]) / 3
+        if steps > 1 and took[-1] > 2 * took[1]:  # the steps are no longer lost in what comes before and after them
+            break
+    step = max(0.0, took[-1] - took[1]) / (steps - 1)
     return max(0.0, took[1] - step), step
 
 

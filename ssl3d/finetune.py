@@ -35,7 +35,7 @@ from .runs import begin_run, check_card, check_numbers, one_of, provenance, read
 from .scans import fingerprint
 from .splits import label_subset
 from .store import Store, read_json, write_json
-from .training import check_devices, draw, images_of_step, read_batch, steps_per_epoch, train
+from .training import check_devices, draw, images_of_step, pairs, read_batch, steps_per_epoch, train
 from .windows import SliceBySlice, SlidingWindow, draw_window
 
 # %% ../nbs/41_finetune.ipynb #06e67810
@@ -190,10 +190,12 @@ def segment(
 ) -> dict[str, np.ndarray]:  # case id -> (*space) uint8 in the codes of the store's masks
     """The predicted mask of each case, on the grid of the store."""
     codes = np.array(sorted(store.classes), dtype=np.uint8)
-    device = next(network.parameters()).device
+    device, masks = next(network.parameters()).device, {}
     network.eval()
-    return {name: codes[network(read_batch(store, [name]).image.to(device)).argmax(dim=1)[0].cpu().numpy()]
-            for name in names}
+    for pair in pairs(names):
+        scores = network(read_batch(store, pair).image.to(device))
+        masks |= zip(pair, codes[scores.argmax(dim=1).cpu().numpy()])
+    return masks
 
 # %% ../nbs/41_finetune.ipynb #049f9862
 def score(

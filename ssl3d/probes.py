@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .cohorts import InputError
 from .runs import one_of
 from .store import Store
-from .training import read_batch
+from .training import pairs, read_batch
 from .windows import to_pictures
 
 # %% ../nbs/30_probes.ipynb #d4208f15
@@ -29,11 +29,12 @@ def pooled_features(
     """The mean of the coarsest map over space, for each case."""
     device, rows = next(encoder.parameters()).device, []
     with eval_mode(encoder):
-        for name in names:
-            image = read_batch(store, [name]).image.to(device)
+        for pair in pairs(names):
+            image = read_batch(store, pair).image.to(device)
             flat = encoder.spatial_dims < store.spatial_dims
-            maps = encoder(to_pictures(image).flatten(0, 1) if flat else image)
-            rows.append(maps[-1].flatten(2).mean(dim=(0, 2)).double().cpu().numpy())
+            maps = encoder(to_pictures(image).flatten(0, 1) if flat else image)  # slice after slice, case by case
+            means = maps[-1].flatten(2).mean(dim=2).unflatten(0, (-1, len(pair)))
+            rows += [*means.mean(dim=0).double().cpu().numpy()]
     return np.array(rows)
 
 # %% ../nbs/30_probes.ipynb #d09d6ec4

@@ -13,8 +13,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from ssl3d.experiments import read_diary, read_experiment
+from ssl3d.experiments import cells_of, read_diary, read_experiment
 from ssl3d.metrics import read_scores, write_scores
+from ssl3d.runs import read_settings
 from ssl3d.store import Store
 
 KEPT = ("arm", "share", "seed", "fold", "subject", "class", "dice", "grade", "predicted", "age", "guess")
@@ -25,6 +26,16 @@ def processor() -> str:
     names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] \
         if Path("/proc/cpuinfo").exists() else [platform.processor()]
     return f"{os.cpu_count()} cores, {(names or [platform.machine()])[0]}"
+
+
+def chosen(run: Path) -> str:
+    """A line with the learning rate that each arm chose on validation subjects; none where all had the same."""
+    experiment = read_experiment(run / "experiment.yaml")
+    if not experiment.lrs:
+        return ""
+    cells = {cell.arm: cell for cell in cells_of(experiment)}
+    rates = {arm: read_settings(run / "cells" / cell.name)["lr"] for arm, cell in cells.items()}
+    return "rates     " + ", ".join(f"{arm} {lr:g}" for arm, lr in rates.items()) + " (chosen on validation people)\n"
 
 
 def about(run: Path) -> str:
@@ -38,7 +49,7 @@ def about(run: Path) -> str:
     return (f"command   {data}ssl3d experiment experiments/{run.name}.yaml --out runs/{run.name}\n"
             f"people    {parts}\n"
             f"seeds     {', '.join(map(str, range(experiment.seeds)))}\n"
-            f"runs      {len(seconds)} fine-tunings with what was pretrained for them\n"
+            f"runs      {len(seconds)} fine-tunings with what was pretrained for them\n{chosen(run)}"
             f"hours     {sum(seconds) / 3600:.1f} of one core, added up; several processes shared the machine\n"
             f"machine   {platform.system()} {platform.machine()}, {processor()}\n"
             f"versions  Python {platform.python_version()}, {packages}\n")
