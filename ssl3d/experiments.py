@@ -288,14 +288,17 @@ def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store],
 
 # %% ../nbs/50_experiments.ipynb #f627469b
 def choose_lr(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> float:
-    """The learning rate of fine-tuning at which an arm does best on the validation subjects (of a cell's fold)."""
+    """The learning rate of fine-tuning at which an arm does best on the validation subjects (of a cell's fold).
+
+    Raises `Timeout` if another process is choosing it.
+    """
     first = cell._replace(share=max(experiment.shares), seed=0)
     folder, metric = out / "choosing", _score(experiment)
     folder.mkdir(parents=True, exist_ok=True)
     scores = {}
     for lr in experiment.lrs:
         name = f"{first.name}-{lr:g}"
-        with FileLock(folder / f"{name}.lock"):
+        with FileLock(folder / f"{name}.lock", timeout=0):
             run = _finetune_cell(experiment, first, stores, out, folder / name, lr=lr, validate=True)
         found = np.mean([row[metric] for row in read_scores(_table(experiment, run))])
         scores[lr] = -1.0 if np.isnan(found) else found  # a kappa that is not defined is the worst
@@ -378,7 +381,7 @@ def make_cell(
 ) -> None:
     """Make a cell that is not made, and note how it went; an error is noted, too.
 
-    Raises `Timeout` if another process makes it, or its encoder.
+    Raises `Timeout` if another process makes it, or its encoder, or chooses its learning rate.
     """
     try:
         digest = _hash(experiment, cell, stores)
@@ -391,7 +394,7 @@ def make_cell(
         begin, error = time.perf_counter(), ""
         try:
             run_cell(experiment, cell, stores, out)
-        except Timeout:  # another process makes its encoder
+        except Timeout:  # another process makes its encoder, or chooses its rate
             raise
         except Exception as e:  # whatever it is, the other cells go on
             error = f"{type(e).__name__}: {e}"

@@ -13,9 +13,9 @@ from ssl3d.cohorts import InputError
 from ssl3d.networks import make_encoder
 from ssl3d.tasks.cpc import CPC, play_cpc
 from ssl3d.tasks.exemplar import Exemplar, play_exemplar
-from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, play_jigsaw, solve
-from ssl3d.tasks.location import Location, play_location
-from ssl3d.tasks.rotation import Rotation, play_rotation
+from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, in_place, play_jigsaw, shuffle, solve
+from ssl3d.tasks.location import Location, draw_question, play_location
+from ssl3d.tasks.rotation import Rotation, draw_turned, ends_after, play_rotation, rotations, turn
 from ssl3d.widgets import snapshot, stage, view
 
 widgets = pytest.importorskip("ipywidgets")
@@ -32,7 +32,7 @@ def parts(box, kind):
 
 
 def drive(box):
-    """Move every control once; returns how many pictures were seen, and the last message."""
+    """Move every control once, and four buttons; returns how many pictures were seen, and the last message."""
     (picture,), seen = parts(box, widgets.Image), []
     seen.append(bytes(picture.value))
     for control in parts(box, widgets.ValueWidget):
@@ -43,7 +43,7 @@ def drive(box):
         elif isinstance(control, widgets.Checkbox):
             control.value = not control.value
         seen.append(bytes(picture.value))
-    for button in parts(box, widgets.Button):
+    for button in parts(box, widgets.Button)[:4]:
         button.click()
         seen.append(bytes(picture.value))
     assert not plt.get_fignums() and all(value.startswith(b"\x89PNG") for value in seen)
@@ -62,13 +62,71 @@ def test_every_task_can_be_played_with(dims):
         "rotation alone": play_rotation(image),
         "location": play_location(image, with_head(Location, dims)),
         "jigsaw": play_jigsaw(image, with_head(Jigsaw, dims, n_permutations=20)),
+        "jigsaw alone": play_jigsaw(image, grid=2),
         "exemplar": play_exemplar(several, with_head(Exemplar, dims)),
         "exemplar alone": play_exemplar(several),
         "cpc": play_cpc(image, with_head(CPC, dims, grid=3, overlap=0.0)),
     }
     pictures = {name: drive(box) for name, box in boxes.items()}
     assert all(n >= 2 for n, _ in pictures.values()), pictures
-    assert len(parts(boxes["rotation alone"], widgets.Dropdown)[0].options) == (4 if dims == 2 else 24)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_rotation_is_chosen_by_axis_and_angle(dims):
+    image, task = images(dims, side=24)[0], with_head(Rotation, dims)
+    box = play_rotation(image, task)
+    (angle,), (picture,) = parts(box, widgets.ToggleButtons), parts(box, widgets.Image)
+    assert [label for label, _ in angle.options] == ["0°", "90°", "180°", "270°"]
+    axes = parts(box, widgets.Dropdown)
+    assert len(axes) == (0 if dims == 2 else 1)
+    for number, axis, quarters in ((3, 0, 3), (0, 0, 0), (5, 1, 2), (7, 2, 1))[: 2 if dims == 2 else 4]:
+        for control in axes:
+            control.value = axis
+        angle.value = quarters
+        draw_turned(image, number, task)
+        assert bytes(picture.value) == snapshot()
+    if dims == 3:
+        (turns,) = parts(play_rotation(image, with_head(Rotation, 3, n_rotations=24)), widgets.Dropdown)
+        assert len(turns.options) == 24
+
+
+def test_directions_turn_with_the_volume():
+    ends = np.array([["L", "R"], ["P", "A"], ["I", "S"]])
+    image = torch.rand(1, 6, 6, 6, generator=torch.Generator().manual_seed(0))
+    for number, matrix in enumerate(rotations(3)):
+        for axis, side in np.ndindex(3, 2):
+            marked = torch.zeros(5, 5, 5)
+            marked[tuple(4 * side if a == axis else 2 for a in range(3))] = 1
+            gone_to = turn(marked, matrix).nonzero()[0]
+            now = int((gone_to != 2).nonzero())
+            assert ends_after(matrix)[now][gone_to[now] // 4] == ends[axis, side]
+        written = [{text.get_text() for text in ax.texts} for ax in draw_turned(image, number)]
+        plt.close("all")
+        assert [set("LRPAIS") - letters for letters in written] == [set(pair) for pair in ends_after(matrix)]
+    assert ends_after(rotations(3)[0]) == [("L", "R"), ("P", "A"), ("I", "S")]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_place_is_guessed_by_a_click(dims):
+    image, task = images(dims)[0], with_head(Location, dims)
+    box = play_location(image, task)
+    (picture,), (answered,) = parts(box, widgets.Image), parts(box, widgets.Checkbox)
+    question, gap, jitter = parts(box, widgets.IntSlider)
+    buttons = parts(box, widgets.Button)
+    assert len(buttons) == 3**dims - 1, "a button for each place, and none for the centre"
+    reading = [[(x, y, z) for z in range(3) for y in (2, 1, 0) for x in range(3)],  # layers from the feet, rows from A
+               [(row, column) for row in range(3) for column in range(3)]][3 - dims]
+    reading.remove((1,) * dims)
+    for k in (0, len(buttons) // 2, -1):
+        buttons[k].click()
+        asked = with_head(Location, dims, gap=gap.value, jitter=jitter.value)
+        draw_question(image, asked, 0, int(np.ravel_multi_index(reading[k], [3] * dims)), answered=False)
+        assert bytes(picture.value) == snapshot(), buttons[k].tooltip
+    answered.value = True
+    question.value = 5
+    assert not answered.value, "a new question hides its answer"
+    draw_question(image, asked, 5, answered=False)
+    assert bytes(picture.value) == snapshot(), "and waits for a guess"
 
 
 def test_playing_changes_no_weights_and_no_random_numbers():
@@ -96,9 +154,45 @@ def test_a_jigsaw_is_solved_by_hand():
             button.click()
             order[second.value], order[place] = order[place], place
     apart = (task.permutations != task.permutations[right]).sum(dim=1).numpy()
-    title = f"after {moves.value} moves: 4 of 4 tiles in their places"
-    draw_attempt(solve(tiles, task.permutations[right]), 2, apart[apart > 0], title)
+    title = f"4 of 4 in place after {moves.value} moves"
+    draw_attempt(solve(tiles, task.permutations[right]), 2, apart[apart > 0], title, side=3.2)
     assert 0 < moves.value < 4 and bytes(picture.value) == snapshot()
+
+
+def test_the_answer_to_a_jigsaw_is_about_what_was_dealt():
+    task, image = with_head(Jigsaw, 3, grid=2, n_permutations=20), images(3)[0]
+    box = play_jigsaw(image, task)
+    (network,), (button,) = parts(box, widgets.Checkbox), parts(box, widgets.Button)
+    (moves,), (picture,), (puzzle,) = (parts(box, w) for w in (widgets.IntText, widgets.Image, widgets.IntSlider))
+    tiles, right, said = deal(image, task, 0)
+    apart = (task.permutations != task.permutations[right]).sum(dim=1).numpy()
+    answer = solve(tiles, task.permutations[said])
+    n = in_place(answer, solve(tiles, task.permutations[right]))
+    draw_attempt(answer, 2, apart[apart > 0], f"{n} of 8 in place by the network's answer")
+    expected = snapshot()
+    for n_moves in range(3):
+        network.value = True
+        assert bytes(picture.value) == expected and moves.value == n_moves
+        button.click()
+        assert not network.value, "who exchanges tiles sees their own"
+    network.value = True
+    puzzle.value = 1
+    assert moves.value == 0 and not network.value, "a new puzzle begins anew"
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_tiles_that_look_the_same_are_right_in_each_others_place(dims):
+    solved = torch.rand(9 if dims == 2 else 27, 1, *[6] * dims, generator=torch.Generator().manual_seed(0))
+    solved[[0, 4, 8]] = torch.tensor([0.0, 0.0, 0.3]).reshape(-1, *[1] * (dims + 1))  # air, however bright it is drawn
+    order = torch.arange(len(solved))
+    order[[0, 4, 8]] = order[[4, 8, 0]]
+    assert in_place(shuffle(solved, order), solved) == len(solved)
+    order[[1, 2]] = order[[2, 1]]
+    assert in_place(shuffle(solved, order), solved) == len(solved) - 2
+    if dims == 3:
+        beside = solved.clone()
+        beside[3, ..., 0] = 0  # below the slice that is drawn
+        assert in_place(beside, solved) == len(solved)
 
 
 def test_what_cannot_be_drawn_is_said_in_words():

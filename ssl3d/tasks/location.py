@@ -121,7 +121,7 @@ def _draw_map(fig, axes, marks: dict[str, int], dims: int) -> None:
             for y in range(3):
                 ax.add_patch(plt.Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor="0.6"))
         if dims == 2 or layer == 1:
-            ax.text(1, 1, "centre", ha="center", va="center", fontsize=7)
+            ax.text(1, 1, "centre", ha="center", va="center", fontsize=8)
         for name, cell in marks.items():
             at = _place(cell, dims)
             if dims == 2 or at[2] == layer:
@@ -175,27 +175,61 @@ def draw_question(
     return list(axes)
 
 # %% ../../nbs/22_location.ipynb #d7dcb784
+def _place_buttons(dims: int, choose):  # a box, and the buttons by cell; a click calls `choose` with the cell
+    """A button for each place around the centre, laid as `_draw_map` draws them, in layers from feet to head."""
+    from ipywidgets import Button, HBox, Label, Layout, VBox
+
+    buttons, size = {}, {"width": "48px" if dims == 3 else "88px", "height": "28px", "margin": "1px"}
+
+    def place(cell):
+        if cell == (3**dims - 1) // 2:
+            return Label("centre", layout=Layout(**size, justify_content="center"))
+        name = describe_cell(cell, dims)
+        short = name.rstrip(" IS") or "·"  # the layer is said above it
+        buttons[cell] = Button(description=short, tooltip=name, layout=size)
+        buttons[cell].on_click(lambda button: choose(cell))
+        return buttons[cell]
+
+    if dims == 2:
+        return VBox([HBox([place(3 * row + column) for column in range(3)]) for row in range(3)]), buttons
+    layers = [VBox([Label(name), *(HBox([place(9 * x + 3 * y + z) for x in range(3)]) for y in (2, 1, 0))],
+                   layout={"margin": "0 20px 0 0", "align_items": "center"})
+              for z, name in enumerate(("feet", "middle", "head"))]
+    return HBox(layers), buttons
+
+# %% ../../nbs/22_location.ipynb #11b1e9b6
 def play_location(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: Location,  # that answers beside you
 ):  # an ipywidgets box
     """Guess where a piece lies relative to the centre, and see what was right, and what the network says."""
-    from ipywidgets import Checkbox, IntSlider, ToggleButtons
+    from ipywidgets import Checkbox, IntSlider, Text
 
     from ssl3d.widgets import stage
 
     dims, side = image.ndim - 1, min(image.shape[1:]) // 3
-    gap = side // 5 if task.gap is None else task.gap
-    axes = {f"axis{k}": ToggleButtons(options=[(word or "·", i) for i, word in enumerate(three)], value=1,
-                                      style={"button_width": "44px"}) for k, three in enumerate(_WAYS[dims])}
+    cells = {describe_cell(cell, dims): cell for cell in range(3**dims)}
 
-    def draw(question, gap, jitter, answered, **chosen):
+    def draw(question, gap, jitter, guess, answered):
         asked = copy(task)
         asked.gap, asked.jitter = gap, jitter
-        cell = sum(chosen[f"axis{k}"] * 3 ** (dims - 1 - k) for k in range(dims))
-        draw_question(image, asked, question, None if cell == (3**dims - 1) // 2 else cell, answered)
+        draw_question(image, asked, question, cells.get(guess), answered)
 
-    return stage(draw, question=IntSlider(0, 0, 50, description="question"),
-                 gap=IntSlider(gap, 0, side - 1, description="gap"),
-                 jitter=IntSlider(1, 0, max(1, side // 2), description="jitter"), **axes,
-                 answered=Checkbox(False, description="show the answer"))
+    def choose(cell):
+        guess.value = "" if cell is None else describe_cell(cell, dims)
+        for one, button in buttons.items():
+            button.button_style = "info" if one == cell else ""
+
+    def another(change):  # a new question hides its answer, and waits for a guess
+        answered.value = False
+        choose(None)
+
+    places, buttons = _place_buttons(dims, choose)
+    guess = Text(description="your guess", placeholder="click a place", disabled=True)
+    question, answered = IntSlider(0, 0, 50, description="question"), Checkbox(False, description="show the answer")
+    question.observe(another, "value")
+    box = stage(draw, question=question,
+                gap=IntSlider(side // 5 if task.gap is None else task.gap, 0, side - 1, description="gap"),
+                jitter=IntSlider(1, 0, max(1, side // 2), description="jitter"), guess=guess, answered=answered)
+    box.children = (box.children[0], places, *box.children[1:])
+    return box
