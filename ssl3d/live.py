@@ -110,7 +110,8 @@ def segmenter_so_far(
     if (run / "segmenter.json").exists():
         return load_segmenter(run, store)
     if not (run / "last.ckpt").exists():
-        raise InputError(f"{run}: has no checkpoint yet. Wait for the first one, after 50 steps.")
+        raise InputError(f"{run}: has no checkpoint yet. The first one comes after 50 steps, or when the run is "
+                         "stopped.")
     network, _ = make_segmenter(store, None, tuple(how["widths"]), architecture=how["architecture"],
                                 patch=how["patch"], slices=how["slices"])
     whole = on_volumes(network, how["patch"], how["slices"])
@@ -198,6 +199,8 @@ def _told(watched: _Watched, step: int, total: int) -> str:
         return f"stopped at step {step} of {total}" if total else "stopped before its first step"
     if code is not None:
         return f"failed (exit status {code}): {watched.last_words()}"
+    if watched.stopped:
+        return "finishes its step, then stops"
     if watched.first is None or step < watched.first[0]:
         watched.first = (step, time.monotonic())
     made, took = step - watched.first[0], time.monotonic() - watched.first[1]
@@ -227,8 +230,8 @@ def live(
 ):  # an ipywidgets box
     """Train side by side in the background and watch: bars with the time left, curves that grow, start and stop.
 
-    What is stopped goes on from its last checkpoint (every 50 steps) when it is started again, here or by the same
-    command in a shell. Raises `InputError` for what is no command that trains into a folder of its own.
+    What is stopped finishes its step and writes a checkpoint, and goes on from it when it is started again, here or by
+    the same command in a shell. Raises `InputError` for what is no command that trains into a folder of its own.
     """
     from ipywidgets import HTML, Button, HBox, Image, IntProgress, Layout, VBox
 

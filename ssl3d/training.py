@@ -8,7 +8,9 @@ __all__ = ['draw', 'steps_per_epoch', 'images_of_step', 'read_batch', 'pairs', '
 # %% ../nbs/30_training.ipynb #6fe9e96a
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,12 +111,28 @@ class _WholeCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         write_whole(Path(path), lambda f: torch.save(checkpoint, f))
 
+# %% ../nbs/30_training.ipynb #9101e1db
+class _Stop(pl.Callback):
+    """Notes that somebody asks the training to end, by Ctrl-C or a termination."""
+
+    asked: int | None = None  # the signal
+
+    def on_train_start(self, trainer, module):
+        if threading.current_thread() is threading.main_thread():  # no other one may say how signals are answered
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    signal.signal(number, self._ask)  # Lightning puts the former answers back in the end
+
+    def _ask(self, number, frame):
+        self.asked = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # %% ../nbs/30_training.ipynb #be01fe64
 class _Keep(pl.Callback):
-    """Writes the log, and a checkpoint every so many steps and at the end."""
+    """Writes the log, and a checkpoint every so many steps, at the end, and where the training is asked to stop."""
 
-    def __init__(self, out: Path, n_steps: int, checkpoint_every: int, log_every: int):
-        self.out, self.n_steps = out, n_steps
+    def __init__(self, out: Path, n_steps: int, checkpoint_every: int, log_every: int, stop: _Stop):
+        self.out, self.n_steps, self.stop = out, n_steps, stop
         self.checkpoint_every, self.log_every = checkpoint_every, log_every
 
     def on_train_start(self, trainer, module):
@@ -125,7 +143,9 @@ class _Keep(pl.Callback):
         step, last = trainer.global_step, trainer.global_step == self.n_steps
         if trainer.is_global_zero and (last or step % self.log_every == 0):
             append_log(self.out, {"step": step, **module.measured})
-        if last or step % self.checkpoint_every == 0:
+        asked = self.stop.asked is not None  # of several processes one may have been, and all end in the same step
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if last or trainer.should_stop or step % self.checkpoint_every == 0:
             trainer.save_checkpoint(self.out / "last.ckpt")
 
 # %% ../nbs/30_training.ipynb #164373da
@@ -303,6 +323,7 @@ def train(
 ) -> None:
     """Train for `n_steps`, going on from the run folder's `last.ckpt` where there is one.
 
+    Asked to end (by Ctrl-C: KeyboardInterrupt, or SIGTERM: SystemExit) it writes one after the step in progress first.
     Of several devices' processes only the first returns. The loss does not depend on their number, but for rounding.
     """
     one_of(("32-true", "16-mixed", "bf16-mixed"), precision=precision)
@@ -310,7 +331,8 @@ def train(
     if devices > 1:
         how |= {"strategy": "ddp_find_unused_parameters_true" if frozen else "ddp", "sync_batchnorm": True}
     observer = [_Observe(Path(out), n_steps, *observe)] if observe else []
-    callbacks = [*observer, _Keep(Path(out), n_steps, checkpoint_every, log_every),
+    stop = _Stop()
+    callbacks = [stop, *observer, _Keep(Path(out), n_steps, checkpoint_every, log_every, stop),
                  *([_Progress(title)] if progress else [])]
     with _alone(Path(out)), _quiet(), _helped(devices):
         try:
@@ -322,5 +344,9 @@ def train(
         steps = DataLoader(_Steps(read, n_steps), batch_size=None, sampler=_StepsLeft(runner, n_steps))
         _fit(runner, Learner(network, question, measure, lr), steps, Path(out) / "last.ckpt")
         network.to(runner.strategy.root_device)  # Lightning takes it off again, and it is to be scored there
+    if stop.asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stop.asked or runner.should_stop:
+        sys.exit(143)
     if runner.global_step < n_steps:
         raise RuntimeError(f"{out}: training ended at step {runner.global_step} of {n_steps}")

@@ -19,6 +19,7 @@ from ssl3d.tasks.cpc import (
     GRUContext,
     disjoint,
     draw_distinct,
+    draw_predictions,
     infonce,
     pairwise,
     pyramid,
@@ -568,6 +569,37 @@ class TestAsEveryTask:
                 assert len(axes) == (3 if dims == 3 else 1)
         assert small_task(dims, negatives="batch", samples_per_image=2).show(images(dims))
         matplotlib.pyplot.close("all")
+
+
+TOWARDS = {"I": (0, -1), "S": (0, 1), "P": (-1, 0), "A": (1, 0), "L": (-1, 0), "R": (1, 0)}  # in a slice, y upwards
+TOWARDS |= {"down": (0, 1), "up": (0, -1), "right": (1, 0), "left": (-1, 0)}  # in a picture, y downwards
+
+
+@pytest.mark.parametrize("dims, direction", [(dims, direction) for dims in (2, 3) for direction in DIRECTIONS[dims]])
+def test_a_perfect_prediction_is_bright_in_the_frame_alone(dims, direction):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    task = new_task(dims, grid=4, direction=direction, negatives="batch")
+    codes = torch.eye(task.n_places)
+    task.forward = lambda patches: torch.cat([30 * codes[task.positives], codes])[None]
+    axes = draw_predictions(images(dims, n=1).image[0], task, (0, 1, 2)[:dims])
+    maps = [ax for ax in axes if ax.collections]
+    framed = [ax for ax in maps if ax.patches]
+    assert len(maps) == (8 if dims == 3 else 2) and len(framed) == 2, "two targets, in each of the planes"
+    for ax in maps:
+        mesh, own = ax.collections[0], ax in framed
+        assert mesh.get_array().shape == (4, 4) and math.isclose(mesh.get_array().sum(), own, abs_tol=1e-5)
+        if own:
+            brightest = mesh.get_array().argmax()
+            middle = mesh.get_coordinates()[brightest // 4 :, brightest % 4 :][:2, :2].mean(axis=(0, 1))
+            dot, frame = ax.lines[0].get_xydata()[0], ax.patches[0].get_bbox()
+            assert middle.tolist() == pytest.approx([(frame.x0 + frame.x1) / 2, (frame.y0 + frame.y1) / 2])
+            way = torch.tensor(middle - dot)
+            assert torch.allclose(way / way.norm(), torch.tensor(TOWARDS[direction], dtype=way.dtype), atol=1e-4)
+    words = {text.get_text() for ax in axes for text in ax.texts}
+    assert words == ({*"ISPA"} if direction in ("A", "P") else {*"ISLR"} if dims == 3 else set())
+    matplotlib.pyplot.close("all")
 
 
 def test_images_that_are_not_cubes():

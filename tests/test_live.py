@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from test_widgets import parts
 
@@ -57,6 +58,8 @@ def test_a_run_is_watched_stopped_and_goes_on(store, tmp_path):
         await until(lambda: not start.disabled)
         stopped = bar.value
         assert words.value == f"stopped at step {stopped} of 3000" and 60 < stopped < 3000
+        kept = torch.load(tmp_path / "a run" / "last.ckpt", weights_only=True)
+        assert kept["global_step"] == stopped, "nothing is lost, and it can be used"
         start.click()
         await until(lambda: bar.value > stopped + 60)
         live({"again": f"ssl3d {how}"})  # shown once more, it stops what it had started

@@ -311,28 +311,78 @@ def test_streams_of_random_numbers_are_apart():
     assert len({tuple(s) for s in streams}) == len(streams)
 
 
+SHARED = """
+import os, signal, sys
+from ssl3d import pretrain as module
+
+read, calls = module.read_batch, []
+
+def read_and_ask(*args, **more):
+    calls.append(1)
+    if len(calls) == 5 and os.environ.get("LOCAL_RANK", "0") == sys.argv[3]:
+        signal.raise_signal(signal.SIGTERM)
+    return read(*args, **more)
+
+module.read_batch = read_and_ask
+module.pretrain("rotation", sys.argv[1], sys.argv[2], steps=8, batch_size=2, widths=(8, 16, 32), devices=2,
+                accelerator="cpu", progress=False)
+"""
+
+
+def checkpoint_step(out):
+    return torch.load(out / "last.ckpt", weights_only=True, map_location="cpu")["global_step"]
+
+
+@pytest.mark.parametrize("number, raised", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_who_is_asked_to_stop_loses_nothing(store, tmp_path, monkeypatch, number, raised):
+    how = {"steps": 9, "batch_size": 2, "widths": SMALL, "progress": False, "accelerator": "cpu"}
+    how |= {"probe": "mask", "probe_every": 4}
+    whole = pretrain("rotation", store.folder, tmp_path / "whole", **how)
+    read, calls, before = pretrain_module.read_batch, [], [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+
+    def read_and_ask(*args, **more):
+        calls.append(1)
+        if len(calls) in (5, 11):  # in the fourth step and, since each start reads one batch more, in the ninth
+            signal.raise_signal(number)
+        return read(*args, **more)
+
+    monkeypatch.setattr(pretrain_module, "read_batch", read_and_ask)
+    for step in (4, 9):
+        with pytest.raises(raised) as stopped:
+            pretrain("rotation", store.folder, tmp_path / "cut", **how)
+        assert number == signal.SIGINT or stopped.value.code == 143
+        assert checkpoint_step(tmp_path / "cut") == read_log(tmp_path / "cut")["step"][-1] == step
+        with pytest.raises(InputError, match="not finished"):
+            read_card(tmp_path / "cut")
+        assert before == [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)], "answered as before"
+    pretrain("rotation", store.folder, tmp_path / "cut", **how)
+    for name in ("encoder.safetensors", "encoder.json", "log.csv", "observed.csv", "settings.yaml"):
+        assert (tmp_path / "cut" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_processes_that_share_a_step_end_in_the_same_one(store, tmp_path):
+    (tmp_path / "program.py").write_text(SHARED)
+    line = [sys.executable, tmp_path / "program.py", store.folder, tmp_path / "run"]
+    asked = subprocess.run([*line, "1"], cwd="/", timeout=300)  # the helper is, the first process is not
+    assert asked.returncode == 143 and checkpoint_step(tmp_path / "run") == 4
+    subprocess.run([*line, "nobody"], cwd="/", timeout=300, check=True)
+    assert read_log(tmp_path / "run")["step"].tolist() == list(range(1, 9)) and read_card(tmp_path / "run")
+
+
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop(store, tmp_path, number, status):
-    command = [
-        str(sys.executable.replace("python3", "ssl3d").replace("python", "ssl3d")),
-        "pretrain",
-        "rotation",
-        str(store.folder),
-        "--out",
-        str(tmp_path / "x"),
-        "--epochs",
-        "500",
-        "--widths",
-        "[8,16,32]",
-    ]
-    process = subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    while not logged(tmp_path / "x", 60):
-        time.sleep(0.05)
+def test_a_command_that_is_asked_to_stop(store, tmp_path, number, status):
+    program = str(sys.executable.replace("python3", "ssl3d").replace("python", "ssl3d"))
+    line = [program, "pretrain", "rotation", str(store.folder), "--out", str(tmp_path / "x"), "--epochs", "500"]
+    line += ["--widths", "[8,16,32]"]
+    process = subprocess.Popen(line, cwd="/", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not logged(tmp_path / "x", 3):
+        time.sleep(0.02)
         assert process.poll() is None
     process.send_signal(number)
     said = process.communicate()[1]
     assert process.returncode == status and "Traceback" not in said
     assert number == signal.SIGTERM or "goes on where it stopped" in said
+    assert checkpoint_step(tmp_path / "x") == read_log(tmp_path / "x")["step"][-1]
 
 
 def test_damaged_checkpoint_and_settings_are_named(store, tmp_path):

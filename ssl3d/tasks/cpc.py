@@ -381,34 +381,86 @@ class CPC(ProxyTask):
 
 # %% ../../nbs/25_cpc.ipynb #1126460e
 @torch.no_grad()
+def _chances(
+    task: CPC,
+    patches: torch.Tensor,  # (grid**dims, C, *patch) in the order of the scan
+    place: Sequence[int],  # row of a patch, and its place in the row
+) -> tuple[int, list[int], torch.Tensor]:  # number of the patch, of its targets; (targets, grid, ...) as the image lies
+    """How similar each prediction of a patch is to every patch, as chances over all of them."""
+    own = list(product(range(task.grid), repeat=len(place))).index(tuple(place))
+    mine = (task.own == own).nonzero().flatten()
+    if not len(mine):
+        raise InputError(f"the patch at {tuple(place)} has no target: it lies in row {place[0]}, and the first target "
+                         f"comes {task.first} rows further, in a grid of {task.grid}.")
+    predictions, codes = task(patches[None])[0].float().split([len(task.positives), task.n_places])
+    scanned = (predictions[mine] @ codes.T).softmax(dim=1).cpu()
+    lying = torch.empty_like(scanned)
+    lying[:, task.order] = scanned
+    return own, task.positives[mine].tolist(), lying.unflatten(1, [task.grid] * len(place))
+
+# %% ../../nbs/25_cpc.ipynb #2fc8f6dc
+def _mark(ax, own: torch.Tensor, targets: torch.Tensor, side: torch.Tensor) -> None:
+    """A dot in the middle (2,) of a patch, and frames around the middles (n, 2) of its targets."""
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    ax.plot(*own.tolist(), "o", color="white", mec="black", label="the patch that predicts")
+    for low in (targets - side / 2).tolist():
+        ax.add_patch(Rectangle(low, *side.tolist(), fill=False, edgecolor="white", lw=2, label="where its target lies",
+                               path_effects=[withStroke(linewidth=4, foreground="black")]))
+
+
+def _name(fig, axes, words: list[str], layers: list[float], ends: str) -> None:
+    """Say what the rows of a figure are (of a picture: the columns), its planes, if it has any, and its marks."""
+    for ax, text in zip(axes[:, 0] if ends else axes[0], words):
+        ax.set_ylabel(text, fontsize=9) if ends else ax.set_title(text, fontsize=9)
+    for k, ax in enumerate(axes[0] if ends else []):
+        ax.set_title(f"plane {k + 1}" + {0: f" ({ends[0]})", len(layers) - 1: f" ({ends[1]})"}.get(k, ""), fontsize=9)
+    named = {text: handle for ax in axes.flat for handle, text in zip(*ax.get_legend_handles_labels())}
+    fig.legend(named.values(), named, loc="lower center", ncols=2, frameon=False, fontsize=9)
+
+
 def draw_predictions(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: CPC,
     place: Sequence[int],  # row of a patch in the order of the scan, and its place in the row
 ) -> list:  # of axes
-    """How similar each prediction of a patch is to every patch of its plane, as chances over all patches."""
+    """Slices through every plane of patches, and under each one how likely the predictions find their targets there."""
     import matplotlib.pyplot as plt
 
-    inputs, _ = task.make(Batch(image[None], torch.zeros(1, dtype=torch.int64)), torch.Generator().manual_seed(0))
-    predictions, codes = task(inputs)[0].float().split([len(task.positives), task.n_places])
-    every = list(product(range(task.grid), repeat=image.ndim - 1))
-    mine = (task.own == every.index(tuple(place))).nonzero().flatten()
-    if not len(mine):
-        raise InputError(f"the patch at {tuple(place)} has no target: it lies in row {place[0]}, and the first target "
-                         f"comes {task.first} rows further, in a grid of {task.grid}.")
-    fig, axes = plt.subplots(1, len(mine), figsize=(0.6 + 2.5 * len(mine), 2.9), dpi=72, layout="constrained",
-                             squeeze=False)
-    for ax, question in zip(axes[0], mine.tolist()):
-        chances = (codes @ predictions[question]).softmax(dim=0).reshape([task.grid] * len(place))
-        target = every[int(task.positives[question])]
-        plane = chances[:, :, place[2]] if len(place) == 3 else chances
-        shown = ax.imshow(plane.cpu().numpy(), cmap="viridis", vmin=0, vmax=0.5)
-        ax.add_patch(plt.Rectangle((target[1] - 0.5, target[0] - 0.5), 1, 1, fill=False, edgecolor="white", lw=2.5))
-        ax.plot(place[1], place[0], "o", color="white", mec="black")
-        ax.set(xticks=range(task.grid), yticks=range(task.grid), xlabel="place in the row", ylabel="row of the scan")
-        ax.set_title(f"{target[0] - place[0]} rows further", fontsize=10)
-    fig.colorbar(shown, ax=axes[0][-1], shrink=0.8, label="chance")
-    return list(axes[0])
+    from ssl3d.views import PLANES, draw_slice, drawable
+
+    corners, patch, step = task.places(image.shape[1:], 1, torch.Generator().manual_seed(0))
+    patches = cut(image[None], torch.zeros(1, dtype=torch.int64), corners, patch)[0]
+    own, targets, chances = _chances(task, patches, place)
+    middles, step = corners[0] + (torch.tensor(patch) - 1) / 2, torch.tensor(step)  # (grid**dims, dims), in voxels
+    solid, plane = len(place) == 3, "sagittal" if task.direction in ("A", "P") else "coronal"  # shows the scan's way
+    across = PLANES[plane]
+    kept = [axis for axis in range(3) if axis != across] if solid else [1, 0]  # a picture's columns run to the right
+    edges = [middles[:, axis].unique()[:, None] + step[axis] * torch.tensor([-0.5, 0.5]) for axis in kept]
+    edges = [torch.cat([each[:, 0], each[-1:, 1]]).numpy() for each in edges]
+    layers = middles[:, across].unique().tolist() if solid else [0]
+    shape = (1 + len(targets), len(layers)) if solid else (1, 1 + len(targets))
+    side = 1.4 if solid else 2  # of a map; in inches, as the next lines: this is drawn at every move of a slider
+    width, height = 1.2 + side * shape[1], 0.6 + side * shape[0]
+    edge = {"left": 0.3 / width, "right": 1 - 0.9 / width, "bottom": 0.35 / height, "top": 1 - 0.25 / height}
+    fig, axes = plt.subplots(*shape, figsize=(width, height), dpi=72, squeeze=False, sharex=True, sharey=True,
+                             gridspec_kw={"wspace": 0.06, "hspace": 0.06} | edge)
+    for k, (layer, (ax, *maps)) in enumerate(zip(layers, axes.T if solid else axes)):
+        draw_slice(ax, drawable(image), plane, round(layer))
+        for each, values in zip(maps, chances):
+            values = values.select(across, k).T if solid else values
+            shown = each.pcolormesh(*edges, values.numpy(), vmin=0, vmax=0.5)
+            each.set_aspect("equal")
+        if not solid or layer == middles[own, across]:
+            for each, found in zip((ax, *maps), (targets, *([target] for target in targets))):
+                _mark(each, middles[own, kept], middles[found][:, kept], step[kept])
+    beside = fig.add_axes((1 - 0.8 / width, edge["bottom"], 0.12 / width, edge["top"] - edge["bottom"]))
+    fig.colorbar(shown, cax=beside, label="chance", extend="max")
+    words = [f"scan, {'towards ' if solid else ''}{task.direction}",
+             *(f"{target // task.row - place[0]} rows further" for target in targets)]
+    _name(fig, axes, words, layers, {"coronal": "PA", "sagittal": "LR"}[plane] if solid else "")
+    return list(axes.flat)
 
 
 def play_cpc(
