@@ -137,7 +137,7 @@ def read_card(
     if not (folder / "encoder.json").is_file() or not (folder / "encoder.safetensors").is_file():
         begun = (folder / "settings.yaml").exists()
         raise InputError(f"{folder}: holds no encoder. " + (
-            "Its run is not finished: give the same command again and it goes on." if begun
+            "Its run is not finished: give the command that began it again, and it goes on." if begun
             else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
     return read_json(folder / "encoder.json")
 
