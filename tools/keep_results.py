@@ -1,9 +1,11 @@
 """Keep what an experiment found, small enough for the repository: from runs/NAME to results/NAME.
 
     python tools/keep_results.py runs/ixi_tissue
+    python tools/keep_results.py runs/ixi_sex "one NVIDIA H100, 16 cores; Python 3.12, torch 2.11.0+cu130, monai 1.6.1"
 
 Kept are its scores and tracks, the summary and the figure, and about.txt: the command, the seeds, the versions, the
-machine and the hours. Its description is experiments/NAME.yaml.
+machine and the hours. Its description is experiments/NAME.yaml. What was made elsewhere is said in the second form:
+the machine, a semicolon, the versions.
 """
 
 import os
@@ -38,24 +40,30 @@ def chosen(run: Path) -> str:
     return "rates     " + ", ".join(f"{arm} {lr:g}" for arm, lr in rates.items()) + " (chosen on validation people)\n"
 
 
-def about(run: Path) -> str:
+def here() -> str:
+    """This machine and its versions."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("ssl3d", "torch", "monai", "lightning", "numpy"))
+    return f"{platform.system()} {platform.machine()}, {processor()}; Python {platform.python_version()}, {packages}"
+
+
+def about(run: Path, where: str) -> str:
     """How it was done, in lines."""
+    machine, versions = where.split("; ")
     experiment, store = read_experiment(run / "experiment.yaml"), Store(run / "store")
     seconds = [line["seconds"] for line in read_diary(run) if line["state"] == "done"]
     parts = ", ".join(f"{len({store.cases[n]['subject'] for n in store.split(part)})} {part}"
                       for part in ("train", "test"))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("ssl3d", "torch", "monai", "lightning", "numpy"))
     data = "SSL3D_DATA=FOLDER " if "$SSL3D_DATA" in str(experiment.cohort["source"]) else ""
     return (f"command   {data}ssl3d experiment experiments/{run.name}.yaml --out runs/{run.name}\n"
             f"people    {parts}\n"
             f"seeds     {', '.join(map(str, range(experiment.seeds)))}\n"
             f"runs      {len(seconds)} fine-tunings with what was pretrained for them\n{chosen(run)}"
-            f"hours     {sum(seconds) / 3600:.1f} of one core, added up; several processes shared the machine\n"
-            f"machine   {platform.system()} {platform.machine()}, {processor()}\n"
-            f"versions  Python {platform.python_version()}, {packages}\n")
+            f"hours     {sum(seconds) / 3600:.1f} of one process, added up; several processes shared the machine\n"
+            f"machine   {machine}\n"
+            f"versions  {versions}\n")
 
 
-def main(run: Path) -> None:
+def main(run: Path, where: str) -> None:
     out = Path("results") / run.name
     out.mkdir(parents=True, exist_ok=True)
     rows = [{key: f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in KEPT if key in row}
@@ -64,9 +72,9 @@ def main(run: Path) -> None:
     for name in ("tracks.csv", "summary.txt", "curves.png"):
         if (run / name).exists():
             shutil.copy(run / name, out / name)
-    (out / "about.txt").write_text(about(run), encoding="utf-8")
+    (out / "about.txt").write_text(about(run, where), encoding="utf-8")
     print((out / "about.txt").read_text(), (out / "summary.txt").read_text(), sep="\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else here())

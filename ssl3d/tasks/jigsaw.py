@@ -91,7 +91,9 @@ def draw_attempt(
     if extra:
         values, counts = np.unique(apart, return_counts=True)
         axes[0][-1].bar(values, counts, color=COLOURS[5])
-        axes[0][-1].set(xlabel="places that differ", ylabel="permutations", xlim=(-0.5, len(tiles) + 0.5))
+        axes[0][-1].set(xlabel="places that differ", ylabel="permutations", xlim=(-0.5, len(tiles) + 0.5),
+                        xticks=range(0, len(tiles) + 1, len(tiles) // 3), title="the others of its list")
+        axes[0][-1].title.set_fontsize(10)
         axes[0][-1].yaxis.get_major_locator().set_params(integer=True)
         axes[0][-1].spines[["top", "right"]].set_visible(False)
     fig.suptitle(title, fontsize=11)
