@@ -530,12 +530,12 @@ def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list
     """Write the rows of all cells that are made to `results.csv`, arm after arm, and their tracks to `tracks.csv`."""
     cells = sorted(cells_of(experiment), key=lambda cell: [*experiment.arms].index(cell.arm))  # the baseline first
     failed = {line["cell"]: line for line in failed_cells(experiment, out)}
-    rows = [row for cell in cells if cell.name not in failed and _is_made(out, cell, _hash(experiment, cell, stores))
-            for row in _rows(experiment, cell, stores["cohort"], out)]
+    made = [cell for cell in cells if cell.name not in failed and _is_made(out, cell, _hash(experiment, cell, stores))]
+    rows = [row for cell in made for row in _rows(experiment, cell, stores["cohort"], out)]
     if not rows:
         first = next(iter(failed.values()))
         raise InputError(f"{out}: no cell of {len(cells)} could be made. {first['cell']}: {first['error']}")
-    tracks = [row for cell in cells if cell.name not in failed for row in _track(experiment, cell, out)]
+    tracks = [row for cell in made for row in _track(experiment, cell, out)]
     with FileLock(out / "experiment.lock"):
         write_scores(out / "results.csv", rows)
         if tracks:

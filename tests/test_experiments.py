@@ -21,6 +21,7 @@ from ssl3d.experiments import (
     Experiment,
     cells_of,
     check_experiment,
+    collect,
     failed_cells,
     forecast,
     make_cell,
@@ -287,6 +288,12 @@ def test_grades(tmp_path):
     assert all(20 <= r["age"] < 35 and isinstance(r["guess"], float) for r in rows)
     assert {a["metric"] for a in verdict(rows)} == {"R²"} and "(R²)" in keep_answer(rows, tmp_path / "ages")
     assert {line["score"] for line in read_scores(tmp_path / "ages/tracks.csv")} and len(rows) == 2 * 2 * 3
+    unfinished = next((tmp_path / "ages/cells").glob("*-1"))  # as one that another process is still making
+    (unfinished / "scores.csv").unlink()
+    collect(ages, {"cohort": Store(tmp_path / "ages/store")}, tmp_path / "ages")
+    assert {line["seed"] for line in read_scores(tmp_path / "ages/results.csv")} == {0, 1}
+    left = [(line["arm"], line["seed"]) for line in read_scores(tmp_path / "ages/tracks.csv")]
+    assert left and unfinished.name not in {f"{arm}-1-{seed}" for arm, seed in left}
     with pytest.raises(InputError, match="has no sexes"):
         run_experiment(replace(ages, finetuning={"target": "sex"}), tmp_path / "sex", progress=False)
     with pytest.raises(InputError, match="'target'"):
