@@ -20,6 +20,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from monai.transforms import SpatialPad
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import r2_score
 from sklearn.model_selection import KFold, cross_val_predict
@@ -30,6 +31,7 @@ from ssl3d.cohorts import InputError, open_cohort
 from ssl3d.networks import make_encoder
 from ssl3d.pretrain import make_task
 from ssl3d.probes import pooled_features, probe, rank_me
+from ssl3d.scans import content_box, crop, read_scan
 from ssl3d.store import Store, prepare
 from ssl3d.tasks.task import Batch, examine, practise
 from ssl3d.training import read_batch
@@ -73,12 +75,10 @@ def cubes() -> Store:
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(source / "participants.csv", out)
     for file in sorted(source.glob("*_T1brain.nii.gz")):
-        scan = nib.load(file)
-        brain = np.asarray(scan.dataobj)
-        brain = brain[tuple(slice(where.min(), where.max() + 1) for where in np.nonzero(brain))]
-        more = [max(brain.shape) - side for side in brain.shape]
-        brain = np.pad(brain, [(n // 2, n - n // 2) for n in more])
-        nib.save(nib.Nifti1Image(brain, scan.affine), out / file.name)
+        brain = read_scan(file)
+        brain = crop(brain, content_box(brain))
+        brain = SpatialPad([max(brain.shape[1:])] * 3)(brain)
+        nib.save(nib.Nifti1Image(brain[0].numpy(), brain.affine.numpy()), out / file.name)
     found = open_cohort(out, images="{id}_T1brain.nii.gz", table="participants.csv")
     return prepare(found, "runs/ixi_tries/store_cubes", size=SIZES["ixi"], crop=False)
 
