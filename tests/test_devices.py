@@ -25,8 +25,8 @@ from ssl3d.pretrain import pretrain
 
 devices, store, out, runs = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
 before, threads = set(os.environ), torch.get_num_threads()
-for name, (task, settings) in runs.items():
-    settings |= {"widths": (8, 16, 32), "accelerator": "cpu", "devices": devices, "progress": False}
+for name, (task, settings) in runs.items():  # short steps: Adam would make much of a rounding of a gradient near zero
+    settings |= {"widths": (8, 16, 32), "lr": 1e-4, "accelerator": "cpu", "devices": devices, "progress": False}
     run = finetune(store, out / name, **settings) if task is None else pretrain(task, store, out / name, **settings)
     print("made", run.name)
 assert set(os.environ) == before and torch.get_num_threads() == threads
