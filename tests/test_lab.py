@@ -88,8 +88,8 @@ LABEL = """e => e.tagName == 'BUTTON' ? e.textContent.trim() :
 CELLS = """() => [...document.querySelectorAll('.jp-CodeCell')].map(c => ({
     prompt: c.querySelector('.jp-InputPrompt')?.textContent || '',
     empty: !c.querySelector('.cm-content')?.textContent.trim(),
-    error: [...c.querySelectorAll('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')]
-        .map(x => x.textContent).join('').slice(-600)}))"""
+    error: [...c.querySelectorAll('.jp-OutputArea-output[data-mime-type^="application/vnd.jupyter."]')]
+        .map(x => x.textContent).filter(t => t.includes('Traceback (most recent call last)')).join('').slice(-600)}))"""
 BROKEN = """() => [...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent)
     .filter(t => /Error displaying widget|Error creating widget|Failed to load|Loading widget/.test(t))"""
 
@@ -272,6 +272,12 @@ def test_widgets_of_every_kind(lab):
     assert len(canvas) == 1 and canvas[0] > 300, "NiiVue has room to draw"
     assert {*KINDS, "canvas"} == {kind for kind, _ in changed}, (changed, idle)
     check_controls("play.ipynb", changed, idle)
+
+
+def test_a_cell_that_fails_is_noticed(lab):
+    write_notebook(lab[2] / "broken.ipynb", "import sys\nprint('a warning', file=sys.stderr)\n%%\nprint(1)\n1 / 0")
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        browse(lab, "broken.ipynb", 60, lambda page: None)
 
 
 def test_what_leaves_the_machine_is_caught():
