@@ -57,8 +57,8 @@ view(images[0, 0], images[0, 0] > 0.9)
 NOTEBOOKS = sorted(str(file.relative_to(ROOT / "nbs")) for file in (ROOT / "nbs").rglob("*.ipynb"))
 KINDS = {
     "slider": ".noUi-handle",
-    "dropdown": "select",
     "toggle": ".widget-toggle-button:not(.mod-active)",
+    "dropdown": "select",  # after the toggles: turned by 0° about another axis, a brain is the same
     "checkbox": "input[type=checkbox]",
     "button": "button.jupyter-button:not(.widget-toggle-button)",
 }
