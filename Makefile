@@ -35,11 +35,9 @@ test-long: $(READY)
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
 	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -m long
 
-# every notebook in JupyterLab, in a browser, its widgets moved; needs Chromium
+# every notebook as `make lab` shows it, in a browser, its widgets moved; needs Chromium
 test-lab: $(READY)
-	rm -rf build
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
-	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -m lab
+	$(BIN)/pytest -m lab
 
 # notebooks -> ssl3d/, README.md; run after every change of a notebook
 sync: $(READY)

@@ -23,7 +23,7 @@ from ssl3d.statistics import (
     tracks_of,
     verdict,
 )
-from .views import COLOURS
+from .views import COLOURS, arm_looks
 
 # %% ../nbs/51_curves.ipynb #bbf1453f
 def _points(rows: list[dict], arm: str) -> dict[float, np.ndarray]:  # share -> (seeds, people)
@@ -33,13 +33,6 @@ def _points(rows: list[dict], arm: str) -> dict[float, np.ndarray]:  # share -> 
     return {share: matrix for share, matrix in matrices.items() if matrix.size}
 
 # %% ../nbs/51_curves.ipynb #cc835b47
-def _look(arms: list[str]) -> dict[str, dict]:  # arm -> colour, marker and line
-    """How each arm is drawn: the first one dashed, and all of them told apart without colour, too."""
-    colours = (COLOURS[6], COLOURS[5], COLOURS[3], COLOURS[2], COLOURS[0], COLOURS[1], COLOURS[7])
-    return {arm: {"color": colours[i % 7], "marker": "sov^DPX*"[i % 8], "ls": "--" if i == 0 else "-"}
-            for i, arm in enumerate(arms)}
-
-
 def _with_interval(ax: Axes, x: float, middle: float, low: float, high: float, look: dict) -> None:
     """One point and its interval."""
     ax.errorbar([x], [middle], [[middle - low], [high - middle]], capsize=3, lw=1.2, ms=5, **look | {"ls": ""})
@@ -58,7 +51,7 @@ def data_efficiency(
 ) -> list[Axes]:
     """Score against label share for every arm (left), and its difference to the baseline (right); 95 % intervals."""
     arms, shares = list(dict.fromkeys(row["arm"] for row in rows)), sorted({row["share"] for row in rows})
-    baseline, look = baseline or arms[0], _look(arms)
+    baseline, look = baseline or arms[0], arm_looks(arms)
     fig, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.6), dpi=80, layout="constrained")
     place = {arm: (i - (len(arms) - 1) / 2) * min(0.14, 0.7 / len(arms)) for i, arm in enumerate(arms)}
     for arm in arms:
@@ -99,7 +92,8 @@ def per_method(
     tasks = list(dict.fromkeys(arm.removesuffix(" 2D") for arm in arms if arm.removesuffix(" 2D") != base)) or [base]
     fig, axes = plt.subplots(1, len(tasks), figsize=(max(4.4, 1.2 + 2.1 * len(tasks)), 2.6), dpi=80,
                              layout="constrained", sharey=True, squeeze=False)
-    looks = list(_look(["baseline", "baseline 2D", "task", "task 2D"]).values())
+    looks = [{"color": colour, "marker": marker, "ls": ls} for colour, marker, ls in (  # none of them a task's colour
+        (COLOURS[6], "s", "--"), (COLOURS[6], "X", ":"), ("black", "o", "-"), (COLOURS[7], "d", "-."))]
     for ax, task in zip(axes[0], tasks):
         for place, name in enumerate(dict.fromkeys((base, f"{base} 2D", task, f"{task} 2D"))):
             points = _points(rows, name)
@@ -113,7 +107,8 @@ def per_method(
         ax.spines[["top", "right"]].set_visible(False)
     twins = any(f"{task} 2D" in arms for task in tasks)
     drawn = (True, f"{base} 2D" in arms, True, twins)
-    for name, look, there in zip((base, f"{base} 2D", "in 3D", "in 2D"), looks, drawn):
+    names = ("pretrained in 3D", "pretrained in 2D") if twins else ("pretrained", "")
+    for name, look, there in zip((base, f"{base} 2D", *names), looks, drawn):
         if there:
             axes[0][0].plot([], [], label=name, ms=5, **look)
     n_seeds, n_people = len({row["seed"] for row in rows}), len({row["subject"] for row in rows})
@@ -128,13 +123,14 @@ def convergence(
     tracks: list[dict],  # rows of an experiment's tracks.csv
     share: float,  # of the labels
     baseline: str | None = None,  # what the others have to reach; the first arm if None
+    ylabel: str = "score",  # what the tracks hold, such as "mean Dice"
 ) -> Axes:
     """Score against step for every arm at one share; a mark at the median of the seeds that reach it.
 
     A seed reaches it at the first step at which it is as good as the baseline with the same seed is at its end.
     """
     arms = list(dict.fromkeys(row["arm"] for row in tracks if row["share"] == share))
-    baseline, look = baseline or arms[0], _look(arms)
+    baseline, look = baseline or arms[0], arm_looks(arms)
     fig, ax = plt.subplots(figsize=(7.8, 3.1), dpi=80, layout="constrained")
     for arm in arms:
         seeds = tracks_of(tracks, arm, share)
@@ -156,7 +152,7 @@ def convergence(
                         xerr=[[middle - min(reached)], [max(reached) - middle]], transform=ax.get_xaxis_transform(),
                         label=f"{arm} is there ({len(reached)} of {len(when)} seeds)")
     lowest = min(np.min(line.get_ydata()) for line in ax.lines if line.get_transform() == ax.transData)
-    ax.set(ylim=(min(0, lowest), min(1.02, ax.get_ylim()[1])), xlabel="step of fine-tuning", ylabel="score",
+    ax.set(ylim=(min(0, lowest), min(1.02, ax.get_ylim()[1])), xlabel="step of fine-tuning", ylabel=ylabel,
            title=f"{100 * share:g} % of the labels")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))

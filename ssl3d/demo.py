@@ -24,8 +24,8 @@ SAMPLES = Path("data_samples") / "Task01_TumourBrains"
 
 
 def find_samples() -> Path:
-    """The sample cohort: beside the package in a clone, or below the working directory."""
-    for clone in (Path(ssl3d.__file__).resolve().parents[1], Path.cwd()):
+    """The sample cohort: beside the package in a clone, or in a clone that the working directory lies in."""
+    for clone in (Path(ssl3d.__file__).resolve().parents[1], Path.cwd(), *Path.cwd().parents):
         if (clone / SAMPLES).is_dir():
             return clone / SAMPLES
     raise InputError("no folder was given, and the sample scans come with a clone of the repository only. Run this in "

@@ -27,7 +27,7 @@ from .cohorts import InputError
 from .finetune import load_segmenter, make_segmenter, on_volumes, score, segment
 from .runs import read_log, read_settings
 from .store import Store
-from .views import COLOURS, busiest, row
+from .views import COLOURS, arm_looks, busiest, row
 from .widgets import snapshot
 
 # %% ../nbs/44_live.ipynb #519794df
@@ -48,9 +48,6 @@ def progress_of(run: str | Path) -> tuple[int, int]:  # folder of a run -> steps
     return (0 if log is None else int(log["step"][-1])), total
 
 # %% ../nbs/44_live.ipynb #533cfd5c
-_LOOKS = [(COLOURS[6], "--"), (COLOURS[5], "-"), (COLOURS[3], "-."), (COLOURS[2], ":")]
-
-
 def _smooth(values: np.ndarray, n: int = 10) -> np.ndarray:
     """The mean of each value and of those before it, `n` in all."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -61,7 +58,8 @@ def _smooth(values: np.ndarray, n: int = 10) -> np.ndarray:
 def _score_name(run: Path, what: str) -> str:
     """What a column of `observed.csv` is, and of whom."""
     validation = what == "linear" or read_settings(run).get("validate")
-    return f"{'linear probe' if what == 'linear' else what}, {'validation' if validation else 'test'} cases"
+    words = {"linear": "linear probe", "dice": "mean Dice"}.get(what, what)
+    return f"{words}, {'validation' if validation else 'test'} cases"
 
 
 def draw_progress(
@@ -73,18 +71,23 @@ def draw_progress(
     answered, scored = any("accuracy" in log for log in logs.values()), any(scores.values())
     n = 1 + answered + scored
     fig, axes = plt.subplots(1, n, figsize=(1 + 3.6 * n, 2.8), dpi=80, layout="constrained", squeeze=False)
-    for i, (name, log) in enumerate(logs.items()):
-        colour, style = _LOOKS[(i + (len(runs) == 1)) % len(_LOOKS)]
-        axes[0][0].plot(log["step"], _smooth(log["loss"]), color=colour, ls=style, label=name)
+    looks = arm_looks(list(runs)) if len(runs) > 1 else {name: {"color": COLOURS[5], "ls": "-"} for name in runs}
+    measured = {}
+    for name, log in logs.items():
+        line = looks[name] | {"marker": ""}
+        axes[0][0].plot(log["step"], _smooth(log["loss"]), label=name, **line)
         if "accuracy" in log:
-            axes[0][1].plot(log["step"], _smooth(log["accuracy"]), color=colour, ls=style)
+            axes[0][1].plot(log["step"], _smooth(log["accuracy"]), **line)
             axes[0][1].plot(log["step"], log["chance"], color=COLOURS[6], lw=0.8, ls=":")
         if scores[name]:
             what = next(column for column in scores[name] if column != "step")
-            axes[0][-1].plot(scores[name]["step"], scores[name][what], color=colour, ls=style, marker=".")
-            axes[0][-1].set_ylabel(_score_name(runs[name], what))
+            axes[0][-1].plot(scores[name]["step"], scores[name][what], **{"ms": 4} | looks[name])
+            measured.setdefault(_score_name(runs[name], what), []).append(name)
     steps = max(total for _, total in map(progress_of, runs.values()))
-    for ax, label in zip(axes[0], ("loss", *["accuracy (dotted: chance)"] * answered)):
+    said = [what if len(measured) == 1 else f"{what} ({', '.join(names)})" for what, names in measured.items()]
+    if said:
+        axes[0][-1].set_ylabel("\n".join(said))
+    for ax, label in zip(axes[0], ("loss, mean of 10 steps", *["accuracy (dotted: chance)"] * answered)):
         ax.set_ylabel(label)
     for ax in axes[0]:
         ax.set(xlabel="step", xlim=(0, steps or 1))

@@ -21,7 +21,7 @@ from filelock import FileLock
 from .curves import convergence, data_efficiency, per_method
 from .experiments import read_diary
 from .metrics import read_scores
-from .statistics import METRICS, steps_to_reach, verdict, verdict_table
+from .statistics import METRICS, metric_of, steps_to_reach, verdict, verdict_table
 from .store import write_whole
 
 # %% ../nbs/51_report.ipynb #18e4dfe0
@@ -123,7 +123,7 @@ def _sections(rows: list[dict], tracks: list[dict], baseline: str) -> list[str]:
         for share in sorted({row["share"] for row in tracks}):
             arms = list(dict.fromkeys(row["arm"] for row in tracks if row["share"] == share))
             if baseline in arms:
-                convergence(tracks, share, baseline)
+                convergence(tracks, share, baseline, METRICS[metric_of(rows)])
                 page.append(_picture(f"score against the step with {100 * share:g} % of the labels"))
                 page += [f"<p>{html.escape(speed_in_words(tracks, arm, baseline, share))}</p>"
                          for arm in arms if arm != baseline]

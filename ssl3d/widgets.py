@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from .cohorts import InputError
-from .views import COLOURS, PLANES, draw_slice
+from .views import CLASS_COLOURS, PLANES, draw_slice
 
 # %% ../nbs/03_widgets.ipynb #8f0e9d5c
 def snapshot() -> bytes:
@@ -39,9 +39,10 @@ def stage(
     def redraw(change=None):
         try:
             draw(**{name: control.value for name, control in controls.items()})
-            picture.value, message.value = snapshot(), ""
+            picture.value, message.value, picture.layout.display = snapshot(), "", None
         except InputError as e:
             plt.close("all")
+            picture.layout.display = "none"
             message.value = f"<b>{escape(str(e))}</b>"
 
     for control in controls.values():
@@ -94,7 +95,7 @@ def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float,
     viewer.load_volumes(shown)
     if labels is not None:
         codes = range(max(int(labels.max()) + 1, 2))
-        rows = [(0, 0, 0, 0), *((*to_rgb(COLOURS[(code - 1) % len(COLOURS)]), 1) for code in codes[1:])]
+        rows = [(0, 0, 0, 0), *((*to_rgb(CLASS_COLOURS[(code - 1) % len(CLASS_COLOURS)]), 1) for code in codes[1:])]
         channels = {name: [int(255 * row[k]) for row in rows] for k, name in enumerate("RGBA")}
         viewer.volumes[1].set_colormap_label(channels | {"I": list(codes), "labels": [str(code) for code in codes]})
         middle = [(axis.mean() + 0.5) / side for axis, side in zip((labels > 0).nonzero(), labels.shape)]

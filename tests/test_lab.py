@@ -107,6 +107,7 @@ def lab(tmp_path_factory):
     places = ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR")
     env = os.environ | {f"JUPYTER_{p}": str(own / p) for p in places} | {"IPYTHONDIR": str(own / "ipython")}
     env |= {"JUPYTERLAB_SETTINGS_DIR": str(own / "set"), "JUPYTERLAB_WORKSPACES_DIR": str(own / "work")}
+    env |= {"OMP_NUM_THREADS": "1"}  # as the notebooks were run; two threads on two busy cores wait for each other
     news = own / "set/@jupyterlab/apputils-extension"
     news.mkdir(parents=True)
     (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
@@ -239,6 +240,15 @@ def guard(context):
     return outside
 
 
+def end_kernels(address, token):
+    """End what runs behind the notebooks: forty kernels at once do not fit into the memory."""
+    with urllib.request.urlopen(f"{address}/api/kernels?token={token}") as found:
+        kernels = json.load(found)
+    for kernel in kernels:
+        end = urllib.request.Request(f"{address}/api/kernels/{kernel['id']}?token={token}", method="DELETE")
+        urllib.request.urlopen(end).close()
+
+
 def browse(lab, notebook, seconds, then):
     """Open a notebook in a browser that reaches nothing but JupyterLab, and do something with the page."""
     address, token, _ = lab
@@ -246,9 +256,12 @@ def browse(lab, notebook, seconds, then):
         browser = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS.split())
         context = browser.new_context(viewport={"width": 1280, "height": 1600})
         outside, page = guard(context), context.new_page()
-        opened(page, address, token, notebook, seconds)
-        found = then(page)
-        browser.close()
+        try:
+            opened(page, address, token, notebook, seconds)
+            found = then(page)
+        finally:
+            browser.close()
+            end_kernels(address, token)
     assert outside == [], "no request leaves the machine"
     return found
 
