@@ -138,7 +138,8 @@ def pairwise(scores: torch.Tensor) -> torch.Tensor:
 LOSSES = {"infonce": infonce, "binary": pairwise}
 
 # %% ../../nbs/25_cpc.ipynb #9254dd98
-ROLES = {"context": 5, "the patch": 0, "targets": 3, "negatives": 2}  # -> which of the kit's colours
+ROLES = {"context": (5, ""), "the patch": (0, "o"), "targets": (4, "$?$"), "negatives": (7, "X")}
+# -> which of the kit's colours, and a mark, since on a scan many colours need red-green vision
 
 
 def _draw_grid(ax, cells: dict[str, torch.Tensor], grid: int) -> None:
@@ -148,7 +149,7 @@ def _draw_grid(ax, cells: dict[str, torch.Tensor], grid: int) -> None:
     names = [name for name, places in cells.items() for _ in places]
     side = torch.tensor([0.36 if name == "negatives" else 0.84 for name in names])
     low = torch.cat(list(cells.values())) - side[:, None] / 2
-    ax.bar3d(*low.T.numpy(), *[side.numpy()] * 3, color=[COLOURS[ROLES[name]] for name in names], alpha=0.7)
+    ax.bar3d(*low.T.numpy(), *[side.numpy()] * 3, color=[COLOURS[ROLES[name][0]] for name in names], alpha=0.7)
     for axis, ends in zip("xyz", ("left to right", "back to front", "feet to head")):
         ax.set(**{f"{axis}lim": (-0.5, grid - 0.5), f"{axis}ticks": [], f"{axis}label": ends})
         getattr(ax, f"{axis}axis").labelpad = -14
@@ -162,11 +163,16 @@ def _draw_layer(ax, cells: dict[str, torch.Tensor], corner: torch.Tensor, patch:
     from ssl3d.views import COLOURS
 
     for name, places in cells.items():
-        colour, share = COLOURS[ROLES[name]], 0.36 if name == "negatives" else 0.92
+        colour, mark = COLOURS[ROLES[name][0]], ROLES[name][1]
         for place in places.tolist():
             begin = [c - 0.5 + p * s for c, p, s in zip(corner.tolist(), place, step)]  # its edge: half a pixel before
-            low = [b + (p - share * s) / 2 for b, p, s in zip(begin, patch, step)]
-            ax.add_patch(Rectangle(low, *(share * s for s in step), color=colour, alpha=0.6, lw=0))
+            middle = [b + p / 2 for b, p in zip(begin, patch)]
+            ax.plot(*middle, marker=mark, ls="", ms=10 if name == "the patch" else 6, mec="black", mew=0.8,
+                    color="white" if name == "negatives" else "black")
+            if name == "negatives":
+                continue
+            low = [m - 0.46 * s for m, s in zip(middle, step)]
+            ax.add_patch(Rectangle(low, *(0.92 * s for s in step), color=colour, alpha=0.6, lw=0))
             if name in ("the patch", "targets"):
                 ax.add_patch(Rectangle(begin, *patch, fill=False, color=colour, lw=1.5, clip_on=False))
 
@@ -182,7 +188,7 @@ def draw_roles(
 ) -> list:  # of axes
     """Which parts patches of an image play: on a picture, or on the grid of a volume and two of its slices."""
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
+    from matplotlib.lines import Line2D
 
     from ssl3d.views import COLOURS, PLANES, draw_slice
 
@@ -204,8 +210,11 @@ def draw_roles(
         draw_slice(axes[-1], image, plane, at)
         _draw_layer(axes[-1], {name: places[:, kept] for name, places in here.items()}, corner[kept],
                     [patch[axis] for axis in kept], [step[axis] for axis in kept])
-    named = [Patch(color=COLOURS[ROLES[name]], label=name) for name, places in cells.items() if len(places)]
-    fig.legend(handles=named, loc="outside lower center", ncols=2 if not solid else 4, frameon=False, fontsize=9)
+    named = [(Line2D([], [], ls="", marker="s", ms=12, color=COLOURS[colour], alpha=0.6 * (name != "negatives")),
+              Line2D([], [], ls="", marker=mark, ms=7, color="white" if name == "negatives" else "black", mec="black",
+                     mew=0.8)) for name, (colour, mark) in ROLES.items() if len(cells[name])]
+    fig.legend(named, [name for name in ROLES if len(cells[name])], loc="outside lower center", frameon=False,
+               fontsize=9, ncols=2 if not solid else 4)
     return axes
 
 # %% ../../nbs/25_cpc.ipynb #91575dde
@@ -450,13 +459,13 @@ def draw_predictions(
         draw_slice(ax, drawable(image), plane, round(layer))
         for each, values in zip(maps, chances):
             values = values.select(across, k).T if solid else values
-            shown = each.pcolormesh(*edges, values.numpy(), vmin=0, vmax=0.5)
+            shown = each.pcolormesh(*edges, values.numpy(), vmin=0, vmax=float(chances.max()))
             each.set_aspect("equal")
         if not solid or layer == middles[own, across]:
             for each, found in zip((ax, *maps), (targets, *([target] for target in targets))):
                 _mark(each, middles[own, kept], middles[found][:, kept], step[kept])
     beside = fig.add_axes((1 - 0.8 / width, edge["bottom"], 0.12 / width, edge["top"] - edge["bottom"]))
-    fig.colorbar(shown, cax=beside, label="chance", extend="max")
+    fig.colorbar(shown, cax=beside, label="chance")
     words = [f"scan, {'towards ' if solid else ''}{task.direction}",
              *(f"{target // task.row - place[0]} rows further" for target in targets)]
     _name(fig, axes, words, layers, {"coronal": "PA", "sagittal": "LR"}[plane] if solid else "")
@@ -479,7 +488,9 @@ def play_cpc(
         task.show(batch, at) if what == "roles" else draw_predictions(image, task, at)
 
     last, middle = task.grid - 1, task.grid // 2
-    beside = {f"beside{k}": IntSlider(middle, 0, last, description=word)
-              for k, word in enumerate(("place", "second place")[: image.ndim - 2])}
+    axes = ("left to right", "back to front", "feet to head") if image.ndim == 4 else ("top to bottom", "left to right")
+    words = [word for axis, word in enumerate(axes) if axis != DIRECTIONS[image.ndim - 1][task.direction][0]]
+    beside = {f"beside{k}": IntSlider(middle, 0, last, description=word, style={"description_width": "initial"})
+              for k, word in enumerate(words)}
     return stage(draw, what=ToggleButtons(options=["roles", "predictions"]),
                  row=IntSlider(min(middle, last - task.first), 0, last - task.first, description="row"), **beside)

@@ -292,21 +292,24 @@ class Exemplar(ProxyTask):
 
     def show(self, batch: Batch):
         """One image under each transformation, then anchors and positives, each beside another person's anchor."""
-        from ssl3d.views import drawable, row  # drawing is not needed to list or to train tasks
+        from ssl3d.views import draw_slice, drawable, row  # drawing is not needed to list or to train tasks
 
         image, dims = batch.image[0], self.encoder.spatial_dims
         flip, zoom = np.diag([-1] + [1] * (dims - 1)), np.diag([1.2, 0.8, 1.0][:dims])
         oblique = rotation_about(np.array([0.48, 0.6, 0.64]) if dims == 3 else None, np.pi / 5)
         examples = {"image": View(np.eye(dims)), "flip": View(flip), "right angle": View(turns_of(image.shape[1:])[-1]),
-                    "any angle": View(oblique), "zoom": View(zoom), "colour": View(np.eye(dims), 1.4, -0.1)}
+                    "any angle": View(oblique), "zoom": View(zoom), "grey values": View(np.eye(dims), 1.4, -0.1)}
         shown = [transform(image, view, torch.empty_like(image)) for view in examples.values()]
         inputs, targets = self.make(batch, torch.Generator().manual_seed(0))
         allowed = _others(targets[:, 0], targets[:, 0])
         for i in range(2):
             k = pick_negatives("random", None, None, allowed, targets[:, 1])[i]
             shown += [inputs[i, 0], inputs[i, 1], inputs[k, 0]]
-        titles = [*examples, *(f"{role} {i}" for i in (1, 2) for role in ("anchor", "positive", "another"))]
-        return row([drawable(x) for x in shown], titles=titles, columns=6, anatomical=False, limits=(0, 1))
+        titles = [*examples, *(f"{role} {i}" for i in (1, 2) for role in ("anchor", "positive", "negative"))]
+        axes = row([drawable(x) for x in shown], titles=titles, columns=6, anatomical=False, limits=(0, 1))
+        if dims == 3:
+            draw_slice(axes[0], drawable(image), limits=(0, 1))
+        return axes
 
 # %% ../../nbs/24_exemplar.ipynb #85721f2a
 def draw_triplet(

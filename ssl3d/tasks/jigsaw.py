@@ -80,14 +80,16 @@ def draw_attempt(
                              dpi=72, squeeze=False, layout="constrained", width_ratios=[side] * layers + [2.4] * extra)
     for layer, ax in enumerate(axes[0][:layers]):
         height, cell = whole.shape[-1] // grid, whole.shape[-2] // grid
-        draw_slice(ax, whole, at=None if flat else layer * height + height // 2)
+        draw_slice(ax, whole, at=None if flat else layer * height + height // 2, anatomical=False)
+        for x, y, text in () if flat else ((-0.05, 0.5, "L"), (1.05, 0.5, "R"), (0.5, -0.07, "P"), (0.5, 1.07, "A")):
+            ax.text(x, y, text, transform=ax.transAxes, ha="center", va="center", fontsize=9, fontweight="bold")
         for first in range(grid):
             for second in range(grid):
                 x, y = (second, first) if flat else (first, second)
                 number = first * grid + second if flat else (first * grid + second) * grid + layer
                 ax.text((x + 0.12) * cell, (y + 0.12) * cell, number, color="white", fontsize=9, fontweight="bold",
                         va="top" if flat else "bottom", path_effects=[withStroke(linewidth=2.5, foreground="black")])
-        ax.set_title("" if flat else _layers(grid)[layer], fontsize=10)
+        ax.set_title("" if flat else _layers(grid)[layer], fontsize=10, pad=6 if flat else 16)
     if extra:
         values, counts = np.unique(apart, return_counts=True)
         axes[0][-1].bar(values, counts, color=COLOURS[5])

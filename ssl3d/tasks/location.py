@@ -98,7 +98,7 @@ class Location(ProxyTask):
 
     def show(self, batch: Batch):
         """Some questions about the first image, as the network gets them."""
-        from ssl3d.views import drawable, row
+        from ssl3d.views import draw_slice, drawable, row
 
         five = Batch(batch.image[:1].expand(5, *batch.image.shape[1:]), batch.subject[:1].expand(5))
         patches, classes = (x[:: self.samples_per_image] for x in self.make(five, torch.Generator().manual_seed(0)))
@@ -106,7 +106,10 @@ class Location(ProxyTask):
         shown = [drawable(patch) for patch in (*shown[0::2], *shown[1::2])]
         dims = self.encoder.spatial_dims
         answers = [f"{c}: {describe_cell(int(cell_of_class(c, self.n_classes)), dims)}" for c in classes]
-        return row(shown, titles=[*["centre"] * 5, *answers], columns=5, anatomical=False)
+        axes = row(shown, titles=[*["centre"] * 5, *answers], columns=5, anatomical=False)
+        if dims == 3:
+            draw_slice(axes[0], shown[0])
+        return axes
 
 # %% ../../nbs/22_location.ipynb #a44805ba
 def _draw_map(fig, axes, marks: dict[str, int], dims: int) -> None:
@@ -131,7 +134,10 @@ def _draw_map(fig, axes, marks: dict[str, int], dims: int) -> None:
         ax.set(xlim=(-0.6, 2.6), ylim=(-0.6, 2.6), xticks=[], yticks=[], aspect="equal")
         if dims == 3:
             ax.set_title(("feet", "middle", "head")[layer], fontsize=9)
-            ax.set(xlabel="L" + 18 * " " + "R", ylabel="P" + 18 * " " + "A" if layer == 0 else "")
+            ax.set(xlabel="L" + 18 * " " + "R", ylabel="")
+            if layer == 0:
+                ax.text(-0.75, 0, "P", ha="right", va="center")
+                ax.text(-0.75, 2, "A", ha="right", va="center")
         ax.spines[:].set_visible(False)
     for name in marks:
         axes[0].scatter([], [], marker=looks[name][0], c=looks[name][1], edgecolors="black", linewidths=0.7, label=name)

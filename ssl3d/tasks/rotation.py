@@ -134,7 +134,10 @@ class Rotation(ProxyTask):
 
         titles = [f"{i}: {describe(matrix)}" for i, matrix in enumerate(self.matrices)]
         shown = [drawable(turn(batch.image[0], matrix)) for matrix in self.matrices]
-        return row(shown, titles=titles, columns=4 if self.encoder.spatial_dims == 2 else 5, anatomical=False)
+        axes = row(shown, titles=titles, columns=4 if self.encoder.spatial_dims == 2 else 5, anatomical=False)
+        for ax, matrix in zip(axes, self.matrices if self.encoder.spatial_dims == 3 else ()):
+            _draw_letters(ax, *ends_after(matrix)[:2])
+        return axes
 
 # %% ../../nbs/21_rotation.ipynb #2866f731
 def ends_after(matrix: np.ndarray) -> list[tuple[str, str]]:  # for each axis, the letters at its beginning and its end
