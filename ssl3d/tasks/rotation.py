@@ -188,7 +188,7 @@ def draw_turned(
         if n == 3:
             ax.set_title(f"across axis {'xyz'[PLANES[plane]]}", fontsize=10)
             _draw_letters(ax, *(ends for axis, ends in enumerate(ends_after(matrix)) if axis != PLANES[plane]))
-    fig.suptitle(f"class {turned}: {describe(matrix)}", fontsize=11)
+    fig.suptitle(f"rotation {turned}: {describe(matrix)}", fontsize=11)
     if task is not None:
         with torch.no_grad():
             chances = task(shown[None])[0].softmax(dim=0).cpu().numpy()
