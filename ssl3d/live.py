@@ -93,6 +93,9 @@ def draw_progress(
         ax.set(xlabel="step", xlim=(0, steps or 1))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False, fontsize=9)
+    if not any(len(log["step"]) for log in logs.values()):
+        axes[0][0].set(yticks=[])
+        axes[0][0].text(0.5, 0.5, "no step yet", ha="center", transform=axes[0][0].transAxes)
 
 # %% ../nbs/44_live.ipynb #75330c79
 def segmenter_so_far(
