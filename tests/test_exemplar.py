@@ -595,6 +595,6 @@ def test_show(dims, channels):
 
     matplotlib.use("Agg")
     axes = make_task(dims, channels).show(images(n=3, dims=dims, channels=channels))
-    assert [ax.get_title() for ax in axes[:6]] == ["image", "flip", "right angle", "any angle", "zoom", "colour"]
-    assert [ax.get_title() for ax in axes[6:9]] == ["anchor 1", "positive 1", "another 1"]
+    assert [ax.get_title() for ax in axes[:6]] == ["image", "flip", "right angle", "any angle", "zoom", "grey values"]
+    assert [ax.get_title() for ax in axes[6:9]] == ["anchor 1", "positive 1", "negative 1"]
     matplotlib.pyplot.close("all")
