@@ -455,9 +455,11 @@ class Store:
         grid = " x ".join([str(self.settings["size"])] * self.spatial_dims)
         names = ", ".join(f"{code} {name}" for code, name in self.classes.items()) or "none"
         names = names if len(self.classes) <= 10 else f"{len(self.classes)} of them"
+        grades = sorted({case["grade"] for case in self.cases.values() if case["grade"] is not None})
+        labels = f"classes: {names}" if self.classes or not grades else f"grades: {', '.join(map(str, grades))}"
         moved = max(case["rounding"] for case in self.cases.values())
         lines = [f"{self.folder}: {len(self)} cases in {self.spatial_dims}D, {self.channels} channel(s) of {grid}; "
-                 f"classes: {names}",
+                 f"{labels}",
                  f"kept as {self.settings['dtype']}: values in [0, 1] moved by {moved:.1g} at most"]
         lost = sum(len(case["voxels"]) > len(case["classes"]) for case in self.cases.values())
         if lost:
