@@ -28,7 +28,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing --n_workers 2
 	rm -rf build
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
-	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -n 2 --dist loadfile
 
 test-long: $(READY)
 	rm -rf build
