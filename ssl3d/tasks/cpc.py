@@ -172,8 +172,8 @@ def _draw_layer(ax, cells: dict[str, torch.Tensor], corner: torch.Tensor, patch:
             if name == "negatives":
                 continue
             low = [m - 0.46 * s for m, s in zip(middle, step)]
-            ax.add_patch(Rectangle(low, *(0.92 * s for s in step), color=colour, alpha=0.85 if name == "targets" else 0.6,
-                                   lw=0))
+            ax.add_patch(Rectangle(low, *(0.92 * s for s in step), color=colour, lw=0,
+                                   alpha=0.85 if name == "targets" else 0.6))
             if name in ("the patch", "targets"):
                 ax.add_patch(Rectangle(begin, *patch, fill=False, color=colour, lw=1.5, clip_on=False))
 
