@@ -134,7 +134,7 @@ def _draw_map(fig, axes, marks: dict[str, int], dims: int) -> None:
         ax.set(xlim=(-0.6, 2.6), ylim=(-0.6, 2.6), xticks=[], yticks=[], aspect="equal")
         if dims == 3:
             ax.set_title(("feet", "middle", "head")[layer], fontsize=9)
-            ax.set(xlabel="L" + 18 * " " + "R", ylabel="")
+            ax.set(xlabel="L" + 18 * " " + "R")
             if layer == 0:
                 ax.text(-0.75, 0, "P", ha="right", va="center")
                 ax.text(-0.75, 2, "A", ha="right", va="center")
