@@ -1,6 +1,7 @@
 """Shared pieces: the sample cohort, small stores, and the folder of real scans where there is one."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,9 @@ from ssl3d.store import Store, prepare
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "data_samples" / "Task01_TumourBrains"
 SMALL = (8, 16, 32)  # filters of a network that trains in seconds
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what is to run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or Ctrl-C could not be tested
 
 
 @pytest.fixture(scope="session")
