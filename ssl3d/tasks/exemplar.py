@@ -292,7 +292,7 @@ class Exemplar(ProxyTask):
 
     def show(self, batch: Batch):
         """One image under each transformation, then anchors and positives, each beside another person's anchor."""
-        from ssl3d.views import draw_slice, drawable, row  # drawing is not needed to list or to train tasks
+        from ssl3d.views import drawable, row, write_directions  # drawing is not needed to list or to train tasks
 
         image, dims = batch.image[0], self.encoder.spatial_dims
         flip, zoom = np.diag([-1] + [1] * (dims - 1)), np.diag([1.2, 0.8, 1.0][:dims])
@@ -308,7 +308,7 @@ class Exemplar(ProxyTask):
         titles = [*examples, *(f"{role} {i}" for i in (1, 2) for role in ("anchor", "positive", "negative"))]
         axes = row([drawable(x) for x in shown], titles=titles, columns=6, anatomical=False, limits=(0, 1))
         if dims == 3:
-            draw_slice(axes[0], drawable(image), limits=(0, 1))
+            write_directions(axes[0])
         return axes
 
 # %% ../../nbs/24_exemplar.ipynb #85721f2a

@@ -98,7 +98,7 @@ class Location(ProxyTask):
 
     def show(self, batch: Batch):
         """Some questions about the first image, as the network gets them."""
-        from ssl3d.views import draw_slice, drawable, row
+        from ssl3d.views import drawable, row, write_directions
 
         five = Batch(batch.image[:1].expand(5, *batch.image.shape[1:]), batch.subject[:1].expand(5))
         patches, classes = (x[:: self.samples_per_image] for x in self.make(five, torch.Generator().manual_seed(0)))
@@ -108,7 +108,7 @@ class Location(ProxyTask):
         answers = [f"{c}: {describe_cell(int(cell_of_class(c, self.n_classes)), dims)}" for c in classes]
         axes = row(shown, titles=[*["centre"] * 5, *answers], columns=5, anatomical=False)
         if dims == 3:
-            draw_slice(axes[0], shown[0])
+            write_directions(axes[0])
         return axes
 
 # %% ../../nbs/22_location.ipynb #a44805ba

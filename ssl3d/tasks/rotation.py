@@ -130,13 +130,13 @@ class Rotation(ProxyTask):
 
     def show(self, batch: Batch):
         """The first image of a batch in each of the rotations, with its class."""
-        from ssl3d.views import drawable, row  # drawing is not needed to list or to train tasks
+        from ssl3d.views import drawable, row, write_directions  # drawing is not needed to list or to train tasks
 
         titles = [f"{i}: {describe(matrix)}" for i, matrix in enumerate(self.matrices)]
         shown = [drawable(turn(batch.image[0], matrix)) for matrix in self.matrices]
         axes = row(shown, titles=titles, columns=4 if self.encoder.spatial_dims == 2 else 5, anatomical=False)
         for ax, matrix in zip(axes, self.matrices if self.encoder.spatial_dims == 3 else ()):
-            _draw_letters(ax, *ends_after(matrix)[:2])
+            write_directions(ax, *ends_after(matrix)[:2])
         return axes
 
 # %% ../../nbs/21_rotation.ipynb #2866f731
@@ -146,17 +146,6 @@ def ends_after(matrix: np.ndarray) -> list[tuple[str, str]]:  # for each axis, t
     return [ends[axis][:: line[axis]] for line, axis in zip(matrix, old)]
 
 # %% ../../nbs/21_rotation.ipynb #a190b096
-def _draw_letters(ax, across: tuple[str, str], up: tuple[str, str]) -> None:
-    """Write directions at the left, right, lower and upper edge of a slice."""
-    from matplotlib.patheffects import withStroke
-
-    where = (0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center"), (0.5, 0.01, "center", "bottom"), (
-        0.5, 0.99, "center", "top")
-    for letter, (x, y, ha, va) in zip((*across, *up), where):
-        ax.text(x, y, letter, transform=ax.transAxes, ha=ha, va=va, color="white", fontsize=10, fontweight="bold",
-                path_effects=[withStroke(linewidth=2, foreground="black")])
-
-
 def _draw_chances(ax, names: list[str], chances: np.ndarray, right: int) -> None:
     """A bar for the probability of each class; the right one is blue, and its name bold."""
     from ssl3d.views import COLOURS
@@ -176,7 +165,7 @@ def draw_turned(
     """An image turned: a picture, or three slices of a volume; and how probable a network finds each class."""
     import matplotlib.pyplot as plt
 
-    from ssl3d.views import PLANES, draw_slice, drawable
+    from ssl3d.views import PLANES, draw_slice, drawable, write_directions
 
     matrix = rotations(image.ndim - 1)[turned]
     shown, n = turn(image, matrix), 3 if image.ndim == 4 else 1
@@ -187,7 +176,7 @@ def draw_turned(
         draw_slice(ax, drawable(shown), plane, anatomical=False)
         if n == 3:
             ax.set_title(f"across axis {'xyz'[PLANES[plane]]}", fontsize=10)
-            _draw_letters(ax, *(ends for axis, ends in enumerate(ends_after(matrix)) if axis != PLANES[plane]))
+            write_directions(ax, *(ends for axis, ends in enumerate(ends_after(matrix)) if axis != PLANES[plane]))
     fig.suptitle(f"rotation {turned}: {describe(matrix)}", fontsize=11)
     if task is not None:
         with torch.no_grad():
