@@ -41,14 +41,14 @@ test-lab: $(READY)
 
 # notebooks -> ssl3d/, README.md; run after every change of a notebook
 sync: $(READY)
-	$(BIN)/nbdev_export
+	$(BIN)/python tools/export.py
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/clean_outputs.py
 	$(BIN)/python tools/make_readme.py
 
 # run every notebook and keep its outputs; sums depend on the number of threads, so there is one
 notebooks: $(READY)
-	$(BIN)/nbdev_export
+	$(BIN)/python tools/export.py
 	for nb in nbs/*.ipynb nbs/lessons/*.ipynb; do OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
 	$(MAKE) sync
 
@@ -62,7 +62,7 @@ results: $(READY)
 	rm -rf runs/demo
 	$(BIN)/ssl3d demo --out runs/demo
 	mkdir -p results/demo
-	cd runs/demo && cp cells.csv results.csv tracks.csv summary.txt curves.png case.png ../../results/demo/
+	cd runs/demo && cp cells.csv results.csv learning_curves.csv summary.txt curves.png case.png ../../results/demo/
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -15,6 +15,7 @@ def requirements(key: str) -> list[str]:
     return CFG.get(key, "").split("\n")[1:] if CFG.get(key, "").startswith("\n") else CFG.get(key, "").split()
 
 
+DEMO = "data_samples/Task01_TumourBrains"
 NOTEBOOKS, RAY = requirements("notebooks_requirements"), requirements("ray_requirements")
 
 setup(
@@ -35,7 +36,9 @@ setup(
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
-    packages=find_packages(include=["ssl3d", "ssl3d.*"]),
+    packages=[*find_packages(include=["ssl3d", "ssl3d.*"]), "ssl3d.demo_scans"],
+    package_dir={"ssl3d.demo_scans": DEMO},  # the scans that `ssl3d demo` takes, with their notice
+    package_data={"ssl3d": ["py.typed"], "ssl3d.demo_scans": ["*.json", "*.txt", "*/*.nii.gz"]},
     include_package_data=False,
     python_requires=f">={CFG['min_python']}",
     install_requires=requirements("requirements"),
@@ -45,6 +48,7 @@ setup(
         "itk": requirements("itk_requirements"),
         "dev": NOTEBOOKS + RAY + requirements("dev_requirements"),
     },
+    options={"editable_wheel": {"mode": "compat"}},  # so that a clone's own folder name does not shadow the package
     entry_points={
         "console_scripts": ["ssl3d = ssl3d.cli:main"],
         "nbdev": [f"{CFG['lib_name']} = {CFG['lib_name']}._modidx:d"],

@@ -34,9 +34,9 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from ssl3d.cohorts import Case, Cohort
-from ssl3d.scans import orient, prepare_scan, read_scan, resize, scale
-from ssl3d.store import _prepare_case
+from ssl3d.data.cohorts import Case, Cohort
+from ssl3d.data.prepare import _prepare_case
+from ssl3d.data.scans import orient, prepare_scan, read_scan, resize, scale
 
 SIDE, FILES, SCANS, WORKERS = 128, 24, 16, 2
 BRAIN, MARGIN = (144, 176, 144), 8  # voxels of a brain at 1 mm, and of the air around it

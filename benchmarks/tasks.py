@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ssl3d.networks import make_encoder
+from ssl3d.networks.encoders import make_encoder
 from ssl3d.tasks import TASKS
-from ssl3d.tasks.task import Batch
+from ssl3d.tasks.base import Batch
 
 SIDE, IMAGES = {3: 128, 2: 224}, {3: 4, 2: 32}
 OPTIONS = {"cpc": {"grid": 7, "overlap": 0.5}}  # half-overlapping patches of 32 (56) voxels, as in the other ways

@@ -18,23 +18,24 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ssl3d.experiments import read_experiment
-from ssl3d.metrics import write_scores
-from ssl3d.networks import load_encoder, make_encoder
-from ssl3d.probes import pooled_features
-from ssl3d.splits import label_subset
-from ssl3d.statistics import verdict, verdict_table
-from ssl3d.store import Store
+from ssl3d.data.splits import label_subset
+from ssl3d.data.store import Store
+from ssl3d.evidence.experiments import read_experiment
+from ssl3d.evidence.statistics import verdict, verdict_table
+from ssl3d.files import write_table
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.networks.weights import load_encoder
+from ssl3d.training.probes import pooled_features
 
 SHARES = (0.08, 0.2, 0.4, 1.0)
 
 
-def answers(features: dict[str, np.ndarray], store: Store, target: str, share: float, seed: int) -> list[dict]:
+def answers(features: dict[str, np.ndarray], store: Store, target: str, label_fraction: float, seed: int) -> list[dict]:
     """What a linear model says of each test person after a fit on a share of the training people."""
     truth = {name: case[target] for name, case in store.cases.items() if case[target] is not None}
     train = {n: store.cases[n]["subject"] for n in store.split("train") if n in truth}
     test = [n for n in store.split("test") if n in truth]
-    names = label_subset(train, share, seed, {n: truth[n] for n in train} if target == "sex" else None)
+    names = label_subset(train, label_fraction, seed, {n: truth[n] for n in train} if target == "sex" else None)
     model = RidgeCV(np.logspace(-2, 4, 13)) if target == "age" else LogisticRegression(C=0.1, max_iter=2000)
     model = make_pipeline(StandardScaler(), model).fit([features[n] for n in names], [truth[n] for n in names])
     said = dict(zip(test, model.predict([features[n] for n in test])))
@@ -44,7 +45,7 @@ def answers(features: dict[str, np.ndarray], store: Store, target: str, share: f
     code = {"F": 0, "M": 1}
     return [{"subject": store.cases[n]["subject"], "case": n} | (
         {"age": truth[n], "guess": round(float(said[n]), 3)} if target == "age" else
-        {"grade": code[truth[n]], "predicted": code[said[n]]}) for n in test]
+        {"sex": code[truth[n]], "predicted": code[said[n]]}) for n in test]
 
 
 def main(run: Path) -> None:
@@ -58,13 +59,13 @@ def main(run: Path) -> None:
             encoder.to("cuda" if torch.cuda.is_available() else "cpu")
             features = dict(zip(names, pooled_features(encoder, store, names)))
             for target, table in rows.items():
-                for share in SHARES:
-                    table += [{"arm": arm, "share": share, "seed": seed, "fold": ""} | row
-                              for row in answers(features, store, target, share, seed)]
+                for label_fraction in SHARES:
+                    table += [{"arm": arm, "label_fraction": label_fraction, "seed": seed, "fold": ""} | row
+                              for row in answers(features, store, target, label_fraction, seed)]
     for target, table in rows.items():
         out = Path(f"results/ixi_probe_{target}")
         out.mkdir(parents=True, exist_ok=True)
-        write_scores(out / "results.csv.gz", table)
+        write_table(out / "results.csv.gz", table)
         (out / "summary.txt").write_text(verdict_table(verdict(table, "scratch")) + "\n")
         people = ", ".join(f"{len({row['subject'] for row in of})} {part}" for part, of in (
             ("train", [store.cases[name] for name in store.split("train")]), ("test", table)))

@@ -3,7 +3,7 @@
     python experiments/lesson_brain_tumour.py        (in the root of a clone)
 
 Makes the healthy people in `runs/biobank`, runs `experiments/lesson_brain_tumour.yaml`, and then one arm more: rotation
-learned from the patients themselves, which has no cohort `elsewhere`. Both go to `results/lesson_brain_tumour`.
+learned from the patients themselves, which has no other cohort. Both go to `results/lesson_brain_tumour`.
 """
 
 from dataclasses import replace
@@ -12,12 +12,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ssl3d.curves import data_efficiency
-from ssl3d.experiments import read_experiment, run_experiment
-from ssl3d.metrics import read_scores, write_scores
-from ssl3d.runs import read_settings
-from ssl3d.samples import NOTICE, bent_grid, paint, sample_tissues, save_scan, scan_affine, tissue_maps
-from ssl3d.statistics import verdict, verdict_table
+from ssl3d.evidence.curves import data_efficiency
+from ssl3d.evidence.experiments import read_experiment, run_experiment
+from ssl3d.evidence.statistics import verdict, verdict_table
+from ssl3d.files import read_table, write_table
+from ssl3d.samples.brains import NOTICE, bent_grid, paint, sample_tissues, save_scan, scan_affine, tissue_maps
+from ssl3d.training.runs import read_settings
 
 RESULTS = Path("results/lesson_brain_tumour")
 
@@ -43,15 +43,15 @@ def main() -> None:
     if not Path("runs/biobank/NOTICE.txt").exists():  # it is written last
         biobank("runs/biobank")
     experiment = read_experiment("experiments/lesson_brain_tumour.yaml")
-    own = replace(experiment, elsewhere=None, arms={"own rotation": {"task": "rotation", "steps": 250}})
-    rows, tracks, chosen = [], [], {}
+    own = replace(experiment, pretraining_cohort=None, arms={"own rotation": {"task": "rotation", "steps": 250}})
+    rows, learning_curves, chosen = [], [], {}
     for part, name in ((experiment, "lesson_brain_tumour"), (own, "lesson_brain_tumour_own")):
         rows += run_experiment(part, f"runs/{name}")
-        tracks += read_scores(Path(f"runs/{name}/tracks.csv"))
+        learning_curves += read_table(Path(f"runs/{name}/learning_curves.csv"))
         chosen |= {arm: read_settings(Path(f"runs/{name}/cells/{arm}-1-0"))["lr"] for arm in part.arms}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    write_scores(RESULTS / "results.csv", rows)
-    write_scores(RESULTS / "tracks.csv", tracks)
+    write_table(RESULTS / "results.csv", rows)
+    write_table(RESULTS / "learning_curves.csv", learning_curves)
     data_efficiency(rows, "Generated brains: WT, TC and ET after pretraining elsewhere")
     plt.savefig(RESULTS / "curves.png")
     rates = ", ".join(f"{arm} {lr:g}" for arm, lr in chosen.items())

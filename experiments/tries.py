@@ -27,14 +27,16 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.networks import make_encoder
-from ssl3d.pretrain import make_task
-from ssl3d.probes import pooled_features, probe, rank_me
-from ssl3d.scans import content_box, crop, read_scan
-from ssl3d.store import Store, prepare
-from ssl3d.tasks.task import Batch, examine, practise
-from ssl3d.training import read_batch
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.data.scans import content_box, crop, read_scan
+from ssl3d.data.store import Store
+from ssl3d.errors import InputError
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.tasks.base import Batch, evaluate, fit_plainly
+from ssl3d.training.loop import read_batch
+from ssl3d.training.pretrain import make_task
+from ssl3d.training.probes import pooled_features, probe, rank_me
 
 WIDTHS, SEED, SIZES = (8, 16, 32, 64, 128), 100, {"ixi": 48, "hippocampus": 32}
 LOOKS = {"ixi": (250, 500, 1000), "hippocampus": (250, 500)}  # exemplar, the slowest, is left after the first
@@ -116,8 +118,8 @@ def attempt(task: str, options: dict, store: Store, looks: tuple[int, ...]) -> l
     lr = {"lr": own["lr"]} if "lr" in own else {}
     network = make_task(task, make_encoder("unet", 3, 1, WIDTHS, SEED), SEED, options)
     for steps in looks[:1] if task == "exemplar" else looks:
-        log = practise(network, Batch(*images), steps - done, batch_size=8, seed=SEED + steps, **lr)
-        done, score = steps, examine(network, unseen, n_rounds=4)
+        log = fit_plainly(network, Batch(*images), steps - done, batch_size=8, seed=SEED + steps, **lr)
+        done, score = steps, evaluate(network, unseen, n_rounds=4)
         row = {"task": task, "options": json.dumps(options | own), "steps": steps, "chance": score.chance,
                "accuracy": log["accuracy"][-50:].mean(), "held_out": score.accuracy, "low": score.low,
                "high": score.high}

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssl3d.store import Store, prepare
+from ssl3d.data.prepare import prepare
+from ssl3d.data.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "data_samples" / "Task01_TumourBrains"

@@ -9,7 +9,10 @@ import pytest
 from conftest import ROOT
 from scipy import ndimage
 
-from ssl3d.abdomen import (
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.errors import InputError
+from ssl3d.samples.abdomens import (
     ORGANS,
     SHAPE,
     VOXEL_MM,
@@ -22,9 +25,7 @@ from ssl3d.abdomen import (
     scan_affine,
     shares,
 )
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.samples import save_scan
-from ssl3d.store import prepare
+from ssl3d.samples.brains import save_scan
 
 COHORT = ROOT / "data_samples" / "Task07_Pancreas"
 

@@ -28,9 +28,11 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from ssl3d.cli import main
-from ssl3d.cohorts import InputError, download_msd, open_cohort
-from ssl3d.scans import read_scan
-from ssl3d.store import Store, prepare
+from ssl3d.data.layouts import download_msd, open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.data.scans import read_scan
+from ssl3d.data.store import Store
+from ssl3d.errors import InputError
 
 SHAPE, HUGE = (8, 9, 10), (2714, 2714, 2714)  # 20 GB of bytes
 IMAGE, MASK = "imagesTr/c2.nii.gz", "labelsTr/c2.nii.gz"
@@ -574,7 +576,7 @@ def test_folders_that_link_to_each_other(tmp_path, links):
         write_nifti(tmp_path / f"s/{name}/{name}.nii.gz", np.random.default_rng(ord(name)).random(SHAPE))
         for k in range(links):
             (tmp_path / f"s/{name}/link{k}").symlink_to(tmp_path / "s" / other)
-    code = """import sys; from ssl3d.cohorts import open_cohort
+    code = """import sys; from ssl3d.data.layouts import open_cohort
 print(len(open_cohort(sys.argv[1], on_error="skip")))"""
     done = python(code, tmp_path / "s", timeout=20)
     assert int(done.stdout) <= 4, "each file once, or once below each name of its folder"
@@ -634,8 +636,8 @@ CLAIMS = {
 READ_ALL = """
 import json, resource, sys
 import torch
-from ssl3d.cohorts import InputError
-from ssl3d.scans import read_scan
+from ssl3d.errors import InputError
+from ssl3d.data.scans import read_scan
 torch.set_num_threads(1)
 size = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (size + 200 * 2**20,) * 2)

@@ -8,7 +8,9 @@ import torch
 from conftest import write_nifti
 from sklearn.metrics import cohen_kappa_score, r2_score
 
-from ssl3d.classify import (
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.downstream.classification import (
     _balance,
     _measure,
     classify,
@@ -21,13 +23,12 @@ from ssl3d.classify import (
     make_classifier,
     summary,
 )
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.metrics import read_scores
-from ssl3d.networks import load_encoder
-from ssl3d.pretrain import pretrain
-from ssl3d.runs import read_log
-from ssl3d.store import prepare
-from ssl3d.training import read_batch
+from ssl3d.errors import InputError
+from ssl3d.files import read_table
+from ssl3d.networks.weights import load_encoder
+from ssl3d.training.loop import read_batch
+from ssl3d.training.pretrain import pretrain
+from ssl3d.training.runs import read_log
 
 SMALL = (4, 8, 16)
 
@@ -60,12 +61,12 @@ def test_grades_are_learned_and_written(graded, tmp_path, ordinal):
         ordinal=ordinal,
         progress=False,
     )
-    rows = read_scores(run / "predictions.csv")
+    rows = read_table(run / "predictions.csv")
     assert [r["case"] for r in rows] == graded.split("test"), "every test case is there, graded or not"
     assert all(abs(sum(float(r[f"p{k}"]) for k in range(3)) - 1) < 1e-5 for r in rows)
     known = [r for r in rows if r["grade"] != ""]
     assert 0 < len(known) < len(rows)
-    scores = read_scores(run / "scores.csv")[0]
+    scores = read_table(run / "scores.csv")[0]
     truth, answers = ([r[k] for r in known] for k in ("grade", "predicted"))
     assert scores["kappa"] == pytest.approx(cohen_kappa_score(truth, answers, weights="quadratic"), abs=1e-5)
     assert scores["kappa"] > 0.9 and scores["cases"] == len(known), "three brightnesses are easy"
@@ -79,7 +80,7 @@ QUICK = {"widths": SMALL, "steps": 150, "warmup": 0, "batch_size": 4, "lr": 1e-2
 
 def test_ages_are_regressed_and_sexes_told(graded, tmp_path):
     run = classify(graded.folder, tmp_path / "age", target="age", track=75, **QUICK)
-    rows, scores = read_scores(run / "predictions.csv"), read_scores(run / "scores.csv")[0]
+    rows, scores = read_table(run / "predictions.csv"), read_table(run / "scores.csv")[0]
     assert [r["case"] for r in rows] == graded.split("test") and all(isinstance(r["guess"], float) for r in rows)
     known = [r for r in rows if r["age"] != ""]
     assert 0 < len(known) < len(rows) and scores["cases"] == len(known)
@@ -94,10 +95,10 @@ def test_ages_are_regressed_and_sexes_told(graded, tmp_path):
     assert [r["guess"] for r in again] == [r["guess"] for r in rows] and "years" in summary(run)
 
     run = classify(graded.folder, tmp_path / "sex", target="sex", **QUICK)
-    rows = read_scores(run / "predictions.csv")
+    rows = read_table(run / "predictions.csv")
     truth = {n: graded.cases[n]["sex"] for n in graded.split("test")}
-    assert {r["case"]: r["grade"] for r in rows} == {n: "" if s is None else "FM".index(s) for n, s in truth.items()}
-    assert read_scores(run / "scores.csv")[0]["accuracy"] > 0.9 and "p1" in rows[0] and "p2" not in rows[0]
+    assert {r["case"]: r["sex"] for r in rows} == {n: "" if s is None else "FM".index(s) for n, s in truth.items()}
+    assert read_table(run / "scores.csv")[0]["accuracy"] > 0.9 and "p1" in rows[0] and "p2" not in rows[0]
 
 
 def test_what_cannot_be_told_is_refused(graded, store, tmp_path):
@@ -166,7 +167,7 @@ def test_an_encoder_that_is_frozen_moves_in_nothing(graded, tmp_path):
 
 
 def test_running_statistics_stay_while_frozen(tmp_path):
-    from ssl3d.finetune import freeze
+    from ssl3d.downstream.segmentation import freeze
 
     for i in range(4):
         (tmp_path / "in").mkdir(exist_ok=True)
@@ -234,6 +235,6 @@ def test_real_retinas(real_data, tmp_path):
         balanced=True,
         progress=False,
     )
-    rows = read_scores(run / "predictions.csv")
+    rows = read_table(run / "predictions.csv")
     assert {r["grade"] for r in rows} == {0, 1, 2, 3, 4} and len(rows) == len(store.split("test"))
-    assert np.isfinite(read_scores(run / "scores.csv")[0]["kappa"])
+    assert np.isfinite(read_table(run / "scores.csv")[0]["kappa"])

@@ -100,7 +100,7 @@ def test_mistakes_end_in_one_line(tmp_path, store):
         (("pretrain", "rotate", store.folder, "--out", out), "rotate"),
         (("pretrain", "rotation", tmp_path / "empty", "--out", out), "empty"),
         (("finetune", store.folder, "--encoder", tmp_path / "empty", "--out", out), "empty"),
-        (("finetune", store.folder, "--labels", 0, "--out", tmp_path / "out3"), "share"),
+        (("finetune", store.folder, "--labels", 0, "--out", tmp_path / "out3"), "label_fraction"),
         (("demo", tmp_path / "nowhere"), "nowhere"),
     ):
         done = ssl3d(*command)

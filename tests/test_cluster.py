@@ -12,24 +12,24 @@ from pathlib import Path
 import pytest
 from conftest import SAMPLES
 
-from ssl3d.cohorts import InputError
-from ssl3d.experiments import Experiment, cells_of, failed_cells, read_diary, write_experiment
-from ssl3d.metrics import read_scores
+from ssl3d.errors import InputError
+from ssl3d.evidence.experiments import Experiment, cells_of, failed_cells, read_diary, write_experiment
+from ssl3d.files import read_table
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'ssl3d[ray]'")
 
 TOY = Experiment(
     {"source": str(SAMPLES), "size": 16},
     {"scratch": {}, "rotation": {"task": "rotation", "steps": 60}, "lost": {"encoder": "/nowhere"}},
-    shares=[0.2, 1.0],
+    label_fractions=[0.2, 1.0],
     seeds=2,
     network={"widths": [8, 16, 32]},
     finetuning={"steps": 80, "warmup": 5},
 )
 RUN = """
 import sys
-from ssl3d.experiments import *
-from ssl3d.cluster import run_on_ray
+from ssl3d.evidence.experiments import *
+from ssl3d.evidence.cluster import run_on_ray
 experiment = read_experiment(sys.argv[1])
 if sys.argv[3] == "ray":
     import ray
@@ -88,7 +88,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
 
 def test_begun_here_and_ended_there_from_a_shell(tmp_path):
     arms = {"scratch": {}, "b": {"finetuning": {"warmup": 0}}}
-    few = replace(TOY, arms=arms, shares=[0.2], finetuning={"steps": 2})
+    few = replace(TOY, arms=arms, label_fractions=[0.2], finetuning={"steps": 2})
     write_experiment(replace(few, seeds=1), tmp_path / "e.yaml")
     assert begin(tmp_path, tmp_path / "out", "here").wait() == 0
     write_experiment(few, tmp_path / "e.yaml")
@@ -96,14 +96,14 @@ def test_begun_here_and_ended_there_from_a_shell(tmp_path):
     command = [ssl3d, "experiment", tmp_path / "e.yaml", "--out", tmp_path / "out", "--ray", "local"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "Seeds: 2" in done.stdout, done.stderr
-    assert len(read_diary(tmp_path / "out")) == 4 and len(read_scores(tmp_path / "out/results.csv")) == 4 * 6 * 3
+    assert len(read_diary(tmp_path / "out")) == 4 and len(read_table(tmp_path / "out/results.csv")) == 4 * 6 * 3
     done = subprocess.run([*command[:-1], "ray://127.0.0.1:1"], capture_output=True, text=True)
     assert done.returncode == 1 and "no Ray cluster" in done.stderr and "Traceback" not in done.stderr
     shutil.rmtree(tmp_path / "out")
 
 
 def test_without_ray_it_says_how_to_get_it(tmp_path, monkeypatch):
-    from ssl3d.cluster import run_on_ray
+    from ssl3d.evidence.cluster import run_on_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="ssl3d\\[ray\\]"):

@@ -13,9 +13,11 @@ import pytest
 from conftest import ROOT, SAMPLES, write_nifti
 from PIL import Image
 
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.splits import label_subset, split_subjects
-from ssl3d.store import Store, prepare
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.data.splits import label_subset, split_subjects
+from ssl3d.data.store import Store
+from ssl3d.errors import InputError
 
 RNG = np.random.default_rng(0)
 
@@ -285,7 +287,7 @@ def test_damage_is_named(tmp_path):
 
 
 def test_killed_while_preparing(tmp_path):
-    code = "import sys; from ssl3d.store import prepare; prepare(sys.argv[1], sys.argv[2], size=16, progress=False)"
+    code = "import sys, ssl3d; ssl3d.prepare(sys.argv[1], sys.argv[2], size=16, progress=False)"
     process = subprocess.Popen([sys.executable, "-c", code, str(SAMPLES), str(tmp_path / "store")], cwd="/")
     while not (tmp_path / "store/images/brain_004.npy").exists():
         time.sleep(0.02)

@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import ROOT, SMALL
 
-from ssl3d import pretrain as pretrain_module
 from ssl3d import tasks
-from ssl3d.networks import load_encoder, make_encoder
-from ssl3d.pretrain import pretrain
-from ssl3d.runs import read_log
-from ssl3d.store import prepare
-from ssl3d.tasks.task import Batch, examine, practise
+from ssl3d.data.prepare import prepare
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.networks.weights import load_encoder
+from ssl3d.tasks.base import Batch, evaluate, fit_plainly
+from ssl3d.training import pretrain as pretrain_module
+from ssl3d.training.pretrain import pretrain
+from ssl3d.training.runs import read_log
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def test_the_sixth_task_can_be_learned(mirror, dims):
     images[:, :, :8] += 0.8  # something lies on the left
     torch.manual_seed(0)
     task = mirror(make_encoder("unet", dims, 1, SMALL, seed=0))
-    practise(task, Batch(images[:8], torch.arange(8)), n_steps=40)
-    unseen = examine(task, Batch(images[8:], torch.arange(4)))
+    fit_plainly(task, Batch(images[:8], torch.arange(8)), n_steps=40)
+    unseen = evaluate(task, Batch(images[8:], torch.arange(4)))
     assert unseen.low > unseen.chance - 0.01 and unseen.accuracy > 0.9
     assert len(task.show(Batch(images, torch.arange(12)))) == 2
 

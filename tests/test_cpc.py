@@ -9,8 +9,10 @@ from conftest import SMALL
 from torch import nn
 from torch.nn import functional as F
 
-from ssl3d.cohorts import InputError
-from ssl3d.networks import make_encoder, seeded
+from ssl3d.errors import InputError
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.seeds import seeded
+from ssl3d.tasks.base import Batch, evaluate, fit_plainly
 from ssl3d.tasks.cpc import (
     CONTEXTS,
     CPC,
@@ -18,14 +20,13 @@ from ssl3d.tasks.cpc import (
     ConvolutionContext,
     GRUContext,
     disjoint,
-    draw_distinct,
     draw_predictions,
     infonce,
     pairwise,
     pyramid,
+    sample_distinct,
     scan_order,
 )
-from ssl3d.tasks.task import Batch, examine, practise
 
 
 class Plain(nn.Module):
@@ -229,8 +230,8 @@ def test_nothing_can_be_learned_about_noise():
     """
     task = new_task(2, make_encoder("unet", 2, 1, (8, 16), seed=0), grid=4, overlap=0.5, negatives="batch")
     noise = [images(2, n, channels=1, size=20, number=n) for n in (400, 300)]
-    practise(task, noise[0], 200, lr=5e-3, batch_size=16)
-    result = examine(task, noise[1], n_rounds=1)
+    fit_plainly(task, noise[0], 200, lr=5e-3, batch_size=16)
+    result = evaluate(task, noise[1], n_rounds=1)
     assert abs(result.accuracy - result.chance) < 0.02
 
 
@@ -297,7 +298,7 @@ def test_one_predictor_for_each_step():
 
 def test_drawing_is_even_and_without_repeats():
     counts = torch.tensor([4, 9, 31, 1000]).repeat(5000, 1)
-    drawn = draw_distinct(counts, 4, seed())
+    drawn = sample_distinct(counts, 4, seed())
     assert (drawn >= 0).all() and (drawn < counts[..., None]).all()
     assert (drawn.sort(dim=-1).values.diff(dim=-1) > 0).all()
     for column, n in enumerate((4, 9, 31)):
@@ -625,6 +626,6 @@ def test_it_learns_what_can_be_learned():
         return Batch(wave + 0.1 * torch.rand(n, 1, 32, 32, generator=seed(number + 1)), torch.arange(n))
 
     task = new_task(2, make_encoder("unet", 2, 1, (8, 16), seed=0), grid=4, code_size=32, context_size=32)
-    practise(task, stripes(64, 0), 60, lr=3e-3, batch_size=16)
-    result = examine(task, stripes(40, 5), n_rounds=1)
+    fit_plainly(task, stripes(64, 0), 60, lr=3e-3, batch_size=16)
+    result = evaluate(task, stripes(40, 5), n_rounds=1)
     assert result.low > result.chance, result

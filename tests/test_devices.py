@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import SMALL
 
-from ssl3d.cohorts import InputError
-from ssl3d.metrics import read_scores
-from ssl3d.pretrain import pretrain
-from ssl3d.runs import read_log
+from ssl3d.errors import InputError
+from ssl3d.files import read_table
+from ssl3d.training.pretrain import pretrain
+from ssl3d.training.runs import read_log
 
 PROGRAM = """
 import json, os, sys
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from ssl3d.finetune import finetune
-from ssl3d.pretrain import pretrain
+from ssl3d.downstream.segmentation import finetune
+from ssl3d.training.pretrain import pretrain
 
 devices, store, out, runs = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])
 before, threads = set(os.environ), torch.get_num_threads()
@@ -71,7 +71,7 @@ def test_one_result(both, store):
     (one, two), printed = both
     assert printed[0] == [f"made {name}" for name in RUNS]
     assert [line for line in dict.fromkeys(printed[1])] == printed[0] and printed[1].count("made dice") == 1
-    scores = [read_scores(folder / "dice" / "scores.csv") for folder in (one, two)]
+    scores = [read_table(folder / "dice" / "scores.csv") for folder in (one, two)]
     assert [(r["case"], r["class"]) for r in scores[0]] == [(r["case"], r["class"]) for r in scores[1]]
     assert np.allclose(*[[r["dice"] for r in rows] for rows in scores], atol=0.02)
     for name, column in (("dice", "dice"), ("cpc", "linear")):

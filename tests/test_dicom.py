@@ -11,9 +11,9 @@ from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from ssl3d import dicom
-from ssl3d.cohorts import InputError
-from ssl3d.dicom import read_series, series_files
+from ssl3d.data import dicom
+from ssl3d.data.dicom import read_series, series_files
+from ssl3d.errors import InputError
 
 N, ROWS, COLUMNS = 6, 12, 9
 BETWEEN_ROWS, BETWEEN_COLUMNS, STEP = 0.7, 0.9, 2.5
@@ -528,7 +528,7 @@ def test_random_damage_is_read_or_refused(tmp_path, encoder):
 
 def test_the_cohorts_do_without_pydicom():
     done = python(
-        "import sys, ssl3d.cohorts; print('pydicom' in sys.modules); import ssl3d.dicom; "
+        "import sys, ssl3d.data.layouts; print('pydicom' in sys.modules); import ssl3d.data.dicom; "
         "print(*[m for m in ('torch', 'monai', 'SimpleITK', 'scipy') if m in sys.modules])"
     )
     assert done.stdout.split() == ["False"]

@@ -9,23 +9,17 @@ import yaml
 from conftest import write_nifti
 from monai.networks.nets import DynUNet
 
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.finetune import finetune, load_segmenter, make_segmenter
-from ssl3d.networks import (
-    ENCODERS,
-    Segmenter,
-    dynunet_names,
-    input_convolutions,
-    load_dynunet,
-    load_encoder,
-    make_encoder,
-    save_encoder,
-    widen,
-)
-from ssl3d.pretrain import make_task, pretrain
-from ssl3d.store import prepare
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.downstream.segmentation import finetune, load_segmenter, make_segmenter
+from ssl3d.errors import InputError
+from ssl3d.networks.encoders import ENCODERS, make_encoder
+from ssl3d.networks.exchange import dynunet_names, load_dynunet
+from ssl3d.networks.unet import Segmenter
+from ssl3d.networks.weights import input_convolutions, load_encoder, save_encoder, widen
 from ssl3d.tasks import NAMES
-from ssl3d.tasks.task import Batch
+from ssl3d.tasks.base import Batch
+from ssl3d.training.pretrain import make_task, pretrain
 
 SMALL = (4, 8, 16)
 RNG = np.random.default_rng(0)

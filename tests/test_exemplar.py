@@ -10,8 +10,10 @@ from scipy.ndimage import affine_transform
 from torch import nn
 from torch.nn import functional as F
 
-from ssl3d.cohorts import InputError
-from ssl3d.networks import make_encoder, seeded
+from ssl3d.errors import InputError
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.seeds import seeded
+from ssl3d.tasks.base import Batch
 from ssl3d.tasks.exemplar import (
     NEGATIVES,
     RATES,
@@ -19,16 +21,15 @@ from ssl3d.tasks.exemplar import (
     Memory,
     View,
     distances,
-    draw_views,
     hinge,
     pick_negatives,
     resample,
     rotation_about,
+    sample_views,
     transform,
     turns_of,
 )
 from ssl3d.tasks.rotation import rotations, turn
-from ssl3d.tasks.task import Batch
 
 SPACES = [(12, 12), (9, 14), (8, 8, 8), (8, 8, 5), (7, 6, 5)]
 STILL = {"flip": 0, "rotate": 0, "colour": 0, "zoom": 0}
@@ -126,7 +127,7 @@ def test_resampling_is_that_of_scipy(space):
     """An independent reference for centres of voxels, linear interpolation and the zeros outside."""
     image = noise(2, *space)
     rates = {**RATES, "rotate": 1, "right_angle": 0, "zoom": 1}
-    for view in draw_views(4, space, rng(3), rates):
+    for view in sample_views(4, space, rng(3), rates):
         back = np.linalg.inv(view.matrix)
         middle = (np.array(space) - 1) / 2
         expected = [
@@ -153,7 +154,7 @@ def test_all_interpolation_is_one_resampling(space, monkeypatch):
     calls = []
     real = F.grid_sample
     monkeypatch.setattr(F, "grid_sample", lambda *a, **k: calls.append(1) or real(*a, **k))
-    for view in draw_views(60, space, rng()):
+    for view in sample_views(60, space, rng()):
         calls.clear()
         view_of(noise(1, *space), view)
         assert len(calls) == (not np.isin(view.matrix, (-1, 0, 1)).all())
@@ -182,7 +183,7 @@ def test_values_stay_in_range(dims):
 @pytest.mark.parametrize("space", [(8, 8), (8, 8, 8), (7, 6, 5)])
 def test_rates_are_kept(space):
     n = 10_000
-    views = draw_views(n, space, rng(1))
+    views = sample_views(n, space, rng(1))
 
     def near(count, p, n=n):
         assert abs(count - n * p) < 4 * (n * p * (1 - p)) ** 0.5, (count, n * p)
@@ -202,21 +203,21 @@ def test_rates_are_kept(space):
 
 def test_each_rate_is_an_option():
     for name, what in (("flip", -1), ("rotate", 1)):
-        views = draw_views(50, (6, 6, 6), rng(), {**RATES, **STILL, "right_angle": 1, name: 1})
+        views = sample_views(50, (6, 6, 6), rng(), {**RATES, **STILL, "right_angle": 1, name: 1})
         assert all(np.linalg.det(v.matrix) == what and v.contrast == 1 for v in views)
         assert not any((v.matrix == np.eye(3)).all() for v in views)
-    flips = draw_views(200, (6, 6, 6), rng(), {**RATES, **STILL, "flip": 1})
+    flips = sample_views(200, (6, 6, 6), rng(), {**RATES, **STILL, "flip": 1})
     assert {tuple(np.diag(v.matrix)) for v in flips} == {(-1, 1, 1), (1, -1, 1), (1, 1, -1)}
-    turned = draw_views(1000, (6, 6, 6), rng(), {**RATES, **STILL, "rotate": 1, "right_angle": 1})
+    turned = sample_views(1000, (6, 6, 6), rng(), {**RATES, **STILL, "rotate": 1, "right_angle": 1})
     assert len({v.matrix.tobytes() for v in turned}) == 23
-    zooms = np.array([v.matrix for v in draw_views(500, (6, 6, 6), rng(), {**RATES, **STILL, "zoom": 1})])
+    zooms = np.array([v.matrix for v in sample_views(500, (6, 6, 6), rng(), {**RATES, **STILL, "zoom": 1})])
     factors = zooms[:, range(3), range(3)]
     assert np.allclose(zooms, factors[:, :, None] * np.eye(3)) and factors.min() < 0.81 and factors.max() > 1.19
     assert 0.8 <= factors.min() and factors.max() <= 1.2 and abs(np.corrcoef(factors.T)[0, 1]) < 0.2
 
 
 def test_axes_and_angles_are_evenly_spread():
-    views = draw_views(4000, (6, 6, 6), rng(), {**RATES, **STILL, "rotate": 1, "right_angle": 0})
+    views = sample_views(4000, (6, 6, 6), rng(), {**RATES, **STILL, "rotate": 1, "right_angle": 0})
     matrices = np.array([v.matrix for v in views])
     assert np.allclose(np.linalg.det(matrices), 1)
     angles = np.arccos(np.clip((np.trace(matrices, axis1=1, axis2=2) - 1) / 2, -1, 1))  # even in 0 to pi

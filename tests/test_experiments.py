@@ -16,8 +16,11 @@ import yaml
 from conftest import ROOT, SAMPLES, SMALL
 from filelock import FileLock, Timeout
 
-from ssl3d.cohorts import InputError
-from ssl3d.experiments import (
+from ssl3d.data.splits import person_key
+from ssl3d.data.store import Store
+from ssl3d.downstream.segmentation import load_segmenter
+from ssl3d.errors import InputError
+from ssl3d.evidence.experiments import (
     Experiment,
     cells_of,
     check_experiment,
@@ -31,19 +34,17 @@ from ssl3d.experiments import (
     run_experiment,
     write_experiment,
 )
-from ssl3d.finetune import load_segmenter
-from ssl3d.metrics import read_scores
-from ssl3d.report import keep_answer
-from ssl3d.runs import read_card, read_log
-from ssl3d.splits import person_key
-from ssl3d.statistics import verdict
-from ssl3d.store import Store
+from ssl3d.evidence.report import keep_answer
+from ssl3d.evidence.statistics import verdict
+from ssl3d.files import read_table
+from ssl3d.networks.cards import read_card
+from ssl3d.training.runs import read_log
 
 COHORT = {"source": str(SAMPLES), "size": 16}
 TOY = Experiment(
     COHORT,
     {"scratch": {}, "rotation": {"task": "rotation", "steps": 2}},
-    shares=[0.2, 1.0],
+    label_fractions=[0.2, 1.0],
     seeds=2,
     network={"widths": [*SMALL]},
     finetuning={"steps": 4, "warmup": 1},
@@ -65,7 +66,7 @@ def test_encoders_of_another_experiment_are_used_again(toy, tmp_path):
     place = tmp_path / "other" / "pretraining"
     shutil.copytree(toy[0] / "pretraining", place)
     before = {file: file.stat().st_mtime_ns for file in place.rglob("encoder.*")}
-    other = replace(TOY, finetuning={"steps": 2, "warmup": 0}, shares=[1.0], seeds=2)
+    other = replace(TOY, finetuning={"steps": 2, "warmup": 0}, label_fractions=[1.0], seeds=2)
     run_experiment(other, tmp_path / "other", progress=False)
     assert len(before) == 4 and all(file.stat().st_mtime_ns == at for file, at in before.items())
     (tmp_path / "other" / "experiment.yaml").unlink()
@@ -85,13 +86,13 @@ def test_every_arm_gets_the_same(toy):
     assert len({r["encoder"] for r in runs["rotation"]}) == 2, "each seed has its own pretraining, used at each share"
     trained = {n: json.loads((out / "cells" / n / "segmenter.json").read_text())["trained_on"] for n in names}
     for seed in (0, 1):
-        few, many = (trained[f"scratch-{share}-{seed}"] for share in ("0.2", "1"))
+        few, many = (trained[f"scratch-{label_fraction}-{seed}"] for label_fraction in ("0.2", "1"))
         assert set(few) < set(many) and trained[f"rotation-0.2-{seed}"] == few
     assert trained["scratch-0.2-0"] != trained["scratch-0.2-1"]
     assert {read_log(out / "cells" / n)["step"][-1] for n in names} == {4}
-    tested = {(r["arm"], r["share"], r["seed"]): set() for r in rows}
+    tested = {(r["arm"], r["label_fraction"], r["seed"]): set() for r in rows}
     for r in rows:
-        tested[r["arm"], r["share"], r["seed"]].add(r["case"])
+        tested[r["arm"], r["label_fraction"], r["seed"]].add(r["case"])
     assert len(tested) == 8 and len(set(map(frozenset, tested.values()))) == 1
     assert not list((out / "cells").glob("*/last.ckpt")) and (out / "cells/scratch-1-1/segmenter.safetensors").exists()
 
@@ -99,20 +100,23 @@ def test_every_arm_gets_the_same(toy):
 def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):
     out, rows = toy
     before, diary = (out / "results.csv").read_bytes(), read_diary(out)
-    monkeypatch.setattr("ssl3d.experiments.run_cell", lambda *args: 1 / 0)
-    same = replace(TOY, cohort=COHORT | {"source": Path(SAMPLES)}, shares=(0.2, 1.0), network={"widths": SMALL})
+    monkeypatch.setattr("ssl3d.evidence.experiments.run_cell", lambda *args: 1 / 0)
+    same = replace(
+        TOY, cohort=COHORT | {"source": Path(SAMPLES)}, label_fractions=(0.2, 1.0), network={"widths": SMALL}
+    )
     assert str(run_experiment(same, out, progress=False)) == str(rows), "paths and tuples are those of the file"
     assert (out / "results.csv").read_bytes() == before and read_diary(out) == diary
 
 
 def test_it_may_grow_but_not_change(toy, tmp_path):
     shutil.copytree(toy[0], tmp_path / "toy")
-    grown = replace(TOY, seeds=3, shares=[0.2, 0.5], arms=TOY.arms | {"location": {"task": "location", "steps": 1}})
+    more = TOY.arms | {"location": {"task": "location", "steps": 1}}
+    grown = replace(TOY, seeds=3, label_fractions=[0.2, 0.5], arms=more)
     rows = run_experiment(grown, tmp_path / "toy", progress=False)
     made = [line["cell"] for line in read_diary(tmp_path / "toy")]
-    assert len(made) == len(set(made)) and {r["share"] for r in rows} == {0.2, 0.5}
-    old = [r for r in rows if r["seed"] < 2 and r["share"] == 0.2 and r["arm"] != "location"]
-    assert [str(r) for r in old] == [str(r) for r in toy[1] if r["share"] == 0.2]
+    assert len(made) == len(set(made)) and {r["label_fraction"] for r in rows} == {0.2, 0.5}
+    old = [r for r in rows if r["seed"] < 2 and r["label_fraction"] == 0.2 and r["arm"] != "location"]
+    assert [str(r) for r in old] == [str(r) for r in toy[1] if r["label_fraction"] == 0.2]
     for change in (
         {"finetuning": {"steps": 5}},
         {"arms": {"scratch": {}, "rotation": {"task": "rotation", "steps": 3}}},
@@ -142,7 +146,7 @@ def test_the_file_says_all_of_it(tmp_path):
         ({"arms": {"x": {"task": "rotation", "encoder": "y"}}}, "x"),
         ({"arms": {"x": {"task": "rotation", "step": 3}}}, "'step'"),
         ({"arms": {"x": {"task": "rotation", "seed": 3}}}, "'seed'"),
-        ({"arms": {"x": {"task": "supervised"}}}, "elsewhere"),
+        ({"arms": {"x": {"task": "supervised"}}}, "pretraining_cohort"),
         ({"arms": {"x": {"steps": 3}}}, "'steps'"),
         ({"arms": {"x": {"finetuning": {"epoch": 3}}}}, "'epoch'"),
         ({"arms": {"x": "rotation"}}, "x"),
@@ -156,16 +160,16 @@ def test_the_file_says_all_of_it(tmp_path):
         ({"finetuning": {"widths": [4, 8]}}, "'widths'"),
         ({"finetuning": {"validate": True}}, "'validate'"),
         ({"pretraining": {"slices": True}}, "'slices'"),
-        ({"elsewhere": {}}, "elsewhere"),
+        ({"pretraining_cohort": {}}, "pretraining_cohort"),
         ({"cohort": {"source": None}}, "source"),
-        ({"shares": 0.5}, "shares"),
-        ({"shares": [0.1, 0.10000001]}, "shares"),
+        ({"label_fractions": 0.5}, "label_fractions"),
+        ({"label_fractions": [0.1, 0.10000001]}, "label_fractions"),
         ({"lrs": 0.001}, "lrs"),
         ({"lrs": []}, "lrs"),
         ({"lrs": [0.001], "finetuning": {"lr": 0.1}}, "lr"),
-        ({"shares": []}, "shares"),
-        ({"shares": [0.0]}, "shares"),
-        ({"shares": [1.5]}, "shares"),
+        ({"label_fractions": []}, "label_fractions"),
+        ({"label_fractions": [0.0]}, "label_fractions"),
+        ({"label_fractions": [1.5]}, "label_fractions"),
         ({"seeds": 0}, "seeds"),
         ({"folds": 1}, "folds"),
         ({"cohort": {"size": 16}}, "source"),
@@ -209,7 +213,7 @@ def test_a_variable_that_is_not_set_and_a_taken_folder(tmp_path):
 
 def test_one_cell_fails_and_the_others_go_on(tmp_path):
     arms = {"scratch": {}, "lost": {"encoder": str(tmp_path / "later")}}
-    broken = replace(TOY, arms=arms, shares=[0.2])
+    broken = replace(TOY, arms=arms, label_fractions=[0.2])
     rows = run_experiment(broken, tmp_path / "out", progress=False)
     assert {r["arm"] for r in rows} == {"scratch"} and len(read_diary(tmp_path / "out")) == 4
     failed = failed_cells(broken, tmp_path / "out")
@@ -239,7 +243,7 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
     experiment = replace(
         TOY,
         cohort={"source": str(tmp_path / "few.csv"), "size": 16},
-        elsewhere={"source": str(tmp_path / "others.csv"), "size": 16},
+        pretraining_cohort={"source": str(tmp_path / "others.csv"), "size": 16},
         arms={
             "scratch": {},
             "rotation 2D": {"task": "rotation", "slices": True, "steps": 1},
@@ -249,7 +253,7 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
         finetuning={"steps": 2, "warmup": 0},
         folds=3,
         seeds=1,
-        shares=[1.0],
+        label_fractions=[1.0],
     )
     rows, out = run_experiment(experiment, tmp_path / "out", progress=False), tmp_path / "out"
     assert not failed_cells(experiment, out)
@@ -261,7 +265,8 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
     assert read_card(out / "pretraining/supervised-0")["task"] == "finetune"
     assert settings_of(out, "rotation 2D-1-0-fold1")["slices"] is True
     assert settings_of(out, "frozen-1-0-fold1")["warmup_steps"] == 2
-    here = replace(experiment, elsewhere=None, arms={"scratch": {}, "rotation": {"task": "rotation", "steps": 1}})
+    arms = {"scratch": {}, "rotation": {"task": "rotation", "steps": 1}}
+    here = replace(experiment, pretraining_cohort=None, arms=arms)
     run_experiment(here, tmp_path / "here", progress=False)
     assert not failed_cells(here, tmp_path / "here")
     for i in range(3):  # pretrained here, so once for each fold, without those it tests
@@ -278,21 +283,21 @@ def test_grades(tmp_path):
         goal="classification",
         cohort={"source": str(tmp_path / "g.csv"), "size": 16},
         finetuning={"steps": 2, "ordinal": True},
-        shares=[1.0],
+        label_fractions=[1.0],
     )
     rows = run_experiment(experiment, tmp_path / "out", progress=False)
     assert all(r["grade"] in (0, 1, 2) and r["predicted"] in (0, 1, 2) for r in rows)
-    assert str(read_scores(tmp_path / "out/results.csv")) == str(rows)
+    assert str(read_table(tmp_path / "out/results.csv")) == str(rows)
     ages = replace(experiment, finetuning={"steps": 2, "target": "age", "track": 2}, lrs=[1e-3, 1e-2])
     rows = run_experiment(ages, tmp_path / "ages", progress=False)
     assert all(20 <= r["age"] < 35 and isinstance(r["guess"], float) for r in rows)
     assert {a["metric"] for a in verdict(rows)} == {"R²"} and "(R²)" in keep_answer(rows, tmp_path / "ages")
-    assert {line["score"] for line in read_scores(tmp_path / "ages/tracks.csv")} and len(rows) == 2 * 2 * 3
+    assert {line["score"] for line in read_table(tmp_path / "ages/learning_curves.csv")} and len(rows) == 2 * 2 * 3
     unfinished = next((tmp_path / "ages/cells").glob("*-1"))  # as one that another process is still making
     (unfinished / "scores.csv").unlink()
     collect(ages, {"cohort": Store(tmp_path / "ages/store")}, tmp_path / "ages")
-    assert {line["seed"] for line in read_scores(tmp_path / "ages/results.csv")} == {0, 1}
-    left = [(line["arm"], line["seed"]) for line in read_scores(tmp_path / "ages/tracks.csv")]
+    assert {line["seed"] for line in read_table(tmp_path / "ages/results.csv")} == {0, 1}
+    left = [(line["arm"], line["seed"]) for line in read_table(tmp_path / "ages/learning_curves.csv")]
     assert left and unfinished.name not in {f"{arm}-1-{seed}" for arm, seed in left}
     with pytest.raises(InputError, match="has no sexes"):
         run_experiment(replace(ages, finetuning={"target": "sex"}), tmp_path / "sex", progress=False)
@@ -302,7 +307,7 @@ def test_grades(tmp_path):
 
 RUN = """
 import sys
-from ssl3d.experiments import read_experiment, run_experiment
+from ssl3d.evidence.experiments import read_experiment, run_experiment
 print("ready", flush=True)
 run_experiment(read_experiment(sys.argv[1]), sys.argv[2])
 """
@@ -376,7 +381,7 @@ def test_the_diary_is_whole_or_not_there(toy):
 
 
 def test_from_a_shell(tmp_path):
-    write_experiment(replace(TOY, seeds=1, shares=[0.2], arms={"scratch": {}, "b": {}}), tmp_path / "e.yaml")
+    write_experiment(replace(TOY, seeds=1, label_fractions=[0.2], arms={"scratch": {}, "b": {}}), tmp_path / "e.yaml")
     ssl3d = Path(sys.executable).parent / "ssl3d"
     done = subprocess.run([ssl3d, "experiment", tmp_path / "e.yaml", "--out", tmp_path / "out"], capture_output=True)
     assert done.returncode == 0 and b"no difference shown" in done.stdout, done.stderr
@@ -391,7 +396,7 @@ def test_from_a_shell(tmp_path):
 def test_an_encoder_of_another_network_is_refused(toy, tmp_path):
     encoder = toy[0] / "pretraining/rotation-0"
     arms = {"scratch": {}, "given": {"encoder": str(encoder)}}
-    other = replace(TOY, arms=arms, seeds=1, shares=[0.2], network={"widths": [4, 8, 16]})
+    other = replace(TOY, arms=arms, seeds=1, label_fractions=[0.2], network={"widths": [4, 8, 16]})
     run_experiment(other, tmp_path / "out", progress=False)
     (failed,) = failed_cells(other, tmp_path / "out")
     assert "same network" in failed["error"]
@@ -403,7 +408,7 @@ def test_an_encoder_of_another_network_is_refused(toy, tmp_path):
 def test_another_checkpoint_in_the_same_place_is_another_cell(toy, tmp_path):
     place = tmp_path / "encoder"
     shutil.copytree(toy[0] / "pretraining/rotation-0", place)
-    given = replace(TOY, arms={"given": {"encoder": str(place)}}, seeds=1, shares=[0.2])
+    given = replace(TOY, arms={"given": {"encoder": str(place)}}, seeds=1, label_fractions=[0.2])
     run_experiment(given, tmp_path / "out", progress=False)
     shutil.rmtree(place)
     shutil.copytree(toy[0] / "pretraining/rotation-1", place)
@@ -413,13 +418,17 @@ def test_another_checkpoint_in_the_same_place_is_another_cell(toy, tmp_path):
 
 def test_regions_are_what_counts_where_there_are_any(tmp_path):
     regions = replace(
-        TOY, arms={"scratch": {}}, seeds=1, shares=[0.2], finetuning={"steps": 1, "regions": {"whole": [1, 2, 3]}}
+        TOY,
+        arms={"scratch": {}},
+        seeds=1,
+        label_fractions=[0.2],
+        finetuning={"steps": 1, "regions": {"whole": [1, 2, 3]}},
     )
     assert {r["class"] for r in run_experiment(regions, tmp_path / "out", progress=False)} == {"whole"}
 
 
 def test_the_first_arm_stays_the_baseline_when_it_fails(toy, tmp_path, monkeypatch):
-    from ssl3d import experiments
+    from ssl3d.evidence import experiments
 
     real = experiments.run_cell
 
@@ -429,7 +438,7 @@ def test_the_first_arm_stays_the_baseline_when_it_fails(toy, tmp_path, monkeypat
         return real(experiment, cell, stores, out)
 
     monkeypatch.setattr(experiments, "run_cell", sometimes)
-    rows = run_experiment(replace(TOY, shares=[0.2]), tmp_path / "out", progress=False)
+    rows = run_experiment(replace(TOY, label_fractions=[0.2]), tmp_path / "out", progress=False)
     assert rows[0]["arm"] == "scratch" and rows[0]["seed"] == 1
     (answer,) = verdict(rows)
     assert answer["baseline"] == "scratch" and answer["seeds"] == 1
@@ -437,7 +446,7 @@ def test_the_first_arm_stays_the_baseline_when_it_fails(toy, tmp_path, monkeypat
 
 def test_every_arm_and_fold_chooses_its_learning_rate(tmp_path):
     searched = replace(
-        TOY, seeds=2, shares=[0.2, 0.5], folds=2, lrs=[1e-7, 1e-2], finetuning={"steps": 12, "warmup": 0}
+        TOY, seeds=2, label_fractions=[0.2, 0.5], folds=2, lrs=[1e-7, 1e-2], finetuning={"steps": 12, "warmup": 0}
     )
     out = tmp_path / "out"
     rows = run_experiment(searched, out, progress=False)
@@ -445,7 +454,7 @@ def test_every_arm_and_fold_chooses_its_learning_rate(tmp_path):
     for arm in TOY.arms:
         for fold in (0, 1):
             held = set(Store(out / "store", (fold, 2)).split("validation"))
-            tried = {lr: read_scores(out / f"choosing/{arm}-0.5-0-fold{fold}-{lr:g}/scores.csv") for lr in searched.lrs}
+            tried = {lr: read_table(out / f"choosing/{arm}-0.5-0-fold{fold}-{lr:g}/scores.csv") for lr in searched.lrs}
             assert all({r["case"] for r in table} == held for table in tried.values())
             best = max(tried, key=lambda lr: sum(r["dice"] for r in tried[lr]))
             for seed in (0, 1):
@@ -458,7 +467,7 @@ def test_interrupted_means_stopped(tmp_path, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssl3d.experiments.run_cell", stop)
+    monkeypatch.setattr("ssl3d.evidence.experiments.run_cell", stop)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(replace(TOY, seeds=1), tmp_path / "out", progress=False)
     assert read_diary(tmp_path / "out") == [], "it is not a failure of the cell"

@@ -7,9 +7,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.fundus import BLOOD, KINDS, amounts, fundus, fundus_cohort, murray, positions
-from ssl3d.store import prepare
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.errors import InputError
+from ssl3d.samples.retinas import BLOOD, KINDS, amounts, fundus, murray, positions, sample_retinas
 
 COHORT = ROOT / "data_samples" / "aptos_generated"
 
@@ -28,7 +29,7 @@ def near(place, radius, size):
 
 def test_a_seed_gives_the_same_bytes(tmp_path):
     for name, n in (("one", 1), ("two", 2), ("again", 2)):
-        fundus_cohort(tmp_path / name, n=n, size=48, seed=3)
+        sample_retinas(tmp_path / name, n=n, size=48, seed=3)
     one, two, again = (
         {f.name: f.read_bytes() for f in sorted((tmp_path / name / "train_images").iterdir())}
         for name in ("one", "two", "again")
@@ -132,7 +133,7 @@ def test_it_opens_as_aptos_and_can_be_prepared(tmp_path):
     grades = np.bincount([case.grade for case in cohort.cases], minlength=5)
     assert cohort.layout == "aptos" and len(cohort.cases) == grades.sum() == 160
     assert len(grades) == 5 and grades.min() >= 8 and grades.argmax() == 0
-    fundus_cohort(tmp_path / "few", n=3, size=48)
+    sample_retinas(tmp_path / "few", n=3, size=48)
     store = prepare(tmp_path / "few", tmp_path / "store", size=32, progress=False)
     assert store.image("eye_001").shape[0] == 3
     assert {case["grade"] for case in store.cases.values()} <= set(range(5))
@@ -141,5 +142,5 @@ def test_it_opens_as_aptos_and_can_be_prepared(tmp_path):
 @pytest.mark.parametrize("wrong", [{"n": 0}, {"size": 8}, {"size": 4000}])
 def test_wrong_numbers_are_refused(tmp_path, wrong):
     with pytest.raises(InputError, match="a cohort needs"):
-        fundus_cohort(tmp_path / "none", **wrong)
+        sample_retinas(tmp_path / "none", **wrong)
     assert not (tmp_path / "none").exists()

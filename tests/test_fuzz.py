@@ -28,9 +28,11 @@ from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.scans import prepare_scan, read_scan
-from ssl3d.store import Store, prepare
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.data.scans import prepare_scan, read_scan
+from ssl3d.data.store import Store
+from ssl3d.errors import InputError
 
 SHAPE = (6, 7, 5)
 SECONDS = 5  # for one damaged file; a whole one takes a few milliseconds

@@ -26,14 +26,14 @@ FLAGS = "--no-sandbox --disable-background-networking --disable-dev-shm-usage --
 FLAGS += "--use-angle=swiftshader --enable-unsafe-swiftshader"
 PLAY = """
 import torch
-from ssl3d.networks import make_encoder
+from ssl3d.networks.encoders import make_encoder
 from ssl3d.tasks import TASKS
 from ssl3d.tasks.cpc import play_cpc
 from ssl3d.tasks.exemplar import play_exemplar
 from ssl3d.tasks.jigsaw import play_jigsaw
 from ssl3d.tasks.location import play_location
 from ssl3d.tasks.rotation import play_rotation
-from ssl3d.widgets import view
+from ssl3d.plots.widgets import view
 
 images = torch.rand(3, 1, 36, 36, 36, generator=torch.Generator().manual_seed(0))
 task = {name: TASKS[name](make_encoder("unet", 3, 1, (8, 16, 32), 0), **{"jigsaw": {"n_permutations": 20},
@@ -64,13 +64,13 @@ KINDS = {
 }
 CONTROLS = {  # how many there are to move, widget by widget; in all other notebooks none
     "play.ipynb": 4 + 30 + 5 + 7 + 4 + 3 + 1,  # the one above, in its order
-    "03_widgets.ipynb": 2 + 1,
-    "21_rotation.ipynb": 4,
-    "22_location.ipynb": 30,
-    "23_jigsaw.ipynb": 4 + 4 + 5 + 5,
-    "24_exemplar.ipynb": 7,
-    "25_cpc.ipynb": 4,
-    "44_live.ipynb": 2,
+    "22_widgets.ipynb": 2 + 1,
+    "41_rotation.ipynb": 4,
+    "43_location.ipynb": 30,
+    "44_jigsaw.ipynb": 4 + 4 + 5 + 5,
+    "46_exemplar.ipynb": 7,
+    "47_cpc.ipynb": 4,
+    "54_monitor.ipynb": 2,
     "lessons/brain_tumour.ipynb": 1 + 4 + 30 + 2 + 2,
     "lessons/pancreas.ipynb": 4 + 30 + 2 + 2,
     "lessons/retinopathy.ipynb": 5 + 6 + 2,
@@ -306,7 +306,7 @@ def test_what_leaves_the_machine_is_caught():
 
 def test_a_training_is_watched_stopped_and_goes_on(lab, store):
     command = f"ssl3d pretrain rotation {store.folder} --out {lab[2] / 'run'} --steps 3000 --widths [4,8]"
-    write_notebook(lab[2] / "watch.ipynb", f"from ssl3d.live import live\n%%\nlive({{'rotation': '{command}'}})")
+    write_notebook(lab[2] / "watch.ipynb", f"from ssl3d import live\n%%\nlive({{'rotation': '{command}'}})")
 
     def then(page):
         def press(name):

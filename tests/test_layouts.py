@@ -16,13 +16,15 @@ from filelock import FileLock
 from PIL import Image
 from test_dicom import write as write_series
 
-from ssl3d import store as store_module
-from ssl3d.cohorts import InputError, download_msd, open_cohort
-from ssl3d.pretrain import pretrain
-from ssl3d.scans import fingerprint, read_scan, resize, scale, survey
-from ssl3d.splits import label_subset, merge_copies, split_subjects
-from ssl3d.store import Store, forecast, prepare, read_split, write_split
+from ssl3d.data import prepare as prepare_module
+from ssl3d.data.layouts import download_msd, open_cohort
+from ssl3d.data.prepare import forecast, prepare
+from ssl3d.data.scans import fingerprint, read_scan, resize, scale, survey
+from ssl3d.data.splits import label_subset, merge_copies, split_subjects
+from ssl3d.data.store import Store, read_split, write_split
+from ssl3d.errors import InputError
 from ssl3d.tasks import NAMES
+from ssl3d.training.pretrain import pretrain
 
 RNG = np.random.default_rng(0)
 
@@ -307,7 +309,7 @@ def test_numbers_kept_in_eight_bits(tmp_path):
         assert byte.image(name).dtype == np.uint8 and byte.image(name).nbytes * 2 == half.image(name).nbytes
         assert np.abs(byte.image(name) / 255 - half.image(name).astype(float)).max() < 1 / 510 + 2**-11
         assert byte.cases[name]["rounding"] <= 1 / 510 + 1e-6 and half.cases[name]["rounding"] <= 2**-12
-    from ssl3d.training import read_batch
+    from ssl3d.training.loop import read_batch
 
     batches = [read_batch(store, ["a", "b"]).image for store in (half, byte)]
     assert batches[1].max() == 1 and (batches[0] - batches[1]).abs().max() < 1 / 510 + 2**-11
@@ -544,7 +546,7 @@ def test_two_processes_do_not_make_one_store(tmp_path):
 
 def test_what_is_finished_is_noted_at_once(tmp_path, monkeypatch):
     volumes(tmp_path / "in", *"abcde")
-    honest = store_module._prepare_case
+    honest = prepare_module._prepare_case
 
     def slow_first(case, *rest):
         if case.id == "a":
@@ -554,10 +556,10 @@ def test_what_is_finished_is_noted_at_once(tmp_path, monkeypatch):
                 time.sleep(0.05)
         return honest(case, *rest)
 
-    monkeypatch.setattr(store_module, "_prepare_case", slow_first)
+    monkeypatch.setattr(prepare_module, "_prepare_case", slow_first)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "in", tmp_path / "store", size=8, workers=2, progress=False)
-    monkeypatch.setattr(store_module, "_prepare_case", honest)
+    monkeypatch.setattr(prepare_module, "_prepare_case", honest)
     made = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "store/images").iterdir()}
     (tmp_path / "store/images/c.npy").unlink()  # lost before the second try
     store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
@@ -568,7 +570,7 @@ def test_what_is_finished_is_noted_at_once(tmp_path, monkeypatch):
 
 def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     volumes(tmp_path / "in", "a", "b")
-    monkeypatch.setattr("ssl3d.scans.fingerprint", lambda paths: [p.touch() for p in paths] and "0")
+    monkeypatch.setattr("ssl3d.data.scans.fingerprint", lambda paths: [p.touch() for p in paths] and "0")
     with pytest.raises(InputError, match="changed while it was read"):
         prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
 

@@ -9,13 +9,13 @@ import torch
 from filelock import FileLock
 from test_widgets import parts
 
-from ssl3d.cohorts import InputError
-from ssl3d.finetune import finetune, load_segmenter, segment
-from ssl3d.live import draw_case, draw_progress, live, progress_of, segmenter_so_far
-from ssl3d.pretrain import pretrain
-from ssl3d.runs import read_log
-from ssl3d.store import Store
-from ssl3d.widgets import snapshot
+from ssl3d.data.store import Store
+from ssl3d.downstream.segmentation import draw_case, finetune, load_segmenter, segment, segmenter_so_far
+from ssl3d.errors import InputError
+from ssl3d.plots.widgets import snapshot
+from ssl3d.training.monitor import draw_progress, live, progress_of
+from ssl3d.training.pretrain import pretrain
+from ssl3d.training.runs import read_log
 
 widgets = pytest.importorskip("ipywidgets")
 

@@ -10,18 +10,17 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
-from ssl3d.cohorts import InputError
-from ssl3d.metrics import (
+from ssl3d.downstream.metrics import (
     BRATS_REGIONS,
     confusion,
     dice_per_class,
     dice_per_region,
     grading_scores,
     hausdorff95,
-    read_scores,
     regions,
-    write_scores,
 )
+from ssl3d.errors import InputError
+from ssl3d.files import read_table, write_table
 
 SHAPES = {(9, 11): (0.7, 2.5), (7, 8, 6): (1.0, 0.4, 3.0)}  # -> mm
 
@@ -270,8 +269,8 @@ def test_a_table_keeps_every_score(tmp_path):
         {"case": "a", "class": "WT", "share": 0.1, "seed": 3, "dice": 1 / 3, "hausdorff95": 1 / 7},
         {"case": "b", "class": "ET", "share": 1.0, "seed": 4, "dice": 0.0, "hausdorff95": math.inf},
     ]
-    write_scores(tmp_path / "scores.csv", rows)
-    assert read_scores(tmp_path / "scores.csv") == rows
-    write_scores(tmp_path / "scores.csv", [{"seed": 0, "kappa": math.nan, "accuracy": 1.0}])
-    (row,) = read_scores(tmp_path / "scores.csv")
+    write_table(tmp_path / "scores.csv", rows)
+    assert read_table(tmp_path / "scores.csv") == rows
+    write_table(tmp_path / "scores.csv", [{"seed": 0, "kappa": math.nan, "accuracy": 1.0}])
+    (row,) = read_table(tmp_path / "scores.csv")
     assert math.isnan(row["kappa"]) and row["accuracy"] == 1.0 and row["seed"] == 0

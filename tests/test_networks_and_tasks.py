@@ -8,11 +8,15 @@ import torch
 from conftest import SMALL
 from monai.networks.nets import DynUNet
 
-from ssl3d.cohorts import InputError
-from ssl3d.networks import Segmenter, dynunet_names, load_encoder, load_weights, make_encoder, save_encoder, seeded
+from ssl3d.errors import InputError
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.networks.exchange import dynunet_names
+from ssl3d.networks.unet import Segmenter
+from ssl3d.networks.weights import load_encoder, load_weights, save_encoder
+from ssl3d.seeds import seeded
 from ssl3d.tasks import NAMES, TASKS
+from ssl3d.tasks.base import Batch, hits
 from ssl3d.tasks.rotation import describe, rotations, turn
-from ssl3d.tasks.task import Batch, hits
 
 SIDE = 30  # large enough for every task with the small encoder
 
@@ -273,7 +277,7 @@ class TestEveryTask:
 
 
 def test_the_papers_constants():
-    from ssl3d.patches import overlapping_sides, patch_sides
+    from ssl3d.tasks.patches import overlapping_sides, patch_sides
 
     made = {name: TASKS[name](make_encoder("unet", 3, 1, SMALL), **kind.PAPER) for name, kind in TASKS.items()}
     assert (made["rotation"].n_classes, made["location"].n_classes, made["jigsaw"].n_classes) == (10, 26, 1000)

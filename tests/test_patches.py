@@ -8,9 +8,12 @@ import pytest
 import torch
 from conftest import SMALL
 
-from ssl3d.cohorts import InputError
-from ssl3d.networks import make_encoder
-from ssl3d.patches import (
+from ssl3d.errors import InputError
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.tasks.base import Batch
+from ssl3d.tasks.jigsaw import Jigsaw, assemble, hamming, mean_bound, permutation_set, shuffle, solve
+from ssl3d.tasks.location import Location, cell_of_class, describe_cell
+from ssl3d.tasks.patches import (
     cut,
     first_apart,
     grid_corners,
@@ -19,9 +22,6 @@ from ssl3d.patches import (
     patch_sides,
     standardise,
 )
-from ssl3d.tasks.jigsaw import Jigsaw, assemble, hamming, mean_bound, permutation_set, shuffle, solve
-from ssl3d.tasks.location import Location, cell_of_class, describe_cell
-from ssl3d.tasks.task import Batch
 
 
 def encoder(dims, channels=1):

@@ -13,12 +13,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates
 from test_dicom import write as write_series
 
-from ssl3d import predict as module
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.finetune import finetune, load_segmenter, segment
-from ssl3d.predict import most_probable, predict, read_grid, to_scan, write_prediction
-from ssl3d.scans import prepare_scan, read_scan
-from ssl3d.store import prepare
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.data.scans import prepare_scan, read_scan
+from ssl3d.downstream import predict as module
+from ssl3d.downstream.predict import most_probable, predict, read_grid, to_scan, write_prediction
+from ssl3d.downstream.segmentation import finetune, load_segmenter, segment
+from ssl3d.errors import InputError
 
 AXES = ["RAS", "PSR", "LPS", "ASL", "IRP", "SLA", "RIA", "AIL"]
 CODES = (0, 1, 4)

@@ -6,15 +6,26 @@ import torch
 import yaml
 from conftest import SMALL, write_nifti
 
-from ssl3d.classify import classify
-from ssl3d.cohorts import InputError
-from ssl3d.finetune import finetune
-from ssl3d.metrics import read_scores
-from ssl3d.networks import load_encoder, make_encoder
-from ssl3d.pretrain import pretrain
-from ssl3d.probes import _answer, _voxels, pooled_features, probe, probe_cases, probe_images, probe_voxels, rank_me
-from ssl3d.runs import read_card, read_log
-from ssl3d.store import prepare
+from ssl3d.data.prepare import prepare
+from ssl3d.downstream.classification import classify
+from ssl3d.downstream.segmentation import finetune
+from ssl3d.errors import InputError
+from ssl3d.files import read_table
+from ssl3d.networks.cards import read_card
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.networks.weights import load_encoder
+from ssl3d.training.pretrain import pretrain
+from ssl3d.training.probes import (
+    _answer,
+    _voxels,
+    pooled_features,
+    probe,
+    probe_cases,
+    probe_images,
+    probe_voxels,
+    rank_me,
+)
+from ssl3d.training.runs import read_log
 
 
 @pytest.fixture(scope="module")
@@ -120,16 +131,16 @@ def test_an_observer_changes_nothing(people, tmp_path, what):
     with pytest.raises(InputError, match="observed.csv"):
         read_log(run[0], "observed.csv")
     if what == "finetune":
-        rows = read_scores(run[1] / "scores.csv")
+        rows = read_table(run[1] / "scores.csv")
         assert np.isclose(observed["dice"][-1], np.mean([r["dice"] for r in rows]))
     if what == "classify":
-        assert np.isclose(observed["accuracy"][-1], read_scores(run[1] / "scores.csv")[0]["accuracy"])
+        assert np.isclose(observed["accuracy"][-1], read_table(run[1] / "scores.csv")[0]["accuracy"])
 
 
 def test_interrupted_and_continued_it_observes_the_same(people, tmp_path, monkeypatch):
     how = {"steps": 120, "probe": "age", "probe_every": 20, "keep": "probe", "widths": SMALL, "progress": False}
     whole = pretrain("rotation", people.folder, tmp_path / "whole", **how)
-    from ssl3d import pretrain as module
+    from ssl3d.training import pretrain as module
 
     real, calls = module.ask, []
 

@@ -8,24 +8,25 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from ssl3d.curves import convergence, data_efficiency, per_method
-from ssl3d.metrics import read_scores, write_scores
-from ssl3d.report import html_report, in_short, in_words, keep_answer, speed_in_words
-from ssl3d.statistics import steps_to_reach, verdict
+from ssl3d.evidence.curves import convergence, data_efficiency, per_method
+from ssl3d.evidence.report import html_report, in_short, in_words, keep_answer, speed_in_words
+from ssl3d.evidence.statistics import steps_to_reach, verdict
+from ssl3d.files import read_table, write_table
 
 
-def rows_of(arms, shares=(0.1, 1.0), seeds=3, people=4, gain=0.0):
+def rows_of(arms, label_fractions=(0.1, 1.0), seeds=3, people=4, gain=0.0):
     rng = np.random.default_rng(0)
     return [
-        {"arm": a, "share": sh, "seed": s, "fold": "", "subject": f"p{p}", "case": f"c{p}", "class": "x",
+        {"arm": a, "label_fraction": sh, "seed": s, "fold": "", "subject": f"p{p}", "case": f"c{p}", "class": "x",
          "dice": 0.4 + gain * (i > 0) + 0.02 * rng.normal(), "hausdorff95": 1.0}
-        for i, a in enumerate(arms) for sh in shares for s in range(seeds) for p in range(people)
+        for i, a in enumerate(arms) for sh in label_fractions for s in range(seeds) for p in range(people)
     ]  # fmt: skip
 
 
-def tracks_of(arms, paces, share=0.1, seeds=3):
+def learning_curves_of(arms, paces, label_fraction=0.1, seeds=3):
     return [
-        {"arm": a, "share": share, "seed": s, "fold": "", "step": t, "score": min(0.8, 0.8 * t / pace)}
+        {"arm": a, "label_fraction": label_fraction, "seed": s, "fold": "", "step": t,
+         "score": min(0.8, 0.8 * t / pace)}
         for a, pace in zip(arms, paces) for s in range(seeds) for t in range(0, 101, 10)
     ]  # fmt: skip
 
@@ -39,7 +40,7 @@ def closed():
 def test_points_and_intervals_are_those_of_the_table():
     rows = rows_of(["scratch", "a", "b"])
     left, right = data_efficiency(rows)
-    answers = {(a["share"], a["arm"]): a for a in verdict(rows)}
+    answers = {(a["label_fraction"], a["arm"]): a for a in verdict(rows)}
     lines = {line.get_label(): line for line in left.lines if not line.get_label().startswith("_")}
     assert {"scratch", "a", "b"} <= set(lines)
     drawn = sorted(float(c.lines[0].get_ydata()[0]) for c in right.containers)
@@ -61,24 +62,24 @@ def test_any_arms_can_be_drawn(arms):
 
 
 def test_who_is_faster():
-    tracks = tracks_of(["scratch", "fast", "never"], [100, 50, 400])
-    assert steps_to_reach(tracks, "fast", "scratch", 0.1) == {0: 50, 1: 50, 2: 50}
-    assert "in 3 of 3 seeds, at step 50 in the median" in speed_in_words(tracks, "fast", "scratch", 0.1)
-    assert speed_in_words(tracks, "never", "scratch", 0.1).endswith("in 0 of 3 seeds.")
-    ax = convergence(tracks, 0.1)
+    learning_curves = learning_curves_of(["scratch", "fast", "never"], [100, 50, 400])
+    assert steps_to_reach(learning_curves, "fast", "scratch", 0.1) == {0: 50, 1: 50, 2: 50}
+    assert "in 3 of 3 seeds, at step 50 in the median" in speed_in_words(learning_curves, "fast", "scratch", 0.1)
+    assert speed_in_words(learning_curves, "never", "scratch", 0.1).endswith("in 0 of 3 seeds.")
+    ax = convergence(learning_curves, 0.1)
     marks = [line for line in ax.lines if line.get_marker() == "^" and len(line.get_xdata()) == 1]
     assert [float(m.get_xdata()[0]) for m in marks] == [50], "the one that never gets there has no mark"
-    folds = [t | {"fold": f, "score": t["score"] + 0.1 * f} for t in tracks for f in (0, 1)]
+    folds = [t | {"fold": f, "score": t["score"] + 0.1 * f} for t in learning_curves for f in (0, 1)]
     assert steps_to_reach(folds, "fast", "scratch", 0.1) == {0: 50, 1: 50, 2: 50}, "folds are averaged"
 
 
 def test_the_page_stands_alone(tmp_path):
     rows = rows_of(["scratch", "<b>sly</b> & co"], gain=0.2)
-    write_scores(tmp_path / "results.csv", rows)
-    write_scores(tmp_path / "tracks.csv", tracks_of(["scratch", "<b>sly</b> & co"], [100, 50]))
+    write_table(tmp_path / "results.csv", rows)
+    write_table(tmp_path / "learning_curves.csv", learning_curves_of(["scratch", "<b>sly</b> & co"], [100, 50]))
     told = (("c0", "done", ""), ("c1", "failed", "no <luck>"), ("c2", "failed", "x"), ("c2", "done", ""))
     diary = [{"cell": c, "hash": "x", "state": s, "seconds": 36.0, "error": e} for c, s, e in told]
-    write_scores(tmp_path / "cells.csv", diary)
+    write_table(tmp_path / "cells.csv", diary)
     keep_answer(rows, tmp_path, "title <x>")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=.(?!data:)", page) and "http" not in page
@@ -90,14 +91,14 @@ def test_the_page_stands_alone(tmp_path):
 
 def test_what_is_missing_is_no_error(tmp_path):
     for rows in (rows_of(["scratch"]), rows_of(["scratch", "a"], seeds=1, people=1)):
-        write_scores(tmp_path / "results.csv", rows)
+        write_table(tmp_path / "results.csv", rows)
         keep_answer(rows, tmp_path)
         page = (tmp_path / "report.html").read_text()
         assert "no two arms" in page or "nothing to be said" in page
 
 
 def test_words_say_what_the_numbers_say():
-    rows = rows_of(["scratch", "up", "down"], seeds=5, shares=(0.1,))
+    rows = rows_of(["scratch", "up", "down"], seeds=5, label_fractions=(0.1,))
     rows = [r | {"dice": r["dice"] + {"scratch": 0, "up": 0.3, "down": -0.3}[r["arm"]]} for r in rows]
     up, down = verdict(rows)
     assert "up was better" in in_words(up) and "down was worse" in in_words(down) and "hint" not in in_words(up)
@@ -108,7 +109,7 @@ def test_words_say_what_the_numbers_say():
 
 def test_committed_answers_follow_from_their_tables():
     for folder in sorted(p.parent for p in (ROOT / "results").glob("*/results.csv")):
-        from ssl3d.statistics import verdict_table
+        from ssl3d.evidence.statistics import verdict_table
 
-        table = verdict_table(verdict(read_scores(folder / "results.csv"), "scratch"))
+        table = verdict_table(verdict(read_table(folder / "results.csv"), "scratch"))
         assert table in Path(folder / "summary.txt").read_text(), folder.name

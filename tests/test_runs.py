@@ -16,26 +16,30 @@ import torch
 import yaml
 from conftest import SAMPLES, SMALL
 
-from ssl3d import pretrain as pretrain_module
-from ssl3d.cohorts import InputError
-from ssl3d.finetune import finetune, load_segmenter, make_segmenter, score, segment
-from ssl3d.metrics import dice_per_class, read_scores
-from ssl3d.networks import Segmenter, load_encoder
-from ssl3d.pretrain import pretrain
-from ssl3d.runs import append_log, check_card, read_card, read_log, trim_log
-from ssl3d.store import Store, prepare
+from ssl3d.data.prepare import prepare
+from ssl3d.data.store import Store
+from ssl3d.downstream.metrics import dice_per_class
+from ssl3d.downstream.segmentation import finetune, load_segmenter, make_segmenter, score, segment
+from ssl3d.errors import InputError
+from ssl3d.files import read_table
+from ssl3d.networks.cards import check_card, read_card
+from ssl3d.networks.unet import Segmenter
+from ssl3d.networks.weights import load_encoder
 from ssl3d.tasks import NAMES
-from ssl3d.training import images_of_step, steps_per_epoch
+from ssl3d.training import pretrain as pretrain_module
+from ssl3d.training.loop import images_of_step, steps_per_epoch
+from ssl3d.training.pretrain import pretrain
+from ssl3d.training.runs import append_log, read_log, trim_log
 
 PRETRAIN = """
 import sys
-from ssl3d.pretrain import pretrain
+from ssl3d.training.pretrain import pretrain
 pretrain("rotation", sys.argv[1], sys.argv[2], epochs=25, batch_size=2, widths=(8, 16, 32), progress=False,
          accelerator="cpu")
 """
 FINETUNE = """
 import sys
-from ssl3d.finetune import finetune
+from ssl3d.downstream.segmentation import finetune
 finetune(sys.argv[1], sys.argv[2], encoder=sys.argv[3], labels=0.3, epochs=80, warmup=20, progress=False,
          accelerator="cpu")
 """
@@ -301,10 +305,10 @@ def test_the_default_warmup_ends(store, tmp_path):
 
 
 def test_streams_of_random_numbers_are_apart():
-    from ssl3d.training import draw
+    from ssl3d.seeds import generator_for
 
     streams = [
-        torch.rand(4, generator=draw(seed, *purpose)).tolist()
+        torch.rand(4, generator=generator_for(seed, *purpose)).tolist()
         for seed in range(4)
         for purpose in (("order", 0), ("questions", 0), ("order", 1), ("questions", 1), ("order",), ("order", 0, 0))
     ]
@@ -313,7 +317,7 @@ def test_streams_of_random_numbers_are_apart():
 
 SHARED = """
 import os, signal, sys
-from ssl3d import pretrain as module
+from ssl3d.training import pretrain as module
 
 read, calls = module.read_batch, []
 
@@ -478,7 +482,7 @@ def test_an_encoder_that_saw_a_test_person_is_refused(encoder, tmp_path):
 def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
     out = finetune(store.folder, tmp_path / "ft", encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
     again = score(segment(load_segmenter(out, store), store, store.split("test")), store)
-    assert read_scores(out / "scores.csv") == again
+    assert read_table(out / "scores.csv") == again
     assert {r["case"] for r in again} == set(store.split("test"))
 
 
@@ -511,7 +515,7 @@ def test_same_command_same_bytes(store, encoder, tmp_path):
 
 
 def test_a_store_without_masks_is_refused(tmp_path):
-    from ssl3d.store import prepare
+    from ssl3d.data.prepare import prepare
 
     for i in range(4):
         (tmp_path / "scans").mkdir(exist_ok=True)

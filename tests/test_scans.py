@@ -9,8 +9,8 @@ import torch
 from conftest import SAMPLES, write_nifti
 from PIL import Image
 
-from ssl3d.cohorts import InputError
-from ssl3d.scans import content_box, crop, orient, prepare_scan, read_scan, resize, scale
+from ssl3d.data.scans import content_box, crop, orient, prepare_scan, read_scan, resize, scale
+from ssl3d.errors import InputError
 
 RNG = np.random.default_rng(0)
 

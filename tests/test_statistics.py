@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ssl3d.cohorts import InputError
-from ssl3d.metrics import age_scores, grading_scores, write_scores
-from ssl3d.report import keep_answer
-from ssl3d.statistics import (
+from ssl3d.downstream.metrics import age_scores, grading_scores
+from ssl3d.errors import InputError
+from ssl3d.evidence.report import keep_answer
+from ssl3d.evidence.statistics import (
     arm_rows,
     bootstrap_interval,
     bootstrap_means,
@@ -24,12 +24,14 @@ from ssl3d.statistics import (
     verdict,
     verdict_table,
 )
+from ssl3d.files import write_table
 
 
-def dice_rows(gain, arms=("scratch", "x"), seeds=5, people=10, shares=(0.1,)):
+def dice_rows(gain, arms=("scratch", "x"), seeds=5, people=10, label_fractions=(0.1,)):
     return [
-        {"arm": a, "share": sh, "seed": s, "subject": f"p{c:02d}", "case": f"c{c}", "class": k, "dice": gain(a, s, c)}
-        for sh in shares
+        {"arm": a, "label_fraction": f, "seed": s, "subject": f"p{c:02d}", "case": f"c{c}", "class": k}
+        | {"dice": gain(a, s, c)}
+        for f in label_fractions
         for a in arms
         for s in range(seeds)
         for c in range(people)
@@ -48,8 +50,8 @@ def world(rng, n_seeds, n_people, seeds, people, rest, effect=0.0, shape="normal
 WORLDS = [(0.005, 0.05, 0.1), (0.02, 0.05, 0.1), (0.05, 0.05, 0.1), (0.12, 0.05, 0.1), (0.02, 0.2, 0.02)]
 
 
-def differences(rows, share=0.1):
-    one, other = paired(rows, "x", "scratch", share)
+def differences(rows, label_fraction=0.1):
+    one, other = paired(rows, "x", "scratch", label_fraction)
     return one - other
 
 
@@ -105,7 +107,7 @@ def test_equal_scores_have_an_interval_of_no_width(value, shape, tmp_path):
     assert low <= d.mean() <= high and np.isclose(low, high) and smallest_difference(d) == 0
     assert p_value(d) == (1 if value == 0 else 0)
     rows = dice_rows(lambda a, s, c: value, seeds=shape[0], people=shape[1])
-    write_scores(tmp_path / "results.csv", rows)
+    write_table(tmp_path / "results.csv", rows)
     assert "no difference shown" in keep_answer(rows, tmp_path)
 
 
@@ -146,7 +148,7 @@ def test_many_people_do_not_make_up_for_few_seeds():
     rng = np.random.default_rng(0)
 
     def width(n_seeds, n_people):
-        found = [bootstrap_interval(world(rng, n_seeds, n_people, 1, 0.1, 0.1), draws=500) for _ in range(20)]
+        found = [bootstrap_interval(world(rng, n_seeds, n_people, 1, 0.1, 0.1), n_resamples=500) for _ in range(20)]
         return np.mean([high - low for low, high in found])
 
     assert width(5, 20) > 0.8 * width(5, 5) and width(5, 20) > 1.5 * width(20, 20) > 0.3
@@ -183,7 +185,7 @@ def found_at(times, trials, arms, parts):
 
 def test_calibrated_in_short():
     held = coverage(200, WORLDS[1:3])
-    assert all(0.9 <= share <= 0.99 for share in held.values()), held
+    assert all(0.9 <= label_fraction <= 0.99 for label_fraction in held.values()), held
     for parts in (WORLDS[1], WORLDS[3]):  # where people differ most, and where seeds do
         assert false_alarms(150, 5, parts) <= 0.08 and found_at(2, 60, 5, parts) >= 0.8
         assert 0.6 < found_at(1, 150, 1, parts) < 0.92, "about 80 % at the smallest detectable difference itself"
@@ -192,7 +194,7 @@ def test_calibrated_in_short():
 @pytest.mark.long
 def test_calibrated():
     held = coverage(1000, WORLDS)
-    assert all(0.92 <= share <= 0.98 for share in held.values()), held
+    assert all(0.92 <= label_fraction <= 0.98 for label_fraction in held.values()), held
     for parts in WORLDS:
         alarms, found = false_alarms(4000, 5, parts), found_at(2, 1000, 5, parts)  # of 1000 alone, 5 % may be 4 or 6
         assert alarms <= 0.05 and found >= 0.8, (parts, alarms, found)
@@ -218,9 +220,10 @@ def test_holm_against_its_definition():
     assert holm([]) == []
 
 
-def grade_rows(predicted, grades, arm="scratch", seed=0, share=1.0):
+def grade_rows(predicted, grades, arm="scratch", seed=0, label_fraction=1.0):
     return [
-        {"arm": arm, "share": share, "seed": seed, "subject": f"p{i:03d}", "grade": int(g), "predicted": int(p)}
+        {"arm": arm, "label_fraction": label_fraction, "seed": seed, "subject": f"p{i:03d}"}
+        | {"grade": int(g), "predicted": int(p)}
         for i, (p, g) in enumerate(zip(predicted, grades))
     ]
 
@@ -252,7 +255,8 @@ def test_r2_by_person_is_r2():
     rng = np.random.default_rng(0)
     ages = rng.uniform(20, 80, size=40)
     rows = [
-        {"arm": arm, "share": 0.1, "seed": s, "subject": f"p{i:02d}", "case": f"c{i}", "age": age, "guess": age + off}
+        {"arm": arm, "label_fraction": 0.1, "seed": s, "subject": f"p{i:02d}", "case": f"c{i}"}
+        | {"age": age, "guess": age + off}
         for arm, noise in (("scratch", 12), ("x", 6))
         for s in range(5)
         for i, (age, off) in enumerate(zip(ages, rng.normal(size=40) * noise))
@@ -307,10 +311,10 @@ def test_words_go_by_the_corrected_value():
 
 
 def test_the_first_arm_or_another_is_the_baseline():
-    rows = dice_rows(lambda a, s, c: 0.1 * ("s", "a", "b").index(a), arms=("s", "a", "b"), shares=(0.1, 1.0))
-    assert [(a["share"], a["arm"], a["baseline"]) for a in verdict(rows)] == [
+    rows = dice_rows(lambda a, s, c: 0.1 * ("s", "a", "b").index(a), arms=("s", "a", "b"), label_fractions=(0.1, 1.0))
+    assert [(a["label_fraction"], a["arm"], a["baseline"]) for a in verdict(rows)] == [
         (0.1, "a", "s"), (0.1, "b", "s"), (1.0, "a", "s"), (1.0, "b", "s")]  # fmt: skip
     assert [a["arm"] for a in verdict(rows, "b")] == ["s", "a"] * 2
     assert "no two arms" in verdict_table(verdict(dice_rows(lambda a, s, c: 0.1, arms=("s",))))
-    partly = [r for r in rows if not (r["arm"] == "b" and r["share"] == 1.0)]
-    assert [(a["share"], a["arm"]) for a in verdict(partly)] == [(0.1, "a"), (0.1, "b"), (1.0, "a")]
+    partly = [r for r in rows if not (r["arm"] == "b" and r["label_fraction"] == 1.0)]
+    assert [(a["label_fraction"], a["arm"]) for a in verdict(partly)] == [(0.1, "a"), (0.1, "b"), (1.0, "a")]

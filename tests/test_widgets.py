@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import SMALL, python
 
-from ssl3d.cohorts import InputError
-from ssl3d.networks import make_encoder
+from ssl3d.errors import InputError
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.plots.widgets import snapshot, stage, view
 from ssl3d.tasks.cpc import CPC, play_cpc
 from ssl3d.tasks.exemplar import Exemplar, play_exemplar
 from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, in_place, play_jigsaw, shuffle, solve
 from ssl3d.tasks.location import Location, draw_question, play_location
 from ssl3d.tasks.rotation import Rotation, draw_turned, ends_after, play_rotation, rotations, turn
-from ssl3d.widgets import snapshot, stage, view
 
 widgets = pytest.importorskip("ipywidgets")
 
@@ -226,7 +226,7 @@ def test_a_volume_is_viewed_by_what_there_is(monkeypatch):
     middle = [float((a.float().mean() + 0.5) / n) for a, n in zip(labels.nonzero().T, labels.shape)]
     assert shown.scene.crosshair_pos == pytest.approx(middle, abs=1e-3), "it begins where the labels are"
     drive(view(volume, labels, viewer="slices"))
-    monkeypatch.setattr("ssl3d.widgets.find_spec", lambda package: None)
+    monkeypatch.setattr("ssl3d.plots.widgets.find_spec", lambda package: None)
     assert "ipyniivue" in parts(view(volume), widgets.HTML)[0].value, "says what is missing"
     for words, given in (
         ("needs itkwidgets", {"viewer": "itk"}),
@@ -256,7 +256,7 @@ def test_the_itk_viewer_gets_the_volume_upright(monkeypatch):
     monkeypatch.setitem(sys.modules, "itkwidgets", SimpleNamespace(view=Viewer))
     packed = SimpleNamespace(to_ngff_image=lambda array, **more: SimpleNamespace(array=array, **more))
     monkeypatch.setitem(sys.modules, "ngff_zarr", packed)
-    monkeypatch.setattr("ssl3d.widgets.find_spec", lambda package: "there")
+    monkeypatch.setattr("ssl3d.plots.widgets.find_spec", lambda package: "there")
     volume, labels = np.zeros((4, 5, 6), np.float16), np.zeros((4, 5, 6), np.int64)
     volume[0, -1, 2] = labels[0, -1, 2] = 1  # patient's left, front
     header = {"header": {}}

@@ -10,17 +10,22 @@ import yaml
 from conftest import SAMPLES, SMALL, write_nifti
 from monai.inferers import sliding_window_inference
 
-from ssl3d.cohorts import InputError, open_cohort
-from ssl3d.finetune import finetune, load_segmenter, score, segment, summary
-from ssl3d.metrics import read_scores
-from ssl3d.networks import Segmenter, load_encoder, make_encoder
-from ssl3d.predict import predict
-from ssl3d.pretrain import pretrain
-from ssl3d.runs import read_card, read_log
-from ssl3d.splits import fold_subjects
-from ssl3d.store import Store, prepare
-from ssl3d.training import read_batch
-from ssl3d.windows import SliceBySlice, SlidingWindow, draw_window, from_pictures, to_pictures
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import prepare
+from ssl3d.data.splits import fold_subjects
+from ssl3d.data.store import Store
+from ssl3d.downstream.predict import predict
+from ssl3d.downstream.segmentation import finetune, load_segmenter, score, segment, summary
+from ssl3d.errors import InputError
+from ssl3d.files import read_table
+from ssl3d.networks.cards import read_card
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.networks.unet import Segmenter
+from ssl3d.networks.weights import load_encoder
+from ssl3d.networks.windows import SliceBySlice, SlidingWindow, from_pictures, random_window, to_pictures
+from ssl3d.training.loop import read_batch
+from ssl3d.training.pretrain import pretrain
+from ssl3d.training.runs import read_log
 
 QUICK = {"steps": 3, "warmup": 1, "labels": 0.2, "widths": SMALL, "progress": False}
 
@@ -41,7 +46,7 @@ def test_windows_lie_inside(shape):
     mask = np.zeros(shape, np.uint8)
     mask[tuple(n - 1 for n in shape)] = 1  # in the farthest corner
     g = generator()
-    windows = [draw_window(mask, 9, g) for _ in range(100)]
+    windows = [random_window(mask, 9, g) for _ in range(100)]
     assert all(mask[w].shape == (9,) * mask.ndim for w in windows)
     assert all(0 <= s.start and s.stop <= n for w in windows for s, n in zip(w, shape))
     seen = np.mean([mask[w].any() for w in windows])
@@ -52,35 +57,35 @@ def test_windows_lie_inside(shape):
 def test_every_other_window_has_a_labelled_voxel_in_its_middle():
     mask = np.zeros((40, 40), np.uint8)
     mask[20, 20], g = 3, generator()
-    starts = [tuple(s.start for s in draw_window(mask, 8, g)) for _ in range(400)]
+    starts = [tuple(s.start for s in random_window(mask, 8, g)) for _ in range(400)]
     assert 170 < starts.count((16, 16)) < 235
     with pytest.raises(InputError, match="does not fit"):
-        draw_window(mask, 41, g)
+        random_window(mask, 41, g)
 
 
 def test_windows_of_masks_with_nothing_or_all():
     for value in (0, 1):
         mask = np.full((12, 12, 12), value, np.uint8)
-        starts = {tuple(s.start for s in draw_window(mask, 8, generator(i))) for i in range(30)}
+        starts = {tuple(s.start for s in random_window(mask, 8, generator(i))) for i in range(30)}
         assert len(starts) > 10 and all(0 <= x <= 4 for s in starts for x in s)
 
 
 def test_every_place_can_be_drawn():
     g, mask = generator(), np.zeros((6, 6), np.uint8)
-    assert {tuple(s.start for s in draw_window(mask, 4, g)) for _ in range(300)} == {
+    assert {tuple(s.start for s in random_window(mask, 4, g)) for _ in range(300)} == {
         (i, j) for i in range(3) for j in range(3)
     }
 
 
 def test_a_window_is_read_where_its_mask_is(store):
-    from ssl3d.finetune import _read_masked
+    from ssl3d.downstream.segmentation import _read_masked
 
     names = store.split("train")[:3]
     images, masks = _read_masked(store, names, 8, generator(3))
     assert images.shape == (3, 4, 8, 8, 8) and masks.shape == (3, 1, 8, 8, 8)
     g = generator(3)
     for i, name in enumerate(names):
-        where = draw_window(store.mask(name), 8, g)
+        where = random_window(store.mask(name), 8, g)
         assert np.array_equal(images[i].numpy(), np.array(store.image(name)[:, *where], np.float32))
         assert np.array_equal(masks[i, 0].numpy(), store.mask(name)[where])
 
@@ -128,7 +133,7 @@ def test_trained_on_windows_predicts_whole_scans(store, encoder, tmp_path):
     assert isinstance(network, SlidingWindow) and network.side == 8
     test = store.split("test")
     found = segment(network, store, test)
-    assert [str(r) for r in score(found, store)] == [str(r) for r in read_scores(run / "scores.csv")]
+    assert [str(r) for r in score(found, store)] == [str(r) for r in read_table(run / "scores.csv")]
     masks = predict(run, store.folder, tmp_path / "masks", progress=False)
     scan = nib.load(SAMPLES / "imagesTr" / f"{test[0]}.nii.gz")
     assert nib.load(masks[0]).shape == scan.shape[:3] and np.allclose(nib.load(masks[0]).affine, scan.affine)
@@ -145,7 +150,7 @@ def test_trained_on_slices_predicts_whole_scans(store, tmp_path):
     network = load_segmenter(run, store)
     before, after = load_encoder(flat).state_dict(), network.encoder.state_dict()
     assert network.encoder.spatial_dims == 2 and all(torch.equal(before[k], after[k]) for k in before), "frozen"
-    assert len(read_scores(run / "scores.csv")) == 3 * len(store.split("test"))
+    assert len(read_table(run / "scores.csv")) == 3 * len(store.split("test"))
     assert len(predict(run, store.folder, tmp_path / "masks", progress=False)) == len(store.split("test"))
     with pytest.raises(InputError, match="slices=True"):
         finetune(store.folder, tmp_path / "x", encoder=flat, **QUICK)
@@ -190,7 +195,7 @@ def test_pictures_have_no_slices(tmp_path):
 
 
 def test_class_weights_reach_the_loss(store, tmp_path):
-    from ssl3d.finetune import _measure
+    from ssl3d.downstream.segmentation import _measure
 
     network = torch.nn.Conv3d(1, 3, 1)
     truth = torch.zeros(1, 1, 4, 4, 4)
@@ -209,7 +214,7 @@ def test_class_weights_reach_the_loss(store, tmp_path):
 def test_regions_are_scored_beside_the_classes(store, tmp_path):
     table = {"whole": (1, 2, 3), "core": (1, 3)}
     run = finetune(store.folder, tmp_path / "run", regions=table, **QUICK)
-    rows, test = read_scores(run / "regions.csv"), store.split("test")
+    rows, test = read_table(run / "regions.csv"), store.split("test")
     assert [(r["case"], r["class"]) for r in rows] == [(n, r) for n in test for r in table]
     found = segment(load_segmenter(run, store), store, test)
     for row in rows:
@@ -231,8 +236,8 @@ def test_the_layout_of_brats_has_its_regions(tmp_path):
         write_nifti(case / f"{case.name}-seg.nii.gz", mask)
     store = prepare(open_cohort(tmp_path / "scans"), tmp_path / "store", size=8, progress=False)
     run = finetune(store.folder, tmp_path / "run", **QUICK | {"labels": 1.0, "widths": (4, 8)})
-    assert {row["class"] for row in read_scores(run / "regions.csv")} == {"WT", "TC", "ET"}
-    assert len(read_scores(run / "scores.csv")) == 3 * len(store.split("test"))
+    assert {row["class"] for row in read_table(run / "regions.csv")} == {"WT", "TC", "ET"}
+    assert len(read_table(run / "scores.csv")) == 3 * len(store.split("test"))
 
 
 def test_distances_are_in_mm_of_the_scan(tmp_path):
@@ -266,7 +271,7 @@ def test_folds_test_everybody_once(store, tmp_path):
     seen = {store.cases[n]["fingerprint"] for n in folds[0].split("train")}
     assert set(read_card(encoder)["trained_on"]) == seen and read_card(encoder)["fold"] == [0, 3]
     run = finetune(store.folder, tmp_path / "ft", encoder=encoder, fold=(0, 3), **QUICK)
-    assert {r["case"] for r in read_scores(run / "scores.csv")} == set(folds[0].split("test"))
+    assert {r["case"] for r in read_table(run / "scores.csv")} == set(folds[0].split("test"))
     masks = predict(run, store.folder, tmp_path / "masks", progress=False)
     assert {m.name for m in masks} == {f"{n}.nii.gz" for n in folds[0].split("test")}
     with pytest.raises(InputError, match="keeps for"):
@@ -316,5 +321,5 @@ def test_validation_takes_from_training_only(store, tmp_path):
     run = finetune(store.folder, tmp_path / "run", validate=True, **QUICK | {"labels": 1.0})
     trained = json.loads((run / "segmenter.json").read_text())["trained_on"]
     held, train = store.split("validation"), store.split("train")
-    assert {r["case"] for r in read_scores(run / "scores.csv")} == set(held)
+    assert {r["case"] for r in read_table(run / "scores.csv")} == set(held)
     assert sorted(trained) == sorted(set(train) - set(held))

@@ -33,8 +33,8 @@ def main() -> None:
                 ".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "data_samples"
             ),
         )
-        tools = [[BIN / "python", f"tools/{name}.py"] for name in ("clean_outputs", "make_readme")]
-        for command in ([BIN / "nbdev_export"], [BIN / "nbdev_clean"], *tools):
+        export, *tools = ([BIN / "python", f"tools/{name}.py"] for name in ("export", "clean_outputs", "make_readme"))
+        for command in (export, [BIN / "nbdev_clean"], *tools):
             subprocess.run([str(part) for part in command], cwd=copy, check=True)
         differ = [
             p

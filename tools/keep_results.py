@@ -3,9 +3,9 @@
     python tools/keep_results.py runs/ixi_tissue
     python tools/keep_results.py runs/ixi_sex "one NVIDIA H100, 16 cores; Python 3.12, torch 2.11.0+cu130, monai 1.6.1"
 
-Kept are its scores and tracks, the summary and the figure, and about.txt: the command, the seeds, the versions, the
-machine and the hours. Its description is experiments/NAME.yaml. What was made elsewhere is said in the second form:
-the machine, a semicolon, the versions.
+Kept are its scores and learning curves, the summary and the figure, and about.txt: the command, the seeds, the
+versions, the machine and the hours. Its description is experiments/NAME.yaml. The second form is for what was made on
+another machine: the machine, a semicolon, the versions.
 """
 
 import os
@@ -15,12 +15,13 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from ssl3d.experiments import cells_of, read_diary, read_experiment
-from ssl3d.metrics import read_scores, write_scores
-from ssl3d.runs import read_settings
-from ssl3d.store import Store
+from ssl3d.data.store import Store
+from ssl3d.evidence.experiments import cells_of, read_diary, read_experiment
+from ssl3d.files import read_table, write_table
+from ssl3d.training.runs import read_settings
 
-KEPT = ("arm", "share", "seed", "fold", "subject", "class", "dice", "grade", "predicted", "age", "guess")
+KEPT = ("arm", "label_fraction", "seed", "fold", "subject", "class", "dice", "grade", "sex", "predicted", "age",
+        "guess")
 
 
 def processor() -> str:
@@ -67,9 +68,9 @@ def main(run: Path, where: str) -> None:
     out = Path("results") / run.name
     out.mkdir(parents=True, exist_ok=True)
     rows = [{key: f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in KEPT if key in row}
-            for row in read_scores(run / "results.csv")]
-    write_scores(out / "results.csv.gz", rows)
-    for name in ("tracks.csv", "summary.txt", "curves.png"):
+            for row in read_table(run / "results.csv")]
+    write_table(out / "results.csv.gz", rows)
+    for name in ("learning_curves.csv", "summary.txt", "curves.png"):
         if (run / name).exists():
             shutil.copy(run / name, out / name)
     (out / "about.txt").write_text(about(run, where), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Let `ssl3d.widgets.view(volume, labels, viewer="itk")` draw in JupyterLab without a network.
+"""Let `ssl3d.plots.widgets.view(volume, labels, viewer="itk")` draw in JupyterLab without a network.
 
 For whoever installed `pip install 'ssl3d[itk]'`, best in a virtual environment of its own, since it pins old packages:
 
