@@ -1,4 +1,5 @@
 # make demo   the whole path on the sample scans, in a few minutes
+# make quick  lint, types, structure, and the tests that tell most, in under 3 minutes
 # make test   everything that CI checks
 # make lab    JupyterLab at the index
 # Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter (3.11 to 3.13).
@@ -7,7 +8,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-long test-lab lab sync notebooks bench results clean
+# the package as a user installs it, for tests that run beside the checkout
+INSTALLED := rm -rf build && $(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
+
+.PHONY: demo check quick test test-long test-lab lab sync notebooks bench results clean
 
 $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -22,17 +26,23 @@ demo: $(READY)
 lab: $(READY)
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-test: $(READY)
-	$(BIN)/python tools/check_sync.py
+check: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/python tools/check_sync.py
+	$(BIN)/python tools/structure.py
+	$(BIN)/mypy
+
+quick: check
+	$(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -n 2 --dist loadfile -m quick
+
+test: check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --timing --n_workers 2
-	rm -rf build
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
+	$(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -n 2 --dist loadfile
 
 test-long: $(READY)
-	rm -rf build
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --target build/site .
+	$(INSTALLED)
 	PYTHONPATH=$(CURDIR)/build/site $(BIN)/pytest -m long
 
 # every notebook as `make lab` shows it, in a browser, its widgets moved; needs Chromium

@@ -7,13 +7,18 @@ __all__ = ['InputError', 'whole_number', 'real_number', 'one_of', 'check_numbers
 
 # %% ../nbs/01_errors.ipynb #9188499d
 import math
+from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import TypeVar
 
 # %% ../nbs/01_errors.ipynb #809c9822
 class InputError(ValueError):
     """A mistake in what the user handed in: the message names the file, what is wrong and what to do."""
 
 # %% ../nbs/01_errors.ipynb #3b7d0a26
+_Value = TypeVar("_Value")
+
+
 def whole_number(least: int = 1, **option: int) -> int:
     """The value of the one option given; raises `InputError` unless it is a whole number, at least `least`."""
     (name, value), = option.items()
@@ -30,7 +35,7 @@ def real_number(low: float = -math.inf, high: float = math.inf, **option: float)
     return value
 
 
-def one_of(known, **option: str | bool) -> str | bool:
+def one_of(known: Iterable, **option: _Value) -> _Value:
     """The value of the one option given; raises `InputError` unless it is among the known ones."""
     (name, value), = option.items()
     if not any(value is each or type(value) is type(each) and value == each for each in known):
@@ -50,6 +55,6 @@ def check_numbers(**settings) -> None:
     if lr is not None and real_number(0, lr=lr) == 0:
         raise InputError("lr is 0, and has to be above 0.")
     if widths is not None and not (isinstance(widths, (list, tuple)) and len(widths) > 1
-                                   and all(isinstance(w, Integral) and w > 1 for w in widths)):
+                                   and all(isinstance(w, Integral) and int(w) > 1 for w in widths)):
         raise InputError(f"widths are {widths}: give two levels at least, of 2 filters or more, as "
                          "[32, 64, 128, 256, 512].")

@@ -3,13 +3,15 @@
 import csv
 import gzip
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from ssl3d import read_experiment
+from ssl3d import InputError, read_experiment
 from ssl3d.files import read_table
 
 with open(Path(__file__).with_name("results_before.csv"), newline="") as f:
@@ -49,3 +51,12 @@ def test_every_description_can_be_read():
     assert len(files) >= 9
     for file in files:
         assert read_experiment(file).label_fractions and "shares" not in yaml.safe_load(file.read_text())
+
+
+def test_an_experiment_of_before_is_refused_with_the_new_name(tmp_path):
+    old = tmp_path / "experiment.yaml"
+    old.write_text("cohort: {source: scans}\narms: {scratch: {}}\nshares: [0.1]\n")
+    with pytest.raises(InputError, match="'shares' is called 'label_fractions' now"):
+        read_experiment(old)
+    subprocess.run([sys.executable, ROOT / "tools/rename_results.py", old], check=True)
+    assert read_experiment(old).label_fractions == [0.1]

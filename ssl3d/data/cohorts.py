@@ -12,7 +12,7 @@ import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Case:
     age: float | None = None  # in years
     sex: str | None = None  # "F" or "M"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "subject", self.subject or self.id)
 
 # %% ../../nbs/10_cohorts.ipynb #73a37849
@@ -51,10 +51,10 @@ class Cohort:
     relabel: dict[int, int] = field(default_factory=dict)  # value in a mask file -> the class that it stands for
     left_out: tuple[InputError, ...] = ()  # why cases or what is known of them are missing, where that was allowed
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.cases)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "\n".join(_summary(self))
 
 # %% ../../nbs/10_cohorts.ipynb #739e8da9
@@ -149,7 +149,7 @@ def _there(path: Path) -> bool:
 
 def make_cohort(source: Path, layout: str, cases: Iterable[Case], problems: list[InputError], **names) -> Cohort:
     """Sort the cases by id; what cannot be used becomes a problem."""
-    kept = {}
+    kept: dict[str, Case] = {}
     for case in sorted(cases, key=lambda c: (c.id, c.images)):
         missing = [f for f in (*case.images, case.mask) if f is not None and not _there(f)]
         if not case.images or not is_file_name(case.id):
@@ -205,7 +205,8 @@ def _dicom_header(file: Path, problems: list[InputError]) -> dict[str, str] | No
 # %% ../../nbs/10_cohorts.ipynb #79b118a2
 def _series(files: list[Path], problems: list[InputError]) -> list[tuple[Path, Path, dict[str, str]]]:
     """Folder, image path and header of each DICOM series among the files."""
-    found, places = {}, {}
+    found: dict[tuple[Path, str], dict[str, str]] = {}  # by folder and UID
+    places: dict[str, Path] = {}  # by UID
     for file in files:
         header = _dicom_header(file, problems) if is_dicom(file) else None
         if header:  # an anonymised archive may have lost its UIDs: then a folder is a series
@@ -256,12 +257,13 @@ def from_dicom(folder: Path, problems: list[InputError]) -> Cohort:
     studies = defaultdict(list)
     for place, path, header in _series(files_below(folder, problems), problems):
         studies[header["PatientID"], header["StudyInstanceUID"] or place].append((place, path, header))
-    cases, taken = [], Counter()
+    cases, taken = [], Counter[str]()
     for (patient, _), series in studies.items():
         common = Path(os.path.commonpath([place for place, *_ in series])).relative_to(folder)
         name = common.as_posix().replace("/", "-") if common.parts else folder.resolve().name
         taken[name] += 1
-        images, first = {}, series[0][2]
+        images: dict[str, Path] = {}
+        first = series[0][2]
         for _, path, header in series:
             what = header["SeriesDescription"] or header["Modality"] or "series"
             images[what if what not in images else f"{what} {len(images) + 1}"] = path
@@ -293,9 +295,10 @@ def _pattern(text: str) -> re.Pattern:
     return re.compile(out)
 
 # %% ../../nbs/10_cohorts.ipynb #0b832c82
-def _matches(root: Path, files: list[Path], text: str, problems: list[InputError]) -> dict[tuple, Path]:
+def _matches(root: Path, files: list[Path], text: str, problems: list[InputError]) -> dict[tuple[str, str], Path]:
     """File by (case id, subject), for those that a pattern fits."""
-    pattern, found = _pattern(text), {}
+    pattern = _pattern(text)
+    found: dict[tuple[str, str], Path] = {}
     for file in files:
         match = pattern.fullmatch(file.relative_to(root).as_posix())
         if match:
@@ -362,10 +365,10 @@ def table_rows(file: Path, columns: dict[str, str] | None = None) -> list[dict[s
                              f"{', '.join(has)}; columns may be named for {', '.join(_NAMES)}.")
     for name, known in _NAMES.items():
         wanted = (columns or {}).get(name, "").strip().lower()
-        column = wanted or next((k for k in known if k in has), None)
-        if column:
+        there = wanted or next((k for k in known if k in has), None)
+        if there:
             for row in rows:
-                row[name] = row[column]
+                row[name] = row[there]
     return rows
 
 # %% ../../nbs/10_cohorts.ipynb #9eac9c1d
@@ -397,9 +400,9 @@ def known_of(row: dict[str, str], file: Path, problems: list[InputError]) -> dic
     return {name: value for name, value in found.items() if value is not None}
 
 # %% ../../nbs/10_cohorts.ipynb #f37e02bf
-def file_finder(place: Path):
+def file_finder(place: Path) -> Callable[[str], Path]:
     """A function from a name in a table to its path: as it stands, or the one file of that name below the table."""
-    below = defaultdict(list)
+    below: defaultdict[str, list[Path]] = defaultdict(list)
 
     def find(name: str) -> Path:
         if not name or _exists(place / name):
@@ -463,7 +466,8 @@ def _key_column(rows: list[dict[str, str]], cohort: Cohort, file: Path) -> str:
 def join_table(cohort: Cohort, file: Path, problems: list[InputError], columns: dict[str, str] | None = None) -> Cohort:
     """The cohort with grade, age, sex and subject taken from a table of its cases or subjects."""
     rows = table_rows(file, columns)
-    key, by_name = _key_column(rows, cohort, file), {}
+    key = _key_column(rows, cohort, file)
+    by_name: dict[str, dict] = {}
     for row in rows:
         known = known_of(row, file, problems)
         if by_name.setdefault(_plain(row[key]), known) != known:

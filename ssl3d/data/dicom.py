@@ -85,7 +85,7 @@ def _by_series(folder: Path) -> dict[str, list[tuple[Path, Dataset]]]:
 @lru_cache(maxsize=4)
 def _headers_of(folder: Path, stamps: tuple) -> dict[str, list[tuple[Path, Dataset]]]:
     files = [file for file, *_ in stamps]
-    found = {}
+    found: dict[str, list[tuple[Path, Dataset]]] = {}
     for file in files:
         with _reading(file):
             header = _header(file)
@@ -291,7 +291,8 @@ def _check_claim(slices: list[Slice]) -> None:
 
 def _segments(stream: bytes) -> tuple[dict[int, list[bytes]], int]:
     """The marker segments of a JPEG stream {marker: bodies} up to the first scan, and where its data begin."""
-    found, at = {}, 2
+    found: dict[int, list[bytes]] = {}
+    at = 2
     while at + 4 <= len(stream):
         marker, length = unpack(">HH", stream[at : at + 4])
         found.setdefault(marker, []).append(stream[at + 4 : at + 2 + length])
@@ -378,7 +379,7 @@ def read_series(
 def _code_table(segment: bytes) -> np.ndarray:  # (2, 65536)
     """For all 16 next bits: how long the code is that they begin with, and how many bits of difference follow it."""
     table, at = np.zeros((2, 1 << 16), dtype=np.uint8), 0
-    for length, symbol in zip(np.repeat(np.arange(1, 17), list(segment[1:17])), segment[17:]):
+    for length, symbol in zip(np.repeat(np.arange(1, 17), list(segment[1:17])).tolist(), segment[17:]):
         table[:, at : at + (1 << 16 - length)] = [[length], [symbol]]
         at += 1 << 16 - length
     return table
@@ -387,7 +388,9 @@ def _code_table(segment: bytes) -> np.ndarray:  # (2, 65536)
 def _next_bits(data: np.ndarray) -> np.ndarray:  # (8 n,) uint32 of (n + 4,) bytes
     """The next 32 bits from every bit on."""
     n = len(data) - 4
-    five = sum(data[i : n + i].astype(np.uint64) << np.uint64(32 - 8 * i) for i in range(5))
+    five = np.zeros(n, dtype=np.uint64)
+    for i in range(5):
+        five += data[i : n + i].astype(np.uint64) << np.uint64(32 - 8 * i)
     return (five[:, None] >> np.arange(8, 0, -1, dtype=np.uint64)).astype(np.uint32).ravel()
 
 
@@ -395,6 +398,7 @@ def _differences(data: bytes, table: np.ndarray, n: int) -> np.ndarray:  # (n,) 
     """The first n Huffman-coded differences."""
     padded = np.frombuffer(data + bytes(4), np.uint8)
     found, at, block = [], 0, 1 << 16  # bytes at a time
+    places: list[int]  # the bits of one block at which a code begins
     for start in range(0, len(data), block):
         bits = _next_bits(padded[start : start + block + 4])
         following = (np.arange(len(bits)) + table[0, bits >> 16] + table[1, bits >> 16] % 16).tolist()

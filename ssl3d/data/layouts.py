@@ -43,7 +43,7 @@ def _msd(folder: Path, problems: list[InputError]) -> Cohort:
     index = folder / "dataset.json"
     try:
         info = json.loads(index.read_text(encoding="utf-8"))
-        pairs = [(str(row["image"]), str(row["label"])) for row in info["training"]]
+        pairs: list[tuple[str, str | None]] = [(str(row["image"]), str(row["label"])) for row in info["training"]]
         pairs += [(str(f["image"] if isinstance(f, dict) else f), None) for f in info.get("test", [])]
         channels = tuple(str(name) for _, name in sorted(info.get("modality", {}).items(), key=lambda kv: int(kv[0])))
         classes = {int(k): str(name) for k, name in info.get("labels", {}).items()}
@@ -74,7 +74,7 @@ _UKB = {"T1": "T1/T1", "T2_FLAIR": "T2_FLAIR/T2_FLAIR"}
 
 def _ukb(folder: Path, problems: list[InputError]) -> Cohort:
     """UK Biobank brains: `EID[_20252_2_0]/T1/T1_brain.nii.gz` and `EID[_20253_2_0]/T2_FLAIR/T2_FLAIR_brain.nii.gz`."""
-    visits = defaultdict(dict)
+    visits: defaultdict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
     for modality, path in (*_UKB.items(), ("mask", "T1/T1_fast/T1_brain_seg")):
         brains, heads = (sorted(folder.glob(f"*/{path}{end}.nii.gz")) for end in ("_brain", ""))
         having = {file.parent for file in brains}
@@ -96,15 +96,15 @@ def _ixi(folder: Path, problems: list[InputError]) -> Cohort:
     files = files_below(folder, problems)
     present = [m for m in ("T1", "T2", "PD", "MRA") if any(f.name.endswith(f"-{m}.nii.gz") for f in files)]
     cases = cases_by_pattern(folder, files, {m: f"**/IXI{{id}}-{m}.nii.gz" for m in present}, None, problems)
-    people = {}
+    people: dict[int | None, dict[str, str]] = {}
     for table in (f for f in files if f.name.lower() == "ixi.csv"):
         people = {to_whole(row.get("ixi_id", "")): row for row in table_rows(table)}
     sexes = {"1": "M", "2": "F"}
-    cases = [(c, people.get(to_whole(c.id.split("-")[0]), {})) for c in cases]
+    known = [(c, people.get(to_whole(c.id.split("-")[0]), {})) for c in cases]
     return make_cohort(folder, "ixi", [
         replace(c, id=f"IXI{c.id}", subject=f"IXI{c.id.split('-')[0]}", age=to_number(row.get("age", "")),
                 sex=next((sexes.get(text) for name, text in row.items() if name.startswith("sex_id")), None))
-        for c, row in cases], problems, channels=tuple(present))
+        for c, row in known], problems, channels=tuple(present))
 
 # %% ../../nbs/11_layouts.ipynb #d01430c0
 _BIDS = re.compile(r"(?P<where>.*?)sub-(?P<subject>[^/_]+)/(?:ses-(?P<session>[^/_]+)/)?anat/sub-[^/_]+"
@@ -113,7 +113,9 @@ _BIDS = re.compile(r"(?P<where>.*?)sub-(?P<subject>[^/_]+)/(?:ses-(?P<session>[^
 
 def _bids(folder: Path, problems: list[InputError]) -> Cohort:
     """BIDS: `sub-*/[ses-*/]anat/*_T1w.nii.gz` and the like, `derivatives/**/*_dseg.nii.gz`, `participants.tsv`."""
-    files, scans, masks = files_below(folder, problems), defaultdict(dict), defaultdict(dict)
+    files = files_below(folder, problems)
+    scans: defaultdict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)  # case -> modality -> file
+    masks: defaultdict[tuple, dict[tuple[str, ...], Path]] = defaultdict(dict)  # kind of mask -> case -> file
     for file in files:
         match = _BIDS.fullmatch(file.relative_to(folder).as_posix())
         if not match or match["where"].startswith(("sourcedata", "code")):
@@ -136,9 +138,9 @@ def _bids(folder: Path, problems: list[InputError]) -> Cohort:
     channels = sorted({m for has in scans.values() for m in has}, key=lambda m: (m != "T1w", m))
     cases = []
     for key, has in scans.items():
-        kinds = tuple(m for m in channels if m in has)
-        cases.append(Case("_".join(key), tuple(has[m] for m in kinds), of_case.get(key), subject=key[0],
-                          modalities=kinds))
+        present = tuple(m for m in channels if m in has)
+        cases.append(Case("_".join(key), tuple(has[m] for m in present), of_case.get(key), subject=key[0],
+                          modalities=present))
     cohort = make_cohort(folder, "bids", cases, problems, channels=tuple(channels))
     people = folder / "participants.tsv"
     return join_table(cohort, people, problems, {"id": "participant_id"}) if people.is_file() else cohort
@@ -226,7 +228,8 @@ def open_cohort(
     on_error: str = "raise",  # or "skip": leave out what cannot be used, and say so in `left_out`
 ) -> Cohort:
     """The table of cases at `source`; raises `InputError` for what is missing, empty or of no known layout."""
-    source, problems = Path(source).expanduser(), []
+    source = Path(source).expanduser()
+    problems: list[InputError] = []
     _check_call(source, layout, images, masks, table, columns, on_error)
     if images:
         cohort = from_patterns(source, images, masks, problems)

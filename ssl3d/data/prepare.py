@@ -18,6 +18,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from numbers import Integral, Real
 from pathlib import Path
@@ -56,7 +57,7 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
     if ready.mask is not None:
         arrays["masks"] = ready.mask[0].byte().numpy()
     for name, array in arrays.items():
-        write_whole(folder / name / f"{case.id}.npy", lambda f, a=array: np.save(f, a))
+        write_whole(folder / name / f"{case.id}.npy", partial(np.save, arr=array))
     record = {"id": case.id, "stamp": stamp, "cropped": "content" in arrays, "stored": list(ready.image.shape),
               "classes": np.unique(arrays["masks"]).tolist() if "masks" in arrays else [], **ready.facts,
               "box": ready.box, "rounding": max(error for _, error in kept.values()),
@@ -113,7 +114,8 @@ def _stamp(case: Case) -> list[list]:
     return stamps
 
 # %% ../../nbs/16_prepare.ipynb #71972bf1
-def _one_by_one(cases: list[Case], make: Callable[[Case], dict], workers: int) -> Iterator[tuple[Case, object]]:
+def _one_by_one(cases: list[Case], make: Callable[[Case], dict],
+                workers: int) -> Iterator[tuple[Case, dict | InputError]]:
     """Each case with its record, or with the `InputError` that it ended in; in the order of the cases."""
     import torch
 
@@ -212,7 +214,7 @@ def _prepare_all(cohort: Cohort, out: Path, settings: dict, on_error: str, worke
     noted, writing = _begin(out, settings), Lock()
     done, left_out = {}, [{"case": "", "problem": str(e)} for e in cohort.left_out]
 
-    def make(case):
+    def make(case: Case) -> dict:
         if _is_done(case, noted.get(case.id), out):
             return noted[case.id]
         record = _prepare_case(case, cohort, out, settings)
@@ -337,15 +339,17 @@ def forecast(
     cases = [cohort.cases[i] for i in places]
     with tempfile.TemporaryDirectory() as folder:
 
-        def make(case):
+        def make(case: Case) -> dict:
             begin = time.perf_counter()
             record = _prepare_case(case, cohort, Path(folder), settings)
             return record | {"seconds": time.perf_counter() - begin}
 
         made = [record for _, record in _one_by_one([cases[0], *cases], make, workers=1)][1:]  # the first warms up
+    records = []
     for record in made:
         if isinstance(record, InputError):
             raise record
-    seconds = float(np.mean([record["seconds"] for record in made]))
-    return {"cases": len(cohort), "bytes": int(np.mean([sum(r["bytes"].values()) for r in made]) * len(cohort)),
+        records.append(record)
+    seconds = float(np.mean([record["seconds"] for record in records]))
+    return {"cases": len(cohort), "bytes": int(np.mean([sum(r["bytes"].values()) for r in records]) * len(cohort)),
             "seconds_per_case": seconds, "hours": seconds * len(cohort) / (workers or os.cpu_count() or 1) / 3600}

@@ -71,7 +71,7 @@ def _picture(path: Path, mask: bool) -> np.ndarray:
         return np.asarray(image.convert("L" if image.mode == "LA" else "RGB"))
 
 # %% ../../nbs/13_scans.ipynb #5651f7ad
-def _take(stream: BinaryIO, n: int) -> bytes:
+def _take(stream: BinaryIO | gzip.GzipFile, n: int) -> bytes:
     """Up to n bytes, in pieces, so that memory grows with what is there and not with what was promised."""
     taken = bytearray()
     while len(taken) < n and (piece := stream.read(min(n - len(taken), 1 << 22))):
@@ -91,7 +91,7 @@ def _nifti_header(start: bytes, path: Path) -> nib.Nifti1Header:
 
 # %% ../../nbs/13_scans.ipynb #3c5ce94d
 @contextmanager
-def _unpacked(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+def _unpacked(path: Path) -> Iterator[tuple[BinaryIO | gzip.GzipFile, bool]]:
     """The bytes of a file, unpacked where they are gzip, whatever its name says; and whether they are."""
     with open(path, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"

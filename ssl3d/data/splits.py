@@ -8,8 +8,9 @@ __all__ = ['split_subjects', 'fold_subjects', 'label_subset', 'merge_copies', 'p
 # %% ../../nbs/14_splits.ipynb #63a83a73
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..errors import InputError
 # %% ../../nbs/14_splits.ipynb #62441fb4
 def _order(subjects: Iterable[str], labels: Iterable, seed: int) -> list[str]:
     """Everybody once, shuffled; each label (None goes first) is spread evenly from the beginning to the end."""
-    worst = {}
+    worst: dict[str, tuple[bool, Any]] = {}
     for subject, label in zip(subjects, labels):
         label = (label is not None, label)
         worst[subject] = max(worst[subject], label) if subject in worst else label
@@ -29,7 +30,7 @@ def _order(subjects: Iterable[str], labels: Iterable, seed: int) -> list[str]:
         groups[worst[people[i]]].append(people[i])
     start = {label: rng.random() for label in sorted(groups)}  # so that ties between labels fall by chance
     place = {p: (i + start[label]) / len(group) for label, group in groups.items() for i, p in enumerate(group)}
-    return sorted(place, key=place.get)
+    return sorted(place, key=place.__getitem__)
 
 # %% ../../nbs/14_splits.ipynb #e06a0fd1
 def split_subjects(
@@ -70,7 +71,7 @@ def label_subset(
     cases: dict[str, str],  # labelled training cases: id -> subject
     fraction: float,  # share of the subjects to use, in (0, 1]
     seed: int = 0,  # another seed is another order
-    grades: dict[str, int | None] | None = None,  # id -> grade; each subset gets its share of each
+    grades: Mapping[str, float | None] | None = None,  # id -> grade; each subset gets its share of each
 ) -> list[str]:
     """Case ids of the first `fraction` of one seeded order of the subjects (at least one): subsets are nested."""
     if not isinstance(fraction, Real) or not 0 < fraction <= 1 or not cases:
@@ -88,12 +89,12 @@ def merge_copies(subjects: dict[str, str], fingerprints: dict[str, str]) -> dict
     """The subject of each case, where cases with the same bytes, and all who share a subject with them, are one."""
     parent = {subject: subject for subject in subjects.values()}
 
-    def root(subject):
+    def root(subject: str) -> str:
         while parent[subject] != subject:
             subject = parent[subject]
         return subject
 
-    first = {}
+    first: dict[str, str] = {}  # fingerprint -> the first case that has it
     for name in sorted(subjects):
         pair = root(subjects[name]), root(subjects[first.setdefault(fingerprints[name], name)])
         parent[max(pair)] = min(pair)

@@ -87,10 +87,10 @@ class Store:
         self.cases = {case["id"]: case for case in manifest["cases"]}
         self.subjects = {s: i for i, s in enumerate(sorted({case["subject"] for case in manifest["cases"]}))}
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.cases)
 
-    def __str__(self):
+    def __str__(self) -> str:
         grid = " x ".join([str(self.settings["size"])] * self.spatial_dims)
         names = ", ".join(f"{code} {name}" for code, name in self.classes.items()) or "none"
         names = names if len(self.classes) <= 10 else f"{len(self.classes)} of them"
@@ -112,7 +112,7 @@ class Store:
 
     def split(self, part: str) -> list[str]:  # "train", "test" or "validation" -> case ids
         """The cases whose subjects are kept for `part`; those for validation are a fifth of those for training."""
-        cases, seed = self.cases.values(), self.settings["seed"]
+        cases, seed = [*self.cases.values()], self.settings["seed"]
         if part == "validation":
             cases = [self.cases[name] for name in self.split("train")]
         people = [case["subject"] for case in cases]

@@ -7,6 +7,7 @@ __all__ = ['TARGETS', 'PAPER_CLASSIFICATION', 'Classifier', 'grade_bits', 'grade
            'make_classifier', 'grade', 'guess_age', 'classify', 'load_classifier', 'summary']
 
 # %% ../../nbs/63_classification.ipynb #d2691d07
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def _balance(grades: list[int], n_grades: int, ordinal: bool) -> torch.Tensor:
     return len(grades) / (n_grades * counts.clamp(min=1))
 
 
-def _measure(n_grades: int, ordinal: bool, weights: torch.Tensor | None):
+def _measure(n_grades: int, ordinal: bool, weights: torch.Tensor | None) -> Callable:
     """Cross-entropy of a classifier, or of its answers."""
     def measure(network: Classifier, outputs: torch.Tensor, grades: torch.Tensor) -> dict:
         scores = outputs.float()
@@ -117,7 +118,7 @@ def _truth(case: dict, target: str) -> float | int | None:
     return "FM".index(value) if target == "sex" and value is not None else value
 
 
-def _measure_age(mean: float, spread: float):
+def _measure_age(mean: float, spread: float) -> Callable:
     """Squared error of ages, in units of their spread."""
     def measure(network: Classifier, outputs: torch.Tensor, ages: torch.Tensor) -> dict:
         return {"loss": F.mse_loss(outputs[:, 0].float(), (ages - mean) / spread)}
@@ -146,7 +147,8 @@ def make_classifier(
 @torch.no_grad()
 def _scores_of(network: nn.Module, store: Store, case_ids: list[str]) -> dict[str, torch.Tensor]:
     """What a network says to each case: scores (1, n_out)."""
-    device, said = next(network.parameters()).device, {}
+    device = next(network.parameters()).device
+    said: dict[str, torch.Tensor] = {}
     network.eval()
     for pair in pairs(case_ids):
         said |= zip(pair, network(read_batch(store, pair).image.to(device)).float().cpu().split(1))
@@ -228,44 +230,44 @@ def classify(
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
                   track=track)
     one_of(TARGETS, target=target)
-    store, out = Store(store, fold), Path(out)
-    cases = parts(store, validate)
-    truths = {part: {n: _truth(store.cases[n], target) for n in case_ids} for part, case_ids in cases.items()}
+    opened, out = Store(store, fold), Path(out)
+    cases = parts(opened, validate)
+    truths = {part: {n: _truth(opened.cases[n], target) for n in case_ids} for part, case_ids in cases.items()}
     graded = {part: {n: value for n, value in found.items() if value is not None} for part, found in truths.items()}
     values = [*graded["train"].values(), *graded["test"].values()]
-    n_grades = 1 if target == "age" else 1 + max([0, *values])
+    n_grades = 1 if target == "age" else 1 + int(max([0, *values]))
     if not graded["train"] or len(graded["test"]) < 1 + (target == "age") or len(set(values)) < 2:
-        raise InputError(f"{store.folder}: knows the {target} of {len(graded['train'])} training and "
+        raise InputError(f"{opened.folder}: knows the {target} of {len(graded['train'])} training and "
                          f"{len(graded['test'])} test case(s), {len(set(values))} different ones. Both are needed (for "
                          "ages two to test on), and two that differ.")
     if target == "age" and (ordinal or balanced):
         raise InputError("ordinal and balanced are about grades, and an age is a number. Leave them out.")
-    case_ids = label_subset({n: store.cases[n]["subject"] for n in graded["train"]}, labels, seed,
+    case_ids = label_subset({n: opened.cases[n]["subject"] for n in graded["train"]}, labels, seed,
                          None if target == "age" else graded["train"])
     ages = np.array([graded["train"][n] for n in case_ids], dtype=float)
     scale = {"mean": float(ages.mean()), "spread": float(ages.std()) or 1.0} if target == "age" else {}
     n_steps, warmup_steps = plan_steps(len(case_ids), batch_size, epochs, warmup, steps)
     check_devices(devices, min(batch_size, len(case_ids)))
     how = {"architecture": architecture, "sources": sources, "scaled": scaled, "allow_seen": allow_seen}
-    network, origins = make_classifier(store, n_grades - ordinal, head, encoder, tuple(widths), seed, **how)
-    settings = {"command": "classify", "target": target, "store": store.hash, "encoder": encoder_origin(encoder),
+    network, origins = make_classifier(opened, n_grades - ordinal, head, encoder, tuple(widths), seed, **how)
+    settings = {"command": "classify", "target": target, "store": opened.hash, "encoder": encoder_origin(encoder),
                 "labels": labels, "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr,
                 "head": head, "ordinal": ordinal, "balanced": balanced, "widths": list(network.encoder.channels),
-                "seed": seed, "precision": precision, "fold": store.fold and list(store.fold), "track": track,
+                "seed": seed, "precision": precision, "fold": opened.fold and list(opened.fold), "track": track,
                 "validate": validate} | how | {
                     "architecture": network.encoder.architecture, "sources": sources and list(sources)}
     begin_run(out, settings)
     if (out / "scores.csv").exists():
         return out
-    weights = _balance([graded["train"][n] for n in case_ids], n_grades, ordinal) if balanced else None
+    weights = _balance([int(graded["train"][n]) for n in case_ids], n_grades, ordinal) if balanced else None
 
-    def read(step):
+    def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = [case_ids[i] for i in images_of_step(len(case_ids), batch_size, seed, step)]
-        return read_batch(store, chosen).image, torch.tensor([graded["train"][n] for n in chosen])
+        return read_batch(opened, chosen).image, torch.tensor([graded["train"][n] for n in chosen])
 
-    def tell():
-        return guess_age(network, store, cases["test"], **scale) if scale else \
-            grade(network, store, cases["test"], ordinal, target)
+    def tell() -> list[dict]:
+        return guess_age(network, opened, cases["test"], **scale) if scale else \
+            grade(network, opened, cases["test"], ordinal, target)
 
     measure = _measure_age(**scale) if scale else _measure(n_grades, ordinal, weights)
     train(network, warm_up(warmup_steps), measure, read, out, n_steps=n_steps, lr=lr,
@@ -274,7 +276,7 @@ def classify(
           observe=(track, lambda trained, step: _scores(tell(), n_grades)) if track else None)
     keep_trained(network, out, "classifier", settings | {"n_grades": n_grades, "trained_on": case_ids, **scale,
                                                          "ssl3d": __version__},
-                 provenance(store, case_ids, read_card(encoder) if encoder else None), origins)
+                 provenance(opened, case_ids, read_card(encoder) if encoder else None), origins)
     rows = tell()
     write_table(out / "predictions.csv", rows)
     write_table(out / "scores.csv", [{"cases": len(graded["test"])} | _scores(rows, n_grades)])
@@ -285,8 +287,8 @@ def _scores(rows: list[dict], n_grades: int) -> dict[str, float]:
     """Kappa and accuracy of grades, R² and mean absolute error of ages, over the rows whose truth is known."""
     truth = next(target for target in TARGETS if target in rows[0])
     answer = "guess" if truth == "age" else "predicted"
-    pairs = [np.array([r[column] for r in rows if r[truth] != ""]) for column in (answer, truth)]
-    return age_scores(*pairs) if truth == "age" else grading_scores(*pairs, n_grades)
+    said, known = (np.array([r[column] for r in rows if r[truth] != ""]) for column in (answer, truth))
+    return age_scores(said, known) if truth == "age" else grading_scores(said, known, n_grades)
 
 # %% ../../nbs/63_classification.ipynb #c9ddf835
 def load_classifier(out: str | Path, store: Store) -> Classifier:

@@ -10,6 +10,7 @@ __all__ = ['BRATS_REGIONS', 'dice_per_class', 'regions', 'dice_per_region', 'hau
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def regions(
     return {name: np.isin(mask, codes) for name, codes in table.items()}
 
 # %% ../../nbs/60_metrics.ipynb #42186bf1
-def _maps(prediction, truth, classes) -> dict:  # class or region -> two bool (*space): prediction and truth
+def _maps(prediction, truth, classes) -> dict[Any, tuple[np.ndarray, np.ndarray]]:  # two bool (*space) each
     """Where two masks of one case have each class (codes), or each region (a table: name -> codes)."""
     if np.shape(prediction) != np.shape(truth):
         raise InputError(f"a prediction of {tuple(np.shape(prediction))} voxels does not fit a truth of "
@@ -98,7 +99,7 @@ def dice_per_region(
     Raises `InputError` for masks of two shapes, and where `regions` does.
     """
     pairs = {name: [torch.from_numpy(m)[None] for m in pair] for name, pair in _maps(prediction, truth, table).items()}
-    return {name: dice_per_class(*pair, n_classes=2).item() for name, pair in pairs.items()}
+    return {name: dice_per_class(one, other, n_classes=2).item() for name, (one, other) in pairs.items()}
 
 # %% ../../nbs/60_metrics.ipynb #5340113f
 def _distance95(prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, ...], missed: float) -> float:

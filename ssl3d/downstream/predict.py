@@ -87,15 +87,15 @@ def to_scan(
     codes: tuple[int, ...] | None = None,  # what each class is called in a mask, 0 to 255; 0 to K - 1 if None
 ) -> np.ndarray:  # (*grid.shape) uint8: at each voxel of the scan the code of its most probable class
     """A prediction on the cube that a network sees, brought back to the voxels of the scan as they lie on disk."""
-    codes = np.arange(len(probabilities)) if codes is None else np.array(codes)
-    if probabilities.ndim != 1 + len(grid.shape) or len(codes) != len(probabilities) or len(codes) > 256:
-        raise InputError(f"probabilities of shape {tuple(probabilities.shape)} and {len(codes)} codes do not fit a "
+    values = np.arange(len(probabilities)) if codes is None else np.array(codes)  # one for each class
+    if probabilities.ndim != 1 + len(grid.shape) or len(values) != len(probabilities) or len(values) > 256:
+        raise InputError(f"probabilities of shape {tuple(probabilities.shape)} and {len(values)} codes do not fit a "
                          f"scan of {grid.shape}. Give (K, *size) and K codes, 256 at most.")
     if len(grid.shape) == 2:
-        return codes.astype(np.uint8)[most_probable(probabilities, grid.shape)]
+        return values.astype(np.uint8)[most_probable(probabilities, grid.shape)]
     axes = nib.io_orientation(grid.affine)  # row i: the axis of RAS that axis i of the scan is, and its direction
-    oriented = [grid.shape[i] for i in np.argsort(axes[:, 0])]
-    classes = codes.astype(np.uint8)[most_probable(probabilities, oriented)]
+    oriented = tuple(grid.shape[i] for i in np.argsort(axes[:, 0]))
+    classes = values.astype(np.uint8)[most_probable(probabilities, oriented)]
     return np.ascontiguousarray(nib.apply_orientation(classes, nib.orientations.ornt_transform(_RAS, axes)))
 
 # %% ../../nbs/66_predict.ipynb #4a12e3ca
@@ -103,14 +103,14 @@ _PLACE = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quat
           "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 
 
-def _nifti_bytes(classes: np.ndarray, grid: Grid) -> bytes:
-    """A packed NIfTI file; the same classes give the same bytes."""
-    header = type(grid.header)()
+def _nifti_bytes(classes: np.ndarray, affine: np.ndarray, model: nib.Nifti1Header) -> bytes:
+    """A packed NIfTI file that lies where another one's header says; the same classes give the same bytes."""
+    header = type(model)()
     for name in _PLACE:
-        header[name] = grid.header[name]
+        header[name] = model[name]
     header.set_data_dtype(np.uint8)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    return gzip.compress(kind(classes, grid.affine, header).to_bytes(), compresslevel=3, mtime=0)
+    return gzip.compress(kind(classes, affine, header).to_bytes(), compresslevel=3, mtime=0)
 
 
 def write_prediction(
@@ -121,7 +121,7 @@ def write_prediction(
     """Write a mask on the grid of its scan, whole or not at all; raises `InputError` for an ending that cannot be."""
     file = Path(file)
     if file.name.endswith(".nii.gz") and grid.header is not None:
-        packed = _nifti_bytes(classes, grid)
+        packed = _nifti_bytes(classes, grid.affine, grid.header)
         write_whole(file, lambda f: f.write(packed))
     elif file.suffix == ".png" and classes.ndim == 2:
         write_whole(file, lambda f: Image.fromarray(classes).save(f, format="PNG"))
@@ -225,26 +225,26 @@ def predict(
     Of a case with several files, the grid is the first one's. Masks of pictures are PNG, of NumPy files NPY. Files that
     are there already are kept. Raises `InputError` where anything does not fit, or a scan is missing or has changed.
     """
-    run, store, out = Path(run), Store(store), Path(out)
-    network = load_segmenter(run, store).to(_device(accelerator))
+    run, opened, out = Path(run), Store(store), Path(out)
+    network = load_segmenter(run, opened).to(_device(accelerator))
     card = read_json(run / "segmenter.json")
-    if card["store"] != store.hash:
-        raise InputError(f"{run}: was not trained on {store.folder}. Give the store that it was trained on, which "
+    if card["store"] != opened.hash:
+        raise InputError(f"{run}: was not trained on {opened.folder}. Give the store that it was trained on, which "
                          "knows how to prepare scans for it, and name other scans with scans=.")
-    store = Store(store.folder, card["fold"])
-    cohort = None if scans is None else _other_cases(scans, store)
-    source = Path(store.settings["source"]) if cohort is None else cohort.source
-    codes = sorted(store.classes)
-    _begin(out, {"network": fingerprint((run / "segmenter.safetensors",)), "store": store.hash,
+    opened = Store(opened.folder, card["fold"])
+    cohort = None if scans is None else _other_cases(scans, opened)
+    source = Path(opened.settings["source"]) if cohort is None else cohort.source
+    codes = tuple(sorted(opened.classes))
+    _begin(out, {"network": fingerprint((run / "segmenter.safetensors",)), "store": opened.hash,
                  "scans": "test" if cohort is None else str(source.resolve()),
-                 "classes": {str(code): store.classes[code] for code in codes}}, source)
+                 "classes": {str(code): opened.classes[code] for code in codes}}, source)
     files = []
-    for case in tqdm(_test_cases(store) if cohort is None else cohort.cases, desc=f"predict {source.name}", unit="scan",
-                     disable=not progress):
+    cases = _test_cases(opened) if cohort is None else cohort.cases
+    for case in tqdm(cases, desc=f"predict {source.name}", unit="scan", disable=not progress):
         files.append(out / f"{case.id}{_ending(case.images[0])}")
         if files[-1].exists():
             continue
-        image = _from_store(case, store) if cohort is None else _from_files(case, store)
+        image = _from_store(case, opened) if cohort is None else _from_files(case, opened)
         grid = read_grid(case.images[0])
         write_prediction(to_scan(class_probabilities(network, image), grid, codes), grid, files[-1])
     return files

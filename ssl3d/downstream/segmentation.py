@@ -8,9 +8,10 @@ __all__ = ['PAPER_SEGMENTATION', 'freeze', 'warm_up', 'starting_encoder', 'weigh
            'summary', 'encoder_origin', 'load_segmenter', 'segmenter_so_far', 'draw_case']
 
 # %% ../../nbs/62_segmentation.ipynb #a8928e12
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +44,13 @@ def freeze(encoder: nn.Module, frozen: bool = True) -> None:
 # %% ../../nbs/62_segmentation.ipynb #90144667
 def warm_up(n_steps: int) -> Callable:  # (network, batch, step) -> images, truth
     """What a network is asked in a step: its batch. Its encoder is frozen in the first `n_steps` steps."""
-    def question(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], step: int):
+    def question(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple:
         freeze(network.encoder, step < n_steps)
         return batch
     return question
 
 
-def _measure(class_weights: tuple[float, ...] | None = None):
+def _measure(class_weights: tuple[float, ...] | None = None) -> Callable:
     """Dice plus cross-entropy of a segmenter."""
     weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
     criterion = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True, weight=weight)
@@ -106,11 +107,13 @@ def starting_encoder(
 
 def weight_origins(network: nn.Module, widened: list[str] | None) -> dict[str, list[str]]:
     """Where the weights of a network with an `encoder` come from: loaded, widened, new."""
-    names = {origin: [] for origin in ("loaded", "widened", "new")}
+    names: dict[str, list[str]] = {"loaded": [], "widened": [], "new": []}
     for name in network.state_dict():
         inside = name.removeprefix("encoder.")
-        fresh = widened is None or inside == name
-        names["new" if fresh else "widened" if inside in widened else "loaded"].append(name)
+        if widened is None or inside == name:
+            names["new"].append(name)
+        else:
+            names["widened" if inside in widened else "loaded"].append(name)
     return names
 
 # %% ../../nbs/62_segmentation.ipynb #81f9fc16
@@ -126,9 +129,9 @@ def preset_or_default(
 ) -> tuple[int | None, float, bool]:  # warmup, lr, scaled
     """What the user gave; where that is None, the paper's if it was asked for, else the default."""
     one_of((None, "paper"), preset=preset)
-    usual = paper if preset == "paper" else {"warmup": None, "lr": 1e-3, "scaled": True}
-    given = {"warmup": warmup, "lr": lr, "scaled": scaled}
-    return tuple(usual[name] if value is None else value for name, value in given.items())
+    usual: dict = paper if preset == "paper" else {"warmup": None, "lr": 1e-3, "scaled": True}
+    return (usual["warmup"] if warmup is None else warmup, usual["lr"] if lr is None else lr,
+            usual["scaled"] if scaled is None else scaled)
 
 # %% ../../nbs/62_segmentation.ipynb #88ef88e4
 def plan_steps(n_cases: int, batch_size: int, epochs: int, warmup: int | None, steps: int | None) -> tuple[int, int]:
@@ -186,7 +189,8 @@ def segment(
 ) -> dict[str, np.ndarray]:  # case id -> (*space) uint8 in the codes of the store's masks
     """The predicted mask of each case, on the grid of the store."""
     codes = np.array(sorted(store.classes), dtype=np.uint8)
-    device, masks = next(network.parameters()).device, {}
+    device = next(network.parameters()).device
+    masks: dict[str, np.ndarray] = {}
     network.eval()
     for pair in pairs(case_ids):
         scores = network(read_batch(store, pair).image.to(device))
@@ -201,8 +205,9 @@ def score(
     distances: bool = True,  # the Hausdorff distance, too, which takes longer
 ) -> list[dict]:  # one row per case and class: case, class, dice, hausdorff95 in mm
     """Scores of every case and class that is not background; `metrics` says what absent classes score."""
-    names = {name: name for name in table} if table else {c: store.classes[c] for c in sorted(store.classes)[1:]}
-    joined = table or {code: (code,) for code in names}
+    names: dict[Any, str] = {name: name for name in table} if table else \
+        {code: store.classes[code] for code in sorted(store.classes)[1:]}
+    joined: dict[Any, tuple[int, ...]] = table if table else {code: (code,) for code in names}
     rows = []
     for name, prediction in predictions.items():
         both = prediction, np.asarray(store.mask(name))
@@ -213,7 +218,7 @@ def score(
     return rows
 
 
-def _regions(store: Store, table: dict[str, tuple[int, ...]] | None) -> dict[str, tuple[int, ...]] | None:
+def _regions(store: Store, table: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]] | None:
     """The regions to score beside the classes: those given, and of a cohort in the layout of BraTS its own."""
     if table is None:
         return BRATS_REGIONS if store.settings["layout"] == "brats" else None
@@ -266,7 +271,7 @@ def finetune(
     track: int | None = None,  # score every so many steps while it trains, into observed.csv
     validate: bool = False,  # score on the validation subjects, a fifth of those for training, and train on the others
     class_weights: tuple[float, ...] | None = None,  # one per class, background first; equal if None
-    regions: dict[str, tuple[int, ...]] | None = None,  # name -> codes to join and score; those of BraTS for its layout
+    regions: Mapping[str, Sequence[int]] | None = None,  # name -> codes to join and score; those of BraTS in its layout
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     devices: int = 1,  # how many share each step; on a CPU, processes
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
@@ -282,50 +287,51 @@ def finetune(
     warmup, lr, scaled = preset_or_default(PAPER_SEGMENTATION, preset, warmup, lr, scaled)
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
                   patch=patch, track=track)
-    store, out = Store(store, fold), Path(out)
-    labelled = {part: [n for n in ids if store.cases[n]["classes"]] for part, ids in parts(store, validate).items()}
-    if not labelled["train"] or not labelled["test"] or len(store.classes) < 2:
-        raise InputError(f"{store.folder}: has masks for {len(labelled['train'])} training and {len(labelled['test'])} "
-                         f"test case(s), with the classes {store.classes}. Segmentation needs both, and two classes.")
-    case_ids = label_subset({name: store.cases[name]["subject"] for name in labelled["train"]}, labels, seed,
-                         {name: store.cases[name]["grade"] for name in labelled["train"]})
+    opened, out = Store(store, fold), Path(out)
+    labelled = {part: [n for n in ids if opened.cases[n]["classes"]] for part, ids in parts(opened, validate).items()}
+    if not labelled["train"] or not labelled["test"] or len(opened.classes) < 2:
+        raise InputError(f"{opened.folder}: has masks for {len(labelled['train'])} training and "
+                         f"{len(labelled['test'])} test case(s), with the classes {opened.classes}. Segmentation needs "
+                         "both, and two classes.")
+    case_ids = label_subset({name: opened.cases[name]["subject"] for name in labelled["train"]}, labels, seed,
+                            {name: opened.cases[name]["grade"] for name in labelled["train"]})
     n_steps, warmup_steps = plan_steps(len(case_ids), batch_size, epochs, warmup, steps)
     check_devices(devices, min(batch_size, len(case_ids)))
-    _check_weights(class_weights, store)
-    regions = _regions(store, regions)
-    network, origins = make_segmenter(store, encoder, tuple(widths), seed, patch=patch, architecture=architecture,
+    _check_weights(class_weights, opened)
+    joined = _regions(opened, regions)
+    network, origins = make_segmenter(opened, encoder, tuple(widths), seed, patch=patch, architecture=architecture,
                                       sources=sources, scaled=scaled, allow_seen=allow_seen, slices=slices)
     whole = on_volumes(network, patch, slices)
-    settings = {"command": "finetune", "store": store.hash, "encoder": encoder_origin(encoder), "labels": labels,
+    settings = {"command": "finetune", "store": opened.hash, "encoder": encoder_origin(encoder), "labels": labels,
                 "steps": n_steps, "warmup_steps": warmup_steps, "batch_size": batch_size, "lr": lr,
                 "widths": list(network.encoder.channels), "seed": seed, "precision": precision,
                 "architecture": network.encoder.architecture, "sources": None if sources is None else list(sources),
-                "scaled": scaled, "allow_seen": allow_seen, "fold": store.fold and list(store.fold), "patch": patch,
+                "scaled": scaled, "allow_seen": allow_seen, "fold": opened.fold and list(opened.fold), "patch": patch,
                 "slices": slices, "track": track, "validate": validate,
                 "class_weights": class_weights and list(class_weights),
-                "regions": regions and {name: list(codes) for name, codes in regions.items()}}
+                "regions": None if joined is None else {name: list(codes) for name, codes in joined.items()}}
     begin_run(out, settings)
     if (out / "scores.csv").exists():
         return out
 
-    def read(step):
+    def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = [case_ids[i] for i in images_of_step(len(case_ids), batch_size, seed, step)]
-        return _read_masked(store, chosen, patch, generator_for(seed, "windows", step))
+        return _read_masked(opened, chosen, patch, generator_for(seed, "windows", step))
 
-    def look(trained, step):
-        rows = score(segment(whole, store, labelled["test"]), store, regions, distances=False)
+    def look(trained: nn.Module, step: int) -> dict:
+        rows = score(segment(whole, opened, labelled["test"]), opened, joined, distances=False)
         return {"dice": np.mean([row["dice"] for row in rows])}
 
     train(network if patch else whole, warm_up(warmup_steps), _measure(class_weights), read, out, n_steps=n_steps,
           lr=lr, title=f"finetune {len(case_ids)} labels", progress=progress, accelerator=accelerator, devices=devices,
           frozen=warmup_steps > 0, precision=precision, observe=(track, look) if track else None)
-    keep_trained(network, out, "segmenter", settings | {"classes": store.classes, "trained_on": case_ids,
+    keep_trained(network, out, "segmenter", settings | {"classes": opened.classes, "trained_on": case_ids,
                                                         "ssl3d": __version__},
-                 provenance(store, case_ids, read_card(encoder) if encoder else None), origins)
-    predictions = segment(whole, store, labelled["test"])
-    if regions:
-        write_table(out / "regions.csv", score(predictions, store, regions))
-    write_table(out / "scores.csv", score(predictions, store))
+                 provenance(opened, case_ids, read_card(encoder) if encoder else None), origins)
+    predictions = segment(whole, opened, labelled["test"])
+    if joined:
+        write_table(out / "regions.csv", score(predictions, opened, joined))
+    write_table(out / "scores.csv", score(predictions, opened))
     return out
 
 # %% ../../nbs/62_segmentation.ipynb #40f9aee2

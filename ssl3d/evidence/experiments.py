@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,7 @@ from ..training.pretrain import pretrain
 from ..training.runs import read_log
 
 # %% ../../nbs/70_experiments.ipynb #65ab28d1
-GOALS = {"segmentation": finetune, "classification": classify}
+GOALS: dict[str, Callable[..., Path]] = {"segmentation": finetune, "classification": classify}
 
 
 @dataclass
@@ -61,6 +62,9 @@ class Experiment:
     lrs: list[float] | None = None  # learning rates of fine-tuning, from which every arm gets its best
 
 # %% ../../nbs/70_experiments.ipynb #6c73cfde
+_FORMER = {"shares": "label_fractions", "elsewhere": "pretraining_cohort"}  # what keys were called, and are called now
+
+
 def read_experiment(file: str | Path) -> Experiment:
     """The experiment that a YAML file describes; raises `InputError` for one that cannot be run."""
     try:
@@ -68,7 +72,8 @@ def read_experiment(file: str | Path) -> Experiment:
         known = [f.name for f in fields(Experiment)]
         wrong = [name for name in content if name not in known]
         if wrong:
-            raise InputError(f"{file}: has '{wrong[0]}', and an experiment has {', '.join(known)}.")
+            now = f" '{wrong[0]}' is called '{_FORMER[wrong[0]]}' now." if wrong[0] in _FORMER else ""
+            raise InputError(f"{file}: has '{wrong[0]}', and an experiment has {', '.join(known)}.{now}")
         experiment = Experiment(**content)
     except (OSError, yaml.YAMLError, TypeError, ValueError) as e:
         if isinstance(e, InputError):
@@ -132,7 +137,7 @@ def _check_arm(name: str, arm: dict, goal: str, pretraining_cohort: dict | None)
     _check_settings(f"finetuning of arm {name!r}", arm.get("finetuning", {}), GOALS[goal], ours=_OURS | {"target"})
 
 
-def _check_list(what: str, values, low: float, high: float) -> None:
+def _check_list(what: str, values: list[float] | tuple[float, ...], low: float, high: float) -> None:
     """Refuse what is no list of different numbers above `low` and up to `high`."""
     if not isinstance(values, (list, tuple)) or not values or len({f"{v:g}" if isinstance(v, Real) else v
                                                                    for v in values}) < len(values) or \
@@ -191,7 +196,7 @@ class Cell(NamedTuple):
 
 def _fold(experiment: Experiment, cell: Cell) -> tuple[int, int] | None:
     """The fold of a cell, as `ssl3d.data.store.Store` takes it."""
-    return None if cell.fold is None else (cell.fold, experiment.folds)
+    return None if cell.fold is None or experiment.folds is None else (cell.fold, experiment.folds)
 
 
 def cells_of(experiment: Experiment) -> list[Cell]:
@@ -302,13 +307,13 @@ def choose_lr(experiment: Experiment, cell: Cell, stores: dict[str, Store], out:
     folder, metric = out / "choosing", _score(experiment)
     folder.mkdir(parents=True, exist_ok=True)
     scores = {}
-    for lr in experiment.lrs:
+    for lr in experiment.lrs or ():
         name = f"{first.name}-{lr:g}"
         with FileLock(folder / f"{name}.lock", timeout=0):
             run = _finetune_cell(experiment, first, stores, out, folder / name, lr=lr, validate=True)
         found = np.mean([row[metric] for row in read_table(_table(experiment, run))])
         scores[lr] = -1.0 if np.isnan(found) else found  # a kappa that is not defined is the worst
-    return max(scores, key=scores.get)
+    return max(scores, key=scores.__getitem__)
 
 
 def _target(experiment: Experiment) -> str:
@@ -454,11 +459,18 @@ def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs,
     """How many runs an experiment has, and how long they take one after the other, measured on a few steps of each."""
     folds, n_train = experiment.folds or 1, len(stores["cohort"].split("train"))
     goal, seconds, runs, measured = GOALS[experiment.goal], 0.0, 0, {}
+
+    def try_pretraining(arm: dict, more: dict, steps: int, run: Path) -> None:
+        _pretrain(experiment, arm, stores, run, steps=steps, **more)
+
+    def try_finetuning(settings: dict, steps: int, run: Path) -> None:
+        goal(stores["cohort"].folder, run, **settings | {"steps": steps, "warmup": 0}, progress=False)
+
     for name, arm in experiment.arms.items():
         if "task" in arm:
-            function, more = (finetune, {"warmup": 0}) if arm["task"] == "supervised" else (pretrain, {})
-            once, step = _seconds(lambda steps, run, arm=arm, more=more: _pretrain(
-                experiment, arm, stores, run, steps=steps, **more))
+            supervised = arm["task"] == "supervised"
+            function: Callable[..., Path] = finetune if supervised else pretrain
+            once, step = _seconds(partial(try_pretraining, arm, {"warmup": 0} if supervised else {}))
             n = experiment.seeds * (1 if experiment.pretraining_cohort else folds)
             n_cases = len(stores.get("pretraining_cohort", stores["cohort"]).split("train"))
             seconds += n * (once + step * _n_steps(function, _pretraining(experiment, arm), n_cases))
@@ -466,8 +478,7 @@ def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs,
         shared = _finetuning(experiment, name)
         kind = json.dumps(shared, sort_keys=True, default=str)  # arms that are fine-tuned alike take as long
         if kind not in measured:
-            measured[kind] = _seconds(lambda steps, run, shared=shared: goal(
-                stores["cohort"].folder, run, **shared | {"steps": steps, "warmup": 0}, progress=False))
+            measured[kind] = _seconds(partial(try_finetuning, shared))
         once, step = measured[kind]
         searches = [max(experiment.label_fractions)] * folds * len(experiment.lrs or ())
         fractions = [*experiment.label_fractions] * experiment.seeds * folds + searches

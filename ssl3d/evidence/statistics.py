@@ -66,7 +66,7 @@ def score_matrix(
 
 def in_common(*tables: list[dict]) -> tuple[list[int], list[str]]:
     """The seeds that all of these tables have, and the people whom they all have with each of those seeds."""
-    met = [{} for _ in tables]  # seed -> people
+    met: list[dict[int, set[str]]] = [{} for _ in tables]  # seed -> people
     for table, found in zip(tables, met):
         for row in table:
             found.setdefault(row["seed"], set()).add(row["subject"])
@@ -88,7 +88,10 @@ def paired(
     """The scores of two arms at one share, for the seeds and people that both have."""
     tables = [arm_rows(rows, name, fraction) for name in (arm, baseline)]
     seeds, people = in_common(*tables)
-    return tuple(score_matrix(table, seeds, people) for table in tables) if people else None
+    if not people:
+        return None
+    one, other = (score_matrix(table, seeds, people) for table in tables)
+    return one, other
 
 # %% ../../nbs/72_statistics.ipynb #8952ad05
 def standard_error(
@@ -198,8 +201,8 @@ def verdict(
                          f"{', '.join(map(str, arms)) or 'none'}.")
     answers = []
     for fraction in sorted({row["label_fraction"] for row in rows}):
-        pairs = {arm: paired(rows, arm, baseline, fraction) for arm in arms if arm != baseline}
-        pairs = {arm: pair for arm, pair in pairs.items() if pair is not None}
+        found = {arm: paired(rows, arm, baseline, fraction) for arm in arms if arm != baseline}
+        pairs = {arm: pair for arm, pair in found.items() if pair is not None}
         corrected = holm([p_value(one - other) for one, other in pairs.values()])
         for (arm, (one, other)), p in zip(pairs.items(), corrected):
             d = one - other
@@ -248,7 +251,7 @@ def learning_curves_of(
     fraction: float,  # of the labels
 ) -> dict[int, dict[int, float]]:  # seed -> step -> score
     """The score of an arm while it trained, for each seed; the mean over folds where there are some."""
-    found = {}
+    found: dict[int, dict[int, list[float]]] = {}
     for row in learning_curves:
         if row["arm"] == arm and row["label_fraction"] == fraction:
             found.setdefault(row["seed"], {}).setdefault(row["step"], []).append(row["score"])

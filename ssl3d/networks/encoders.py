@@ -40,9 +40,10 @@ class UNetEncoder(nn.Module):
         super().__init__()
         self.spatial_dims, self.in_channels, self.channels = spatial_dims, in_channels, tuple(widths)
         self.min_side = 2 ** max(len(widths) - 3, 0) + 1  # so that every level but the last has something to halve
-        self.norm = norm = group_norm(self.channels) if norm == "group" else ("instance", {"affine": True})
+        self.norm = group_norm(self.channels) if norm == "group" else ("instance", {"affine": True})
         self.stages = nn.ModuleList(
-            UnetResBlock(spatial_dims, before, width, kernel_size=3, stride=1 if level == 0 else 2, norm_name=norm)
+            UnetResBlock(spatial_dims, before, width, kernel_size=3, stride=1 if level == 0 else 2,
+                         norm_name=self.norm)
             for level, (before, width) in enumerate(zip((in_channels, *widths[:-1]), widths)))
         self.apply(DynUNet.initialize_weights)
 
@@ -135,7 +136,7 @@ def _segresnet(spatial_dims: int, in_channels: int) -> AdaptedEncoder:
     return AdaptedEncoder(network, lambda network, x: network.encode(x)[1], spatial_dims, in_channels, min_side=9)
 
 
-ENCODERS = {
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNetEncoder,
     "dynunet": partial(UNetEncoder, norm="instance"),
     "densenet121": _densenet121,

@@ -113,7 +113,7 @@ def _itk(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, fl
         raise InputError("the viewer 'itk' shows in JupyterLab only, where a browser answers it. "
                          "viewer='slices' shows anywhere.")
     import itkwidgets
-    from ngff_zarr import to_ngff_image
+    from ngff_zarr import to_ngff_image  # type: ignore[import-not-found]  # comes with itkwidgets, where that is
 
     def packed(array):  # the viewer takes for granted that its axes are z, y, x, and point to S, P and L
         turned = np.ascontiguousarray(array[::-1, ::-1].T)

@@ -6,10 +6,11 @@
 __all__ = ['sample_abdomens']
 
 # %% ../../nbs/91_abdomens.ipynb #0cd76c10
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
+from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.interpolate import PchipInterpolator
 from scipy.spatial import cKDTree
@@ -37,7 +38,7 @@ def grid_mm(
 
 def scan_affine() -> np.ndarray:  # (4, 4) voxel index to mm, RAS
     "The affine that is written into the files."
-    return nib.affines.from_matvec(np.eye(3) * VOXEL_MM, grid_mm(VOXEL_MM)[:, 0, 0, 0])
+    return from_matvec(np.eye(3) * VOXEL_MM, grid_mm(VOXEL_MM)[:, 0, 0, 0])
 
 # %% ../../nbs/91_abdomens.ipynb #3bcd2917
 def bumps(
@@ -91,8 +92,8 @@ def bent_space(
 # %% ../../nbs/91_abdomens.ipynb #9195e4d5
 def ball(
     where,  # coordinates, two or three arrays, mm
-    centre: tuple,  # as many numbers
-    radii: tuple,  # half axes, mm
+    centre: Sequence[float] | np.ndarray,  # as many numbers
+    radii: Sequence[float] | np.ndarray,  # half axes, mm
 ) -> np.ndarray:  # signed distance, mm
     "An ellipsoid; with two coordinates, an elliptic cylinder."
     offsets = [w - np.float32(c) for w, c in zip(where, centre)]
@@ -136,7 +137,8 @@ def box_around(
     ends = [(end * person["size"] + person["shift"]) / FINE_MM + counts / 2 for end in (low, high)]
     start = np.clip(np.rint(ends[0]).astype(int), 0, counts - 1)
     stop = np.clip(np.rint(ends[1]).astype(int), start + 1, counts)
-    return tuple(slice(a, b) for a, b in zip(start.tolist(), stop.tolist()))
+    x, y, z = (slice(a, b) for a, b in zip(start.tolist(), stop.tolist()))
+    return x, y, z
 
 
 def tube(
@@ -336,11 +338,11 @@ def liver_shape(scene: dict) -> np.ndarray:  # signed distance, mm
 
 def branch(
     rng: np.random.Generator,
-    start: np.ndarray,  # (3,), mm
-    end: np.ndarray,  # (3,), mm
+    start: Sequence[float] | np.ndarray,  # (3,), mm
+    end: Sequence[float] | np.ndarray,  # (3,), mm
     radius: float,  # at the start, mm
     depth: int = 1,  # how often it splits again
-):  # yields points (3, 3) and radii (3,)
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # points (3, 3) and radii (3,)
     "A vessel, and the smaller ones that leave it half way."
     start, end = np.asarray(start, float), np.asarray(end, float)
     middle = (start + end) / 2 + rng.normal(0, 4, 3)
@@ -410,8 +412,8 @@ def hollow(
 def stomach(rng: np.random.Generator, scene: dict) -> None:
     "From the dome on the left down and across to the right."
     person = scene["person"]
-    points = [(-50, 2, 88), (-60, 18, 66), (-60, 36, 36), (-38, 50, 8), (-4, 53, -4), (24, 46, 2), (36, 38, 4)]
-    points, radii = points + rng.normal(0, 4, (7, 3)), np.array([26, 34, 31, 24, 18, 13, 9]) * person["stomach"]
+    course = [(-50, 2, 88), (-60, 18, 66), (-60, 36, 36), (-38, 50, 8), (-4, 53, -4), (24, 46, 2), (36, 38, 4)]
+    points, radii = course + rng.normal(0, 4, (7, 3)), np.array([26, 34, 31, 24, 18, 13, 9]) * person["stomach"]
     line, radius, way = curve(points, radii)
     level = np.quantile(height(person, line) + 0.2 * radius, rng.uniform(0.25, 0.7))
     content = rng.choice([8, 25, 60]) + 14 * scene["mid"]
@@ -435,13 +437,14 @@ def colon(rng: np.random.Generator, scene: dict) -> None:
     "Ascending, across behind the front wall, and descending: stool with bubbles, and gas at the front."
     person, sag = scene["person"], rng.uniform(-20, 12)
     turn, corner = (80, 34, -50 + 0.3 * sag), np.array((-88, 28, 40)) + rng.normal(0, 8, 3)
-    courses = [([corner, (-100, 0, 8), (-99, -22, -40), (-98, -20, -90), (-95, -16, -140)], 14, 0.3),
+    courses: list[tuple[list, float, float]] = [
+        ([corner, (-100, 0, 8), (-99, -22, -40), (-98, -20, -90), (-95, -16, -140)], 14, 0.3),
                ([(88, -8, -140), (92, -6, -95), (90, 4, -66 + 0.3 * sag), turn], 22, 0.45),
                ([turn, (45, 60, -52 + sag), (5, 65, -54 + sag), (-40, 62, -38 + sag), (-80, 48, 10 + sag / 2), corner],
                 17, 0.85)]
     stool = np.where(scene["fine"] > 1.1, -450, 40 + 45 * scene["mid"])
-    for points, radius, gas in courses:
-        points, radius = np.array(points) + rng.normal(0, 3, (len(points), 3)), radius * person["colon"]
+    for course, width, gas in courses:
+        points, radius = np.array(course) + rng.normal(0, 3, (len(course), 3)), width * person["colon"]
         line, _, way = curve(points, radius)
         knots = np.linspace(0, way[-1], 9)
         surface = np.interp(knots, way, height(person, line)) + radius * (rng.uniform(1.2, 2, 9) - 2.6 * gas)
@@ -610,7 +613,7 @@ def scan(
     scene: dict,
 ) -> np.ndarray:  # int16 SHAPE, HU
     "What the scanner gives."
-    image, noise = ndimage.gaussian_filter(coarse(scene["hu"]), 0.25), 0
+    image, noise = ndimage.gaussian_filter(coarse(scene["hu"]), 0.25), np.zeros(SHAPE)
     for blur, strength in (((0.55, 0.55, 0.3), 1), ((12, 0.5, 0.3), 0.25)):
         grain = ndimage.gaussian_filter(rng.standard_normal(SHAPE), blur)
         noise = noise + scene["person"]["noise"] * strength * grain / grain.std()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -30,7 +31,7 @@ def mni_templates() -> list[np.ndarray]:  # mean T1, grey matter, white matter: 
         raise ImportError("making sample scans needs nilearn: pip install 'ssl3d[dev]'") from error
     loaders = load_mni152_template, load_mni152_gm_template, load_mni152_wm_template
     images = [load(resolution=1) for load in loaders]
-    expected = nib.affines.from_matvec(np.eye(3), TEMPLATE_ORIGIN_MM)
+    expected = from_matvec(np.eye(3), TEMPLATE_ORIGIN_MM)
     if not all(np.allclose(image.affine, expected) for image in images):
         raise InputError("nilearn's MNI152 templates are not on the expected 1 mm grid; tested with nilearn 0.14")
     return [np.asarray(image.dataobj, dtype=np.float32) for image in images]
@@ -73,7 +74,7 @@ def scan_affine(
     size: int,  # voxels per side
 ) -> np.ndarray:  # (4, 4) voxel index to mm, RAS
     "The affine that is written into the files."
-    return nib.affines.from_matvec(np.eye(3) * FIELD_MM / size, grid_mm(size)[:, 0, 0, 0] + CENTRE_MM)
+    return from_matvec(np.eye(3) * FIELD_MM / size, grid_mm(size)[:, 0, 0, 0] + CENTRE_MM)
 
 # %% ../../nbs/90_brains.ipynb #9035d9a9
 def bent_grid(
@@ -170,8 +171,8 @@ def place_tumour(
     "Draw seeds and tumours until one has every part in a sensible amount (`LIMITS_ML`)."
     chances, ml = seed_chances(tissues, brain, where), (FIELD_MM / brain.shape[0]) ** 3 / 1000
     for _ in range(200):
-        seed = np.unravel_index(rng.choice(chances.size, p=chances.ravel()), chances.shape)
-        parts = tumour_parts(rng, tissues, brain, seed)
+        x, y, z = np.unravel_index(rng.choice(chances.size, p=chances.ravel()), chances.shape)
+        parts = tumour_parts(rng, tissues, brain, (int(x), int(y), int(z)))
         volumes = ml * np.bincount(tumour_mask(parts).ravel(), minlength=4)[1:]
         if all(a <= v <= b for v, (a, b) in zip([*volumes, volumes.sum()], LIMITS_ML.values())):
             return parts

@@ -155,11 +155,13 @@ def grow(
     "Trunks give off branches, and these give off more."
     lines = trunks(rng, eye)
     places, parents, ends = [lines[0][0]], [-1], {}
-    waiting = [(thick * rng.uniform(0.8, 1.1) * (0.75 if k % 2 else 1), 0, None, line) for k, line in enumerate(lines)]
+    waiting: list[tuple[float, int, np.ndarray | None, np.ndarray | None]] = [  # radius, parent, heading, line
+        (thick * rng.uniform(0.8, 1.1) * (0.75 if k % 2 else 1), 0, None, line) for k, line in enumerate(lines)]
     while waiting:
         waiting.sort(key=lambda branch: (branch[3] is not None, branch[0]))
         radius, parent, heading, line = waiting.pop()
         if line is None:
+            assert heading is not None  # a trunk comes with its line, a branch with its heading
             tree = np.array(places)
             others = tree[np.hypot(*(tree - tree[parent]).T) > 0.07]
             line = walk(rng, eye, tree[parent], heading, radius * rng.uniform(90, 190), others)
@@ -318,7 +320,8 @@ def spots(
     quadrant: int | None = None,  # 0 to 3; any if None
 ) -> np.ndarray:  # (n, 2)
     "Random places in the field, off the disc and off the fovea."
-    found, d = [], eye["disc_diameter"]
+    found: list[np.ndarray] = []
+    d = eye["disc_diameter"]
     while len(found) < n:
         p = rng.uniform(-0.95, 0.95, 2) if middle is None else rng.normal(middle, spread)
         inside = np.hypot(*p) < 0.94 and abs(p[1]) < eye["cut"] - 0.03 and quadrant in (None, quadrant_of(p))
@@ -428,11 +431,11 @@ def draw_lesions(
         kind = draw.__name__.replace("_", " ")
         draw(rng, eye, maps[kind], many[kind])
     for p in spots(rng, eye, many["irma"], 0.9):
-        curls(rng, maps["irma"], p, rng.integers(3, 6), 0.7 * d, 0.0055, 0.12)
+        curls(rng, maps["irma"], p, int(rng.integers(3, 6)), 0.7 * d, 0.0055, 0.12)
     for k in range(many["new vessels"]):
         at_disc = k == 0 and rng.random() < 0.5
         p = rng.normal(eye["disc"], 0.2 * d) if at_disc else 0.9 * spots(rng, eye, 1, 1.0)[0]
-        curls(rng, maps["new vessels"], p, rng.integers(10, 26), d * rng.uniform(0.8, 1.7), 0.0068, 0.09)
+        curls(rng, maps["new vessels"], p, int(rng.integers(10, 26)), d * rng.uniform(0.8, 1.7), 0.0068, 0.09)
     for _ in range(many["preretinal"]):
         boat(rng, eye, maps["preretinal"])
     return maps

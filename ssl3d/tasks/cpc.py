@@ -121,7 +121,7 @@ class ConvolutionContext(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
-CONTEXTS = {"gru": GRUContext, "conv": ConvolutionContext}
+CONTEXTS: dict[str, type[nn.Module]] = {"gru": GRUContext, "conv": ConvolutionContext}
 
 # %% ../../nbs/47_cpc.ipynb #430d7b30
 def infonce(scores: torch.Tensor) -> torch.Tensor:  # (..., 1 + negatives), the positive first
@@ -170,11 +170,11 @@ def _draw_layer(ax, cells: dict[str, torch.Tensor], corner: torch.Tensor, patch:
                     color="white" if name == "negatives" else "black")
             if name == "negatives":
                 continue
-            low = [m - 0.46 * s for m, s in zip(middle, step)]
-            ax.add_patch(Rectangle(low, *(0.92 * s for s in step), color=colour, lw=0,
+            x, y = (m - 0.46 * s for m, s in zip(middle, step))
+            ax.add_patch(Rectangle((x, y), *(0.92 * s for s in step), color=colour, lw=0,
                                    alpha=0.85 if name == "targets" else 0.6))
             if name in ("the patch", "targets"):
-                ax.add_patch(Rectangle(begin, *patch, fill=False, color=colour, lw=1.5, clip_on=False))
+                ax.add_patch(Rectangle((begin[0], begin[1]), *patch, fill=False, color=colour, lw=1.5, clip_on=False))
 
 # %% ../../nbs/47_cpc.ipynb #4d88f171
 def draw_roles(
@@ -193,7 +193,7 @@ def draw_roles(
     from ssl3d.plots.slices import COLOURS, PLANES, draw_slice
 
     solid = image.ndim == 3
-    across = PLANES[plane] if solid else None
+    across = PLANES[plane] if solid else -1  # a picture has no such axis
     kept = [axis for axis in range(3) if axis != across] if solid else [1, 0]  # a picture's columns run to the right
     fig = plt.figure(figsize=(8.6, 3.4) if solid else (3.4, 3.8), dpi=72, layout="constrained")
     axes = [fig.add_subplot(1, 3, 1, projection="3d")] if solid else []

@@ -47,7 +47,7 @@ def resample(
     space, dims = image.shape[1:], image.ndim - 1
     back = np.linalg.inv(matrix) * 2 / np.array(space)[:, None]  # sides count from -1 to 1 in `grid_sample` ...
     back = torch.tensor(back[::-1].copy(), dtype=torch.float32, device=image.device)  # ... and the last axis is first
-    places = 0
+    places = torch.zeros(1, device=image.device)
     for axis, side in enumerate(space):
         steps = torch.arange(side, device=image.device) - (side - 1) / 2
         places = places + (back[:, axis, None] * steps).reshape(dims, *(-1 if k == axis else 1 for k in range(dims)))
@@ -90,7 +90,8 @@ def sample_views(
     dims, turns, views = len(space), turns_of(space), []
     for numbers in torch.rand(n, 14, generator=generator, dtype=torch.float64).tolist():
         u = iter(numbers)
-        matrix, colour = np.eye(dims), ()
+        matrix = np.eye(dims)
+        colour: tuple[float, ...] = ()
         if next(u) < rates["flip"]:
             matrix[(axis := int(dims * next(u))), axis] = -1
         if next(u) < rates["rotate"]:
@@ -99,8 +100,8 @@ def sample_views(
             else:
                 height, longitude = 2 * next(u) - 1, 2 * np.pi * next(u)
                 flat = np.sqrt(1 - height**2)
-                axis = np.array([flat * np.cos(longitude), flat * np.sin(longitude), height]) if dims == 3 else None
-                matrix = rotation_about(axis, 2 * np.pi * next(u)) @ matrix
+                about = np.array([flat * np.cos(longitude), flat * np.sin(longitude), height]) if dims == 3 else None
+                matrix = rotation_about(about, 2 * np.pi * next(u)) @ matrix
         if next(u) < rates["zoom"]:
             matrix = np.diag([0.8 + 0.4 * next(u) for _ in space]) @ matrix
         if next(u) < rates["colour"]:
@@ -246,7 +247,7 @@ class Exemplar(ProxyTask):
         codes = self.head(self.encoder(inputs.flatten(0, 1))).float()
         return (F.normalize(codes, dim=1) if self.normalise else codes).unflatten(0, (-1, 2))
 
-    def _with_past(self, codes, subjects, rows: int):
+    def _with_past(self, codes, subjects, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and whose they are, and after them those of the past, as far as they are not of these rows."""
         if not len(self.memory.codes):
             return codes, subjects
@@ -338,7 +339,7 @@ def draw_triplet(
         axes[3].axvline(float(apart[1]) - task.margin, color="black", ls=":", lw=1)
         axes[3].set(xlim=(min(0.0, float(apart[1]) - task.margin) - 0.1, max(2.0, 1.1 * float(apart.max()))),
                     xlabel="distance by the network")
-        axes[3].set_title(f"lacks {float(hinge(*apart, task.margin)):.2f} of the margin", fontsize=10)
+        axes[3].set_title(f"lacks {float(hinge(apart[0], apart[1], task.margin)):.2f} of the margin", fontsize=10)
         axes[3].invert_yaxis()
         axes[3].spines[["top", "right"]].set_visible(False)
     return list(axes)

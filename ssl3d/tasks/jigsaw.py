@@ -89,7 +89,7 @@ def draw_attempt(
                 ax.text((x + 0.12) * cell, (y + 0.12) * cell, number, color="white", fontsize=9, fontweight="bold",
                         va="top" if flat else "bottom", path_effects=[withStroke(linewidth=2.5, foreground="black")])
         ax.set_title("" if flat else _layers(grid)[layer], fontsize=10, pad=6 if flat else 16)
-    if extra:
+    if apart is not None:
         values, counts = np.unique(apart, return_counts=True)
         axes[0][-1].bar(values, counts, color=COLOURS[5])
         axes[0][-1].set(xlabel="places that differ", ylabel="permutations", xlim=(-0.5, len(tiles) + 0.5),
@@ -315,7 +315,8 @@ def _closure(generators: list[np.ndarray]) -> np.ndarray:  # (size of the group,
 
 def _by_cosets(group: np.ndarray, regular: np.ndarray) -> np.ndarray:
     """A group in the order of the cosets of a subgroup that takes any tile to any place in exactly one way."""
-    taken, order = set(), []
+    taken: set[tuple[int, ...]] = set()
+    order = []
     for element in group:
         if tuple(element.tolist()) not in taken:
             coset = regular[:, element]

@@ -145,7 +145,7 @@ class Rotation(ProxyTask):
 def ends_after(matrix: np.ndarray) -> list[tuple[str, str]]:  # for each axis, the letters at its beginning and its end
     """Where the axes of a volume in RAS point after a turn: L to R, P to A and I to S where there was none."""
     ends, old = (("L", "R"), ("P", "A"), ("I", "S")), np.abs(matrix).argmax(axis=1)
-    return [ends[axis][:: line[axis]] for line, axis in zip(matrix, old)]
+    return [ends[axis] if line[axis] > 0 else (ends[axis][1], ends[axis][0]) for line, axis in zip(matrix, old)]
 
 # %% ../../nbs/41_rotation.ipynb #a190b096
 def _draw_chances(ax, names: list[str], chances: np.ndarray, right: int) -> None:

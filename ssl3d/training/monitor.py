@@ -14,7 +14,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 
@@ -64,22 +64,23 @@ def draw_progress(
     runs: dict[str, Path],  # name in the legend -> folder of a run, which need not have begun
 ) -> None:
     """Against the step: the loss of some runs, and where they know them their accuracy, with chance, and score."""
-    logs = {name: _log(run) or {"step": [], "loss": []} for name, run in runs.items()}
+    logs = {name: _log(run) or {"step": np.empty(0), "loss": np.empty(0)} for name, run in runs.items()}
     scores = {name: _log(run, "observed.csv") for name, run in runs.items()}
     answered, scored = any("accuracy" in log for log in logs.values()), any(scores.values())
     n = 1 + answered + scored
     fig, axes = plt.subplots(1, n, figsize=(1 + 3.6 * n, 2.8), dpi=80, layout="constrained", squeeze=False)
     looks = arm_looks(list(runs)) if len(runs) > 1 else {name: {"color": COLOURS[5], "ls": "-"} for name in runs}
-    measured = {}
+    measured: dict[str, list[str]] = {}  # what a score is -> the runs that have it
     for name, log in logs.items():
         line = looks[name] | {"marker": ""}
         axes[0][0].plot(log["step"], _smooth(log["loss"]), label=name, **line)
         if "accuracy" in log:
             axes[0][1].plot(log["step"], _smooth(log["accuracy"]), **line)
             axes[0][1].plot(log["step"], log["chance"], color=COLOURS[6], lw=0.8, ls=":")
-        if scores[name]:
-            what = next(column for column in scores[name] if column != "step")
-            axes[0][-1].plot(scores[name]["step"], scores[name][what], **{"ms": 4} | looks[name])
+        observed = scores[name]
+        if observed:
+            what = next(column for column in observed if column != "step")
+            axes[0][-1].plot(observed["step"], observed[what], **{"ms": 4} | looks[name])
             measured.setdefault(_score_name(runs[name], what), []).append(name)
     steps = max(total for _, total in map(progress_of, runs.values()))
     said = [what if len(measured) == 1 else f"{what} ({', '.join(names)})" for what, names in measured.items()]
@@ -109,16 +110,15 @@ def _parsed(command: str) -> tuple[list[str], Path]:  # the words of a command, 
                          "ssl3d finetune STORE --out FOLDER.")
     return line, Path(words[words.index("--out") + 1])
 
-
-assert _parsed("ssl3d pretrain rotation 'my scans' --out=runs/x --steps 5")[1] == Path("runs/x")
-
 # %% ../../nbs/54_monitor.ipynb #e324bede
 class _Watched:
     """A command that can be started, stopped, and started again."""
 
     def __init__(self, command: str):
         self.line, self.out = _parsed(command)
-        self.process, self.stopped = None, False
+        self.process: subprocess.Popen[bytes] | None = None
+        self.first: tuple[int, float] | None = None  # the first step that was seen, and when
+        self.stopped = False
 
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -130,7 +130,7 @@ class _Watched:
                                         stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
 
     def stop(self) -> None:
-        if self.running():
+        if self.process is not None and self.running():
             self.stopped = True
             self.process.terminate()
 
@@ -165,7 +165,7 @@ def _told(watched: _Watched, step: int, total: int) -> str:
 _STARTED: dict[Path, _Watched] = {}  # folder of a run -> what this program started to make it
 
 
-def _changes(runs: list[Path]) -> dict[Path, int]:
+def _changes(runs: Iterable[Path]) -> dict[Path, int]:
     """The files of some runs that tell of progress, and when each of them was changed, in ns."""
     found = {}
     for file in (run / name for run in runs for name in ("log.csv", "observed.csv", "last.ckpt", "segmenter.json")):
@@ -199,7 +199,8 @@ def live(
     words = {name: HTML() for name in commands}
     curves, extra = (Image(format="png", layout=Layout(align_self="flex-start")) for _ in range(2))
     start, stop = Button(description="start", icon="play"), Button(description="stop", icon="stop", disabled=True)
-    seen, trouble = {}, HTML()
+    seen: dict[Path, int] = {}
+    trouble = HTML()
 
     def show():
         for name, each in watched.items():
@@ -238,8 +239,12 @@ def live(
             _STARTED[each.out.resolve()] = each
         start.following = asyncio.get_running_loop().create_task(follow())  # kept, or it would be thrown away
 
+    def halt(_):
+        for each in watched.values():
+            each.stop()
+
     start.on_click(begin)
-    stop.on_click(lambda _: [each.stop() for each in watched.values()])
+    stop.on_click(halt)
     show()
     lines = [HBox([bars[name], words[name]]) for name in commands]
     return VBox([HBox([start, stop]), *lines, curves, *([extra, trouble] if picture else [])])

@@ -7,6 +7,7 @@ __all__ = ['make_task', 'paper_options', 'pretrain']
 
 # %% ../../nbs/53_pretrain.ipynb #77de8204
 import inspect
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,14 +20,14 @@ from ..networks.encoders import WIDTHS, make_encoder
 from ..networks.weights import load_weights, save_encoder, save_weights
 from ..seeds import generator_for, seeded
 from ..tasks import TASKS
-from ..tasks.base import ProxyTask
+from ..tasks.base import Batch, ProxyTask
 from .loop import check_devices, images_of_step, read_batch, steps_per_epoch, train
 from .probes import probe as ask
 from .probes import probe_cases
 from .runs import begin_run, read_log
 
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
-def _question(seed: int):
+def _question(seed: int) -> Callable:
     """What a task asks in one step, which depends on the seed and the step."""
     return lambda task, batch, step: task.make(batch, generator_for(seed, "questions", step))
 
@@ -92,11 +93,12 @@ def _check_probe(store: Store, probe: str | None, probe_every: int, keep: str) -
         raise InputError("keep is 'probe', and there is no probe. Say what to ask the encoder for, as probe='mask'.")
 
 
-def _look(store: Store, target: str, out: Path):
+def _look(store: Store, target: str, out: Path) -> Callable[[ProxyTask, int], dict]:
     """An observer that asks the encoder, and keeps the weights that answered best so far."""
     def look(task: ProxyTask, step: int) -> dict:
         found = ask(task.encoder, store, target)
-        before = read_log(out, "observed.csv") if (out / "observed.csv").exists() else {"step": [], "linear": []}
+        begun = (out / "observed.csv").exists()
+        before: Mapping[str, Iterable[float]] = read_log(out, "observed.csv") if begun else {"step": [], "linear": []}
         if step > 0 and all(found["linear"] > score for s, score in zip(before["step"], before["linear"]) if s > 0):
             save_weights(task.encoder, out / "best.safetensors")
         return found
@@ -139,29 +141,29 @@ def pretrain(
     `InputError` for a store, task, option or number that cannot be used, and for a folder of another run.
     """
     check_numbers(epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
-    store, out = Store(store, fold), Path(out)
-    _check_probe(store, probe, probe_every, keep)
-    dims = seen_dimensions(store, slices)
+    opened, out = Store(store, fold), Path(out)
+    _check_probe(opened, probe, probe_every, keep)
+    dims = seen_dimensions(opened, slices)
     lr = lr if lr is not None else (1e-3 if dims == 3 else 5e-4)
     options = paper_options(task, preset) | (options or {})
-    encoder = make_encoder(architecture, dims, store.channels, tuple(widths), seed)
+    encoder = make_encoder(architecture, dims, opened.channels, tuple(widths), seed)
     network = make_task(task, encoder, seed, options)
-    case_ids = store.split("train")
+    case_ids = opened.split("train")
     check_devices(devices, min(batch_size, len(case_ids)))
 
-    def read(step):
+    def read(step: int) -> Batch:
         chosen = [case_ids[i] for i in images_of_step(len(case_ids), batch_size, seed, step)]
-        return read_batch(store, chosen, content=True, slices=generator_for(seed, "slices", step) if slices else None)
+        return read_batch(opened, chosen, content=True, slices=generator_for(seed, "slices", step) if slices else None)
 
     first = read(0)
     network.make(first, generator_for(seed, "questions", 0))  # a task that cannot ask about these images says so now
     if min(first.image.shape[2:]) < encoder.min_side:
-        raise InputError(f"{store.folder}: holds images of {tuple(first.image.shape[2:])}, and the encoder "
+        raise InputError(f"{opened.folder}: holds images of {tuple(first.image.shape[2:])}, and the encoder "
                          f"'{architecture}' needs {encoder.min_side} a side at least. Prepare a store of that size.")
     n_steps = steps or epochs * steps_per_epoch(len(case_ids), batch_size)
-    _check_people([store.cases[name]["subject"] for name in case_ids], batch_size, seed, n_steps, network.min_subjects)
-    settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": store.hash,
-                "slices": slices, "fold": store.fold and list(store.fold),
+    _check_people([opened.cases[name]["subject"] for name in case_ids], batch_size, seed, n_steps, network.min_subjects)
+    settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": opened.hash,
+                "slices": slices, "fold": opened.fold and list(opened.fold),
                 "epochs": None if steps else epochs, "steps": n_steps, "batch_size": batch_size, "lr": lr,
                 "architecture": architecture, "widths": list(widths), "seed": seed, "precision": precision,
                 "probe": probe, "probe_every": probe_every if probe else None, "keep": keep}
@@ -170,11 +172,11 @@ def pretrain(
         return out
     train(network, _question(seed), _measure, read, out, n_steps=n_steps, lr=lr,
           title=f"pretrain {task}", progress=progress, accelerator=accelerator, devices=devices,
-          precision=precision, observe=(probe_every, _look(store, probe, out)) if probe else None)
+          precision=precision, observe=(probe_every, _look(opened, probe, out)) if probe else None)
     best = _best_step(out) if keep == "probe" else n_steps
     if keep == "probe":
         load_weights(network.encoder, out / "best.safetensors")
     save_encoder(network.encoder, out, {"task": task, "options": _in_full(task, options), "slices": slices,
-                                        "steps": best} | provenance(store, case_ids))
+                                        "steps": best} | provenance(opened, case_ids))
     (out / "best.safetensors").unlink(missing_ok=True)
     return out

@@ -138,14 +138,14 @@ def probe_voxels(
                 chosen = places[torch.randperm(len(places), generator=generator)[:n_voxels]]
                 x.append(_voxels(maps, chosen))
                 y += [k] * len(chosen)
-        x, y = torch.cat(x), np.array(y)
-        mean, spread = x.mean(dim=0), x.std(dim=0) + 1e-6
-        model = LogisticRegression(C=0.1, max_iter=300).fit(((x - mean) / spread).numpy(), y)
+        voxels, answers = torch.cat(x), np.array(y)
+        mean, spread = voxels.mean(dim=0), voxels.std(dim=0) + 1e-6
+        model = LogisticRegression(C=0.1, max_iter=300).fit(((voxels - mean) / spread).numpy(), answers)
         weights, bias = (torch.from_numpy(v).float() for v in (model.coef_, model.intercept_))
         if len(bias) == 1:  # of two classes, scikit-learn keeps one
             weights, bias = torch.cat([-weights, weights]) / 2, torch.cat([-bias, bias]) / 2
         known = torch.from_numpy(model.classes_).long()
-        drawn = torch.bincount(torch.from_numpy(y), minlength=n_classes)
+        drawn = torch.bincount(torch.from_numpy(answers), minlength=n_classes)
         bias = bias + (total[known] / total.sum()).log() - (drawn[known] / drawn.sum()).log()
         weights, bias = weights / spread, bias - (weights / spread) @ mean
         dice = []

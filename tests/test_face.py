@@ -1,0 +1,78 @@
+"""The face: what `import ssl3d` gives, how quickly, and whether mypy and editors know it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, python
+
+import ssl3d
+
+pytestmark = pytest.mark.quick
+
+HEAVY = ("torch", "monai", "lightning", "numpy", "matplotlib", "nibabel")
+
+
+def test_importing_it_loads_nothing_heavy():
+    code = f"import sys, ssl3d; dir(ssl3d); ssl3d.__version__; assert not {HEAVY} & sys.modules.keys()"
+    python(code.replace(str(HEAVY), str(set(HEAVY))))
+
+
+def test_reading_its_help_loads_no_torch():
+    python("import sys, ssl3d; assert 'prepare ' in ssl3d.__doc__; assert 'torch' not in sys.modules")
+
+
+def test_every_name_is_there_and_explained():
+    assert 20 <= len(ssl3d.__all__) <= 30
+    assert dir(ssl3d) == sorted([*ssl3d.__all__, "__version__"])
+    for name in ssl3d.__all__:
+        assert getattr(ssl3d, name).__doc__, name
+        lines = [line for line in ssl3d.__doc__.splitlines() if name in line.replace(",", " ").split()[:3]]
+        assert lines, f"help(ssl3d) has no line on {name}"
+    with pytest.raises(AttributeError, match="no attribute 'finetoon'"):
+        ssl3d.finetoon  # noqa: B018
+
+
+def test_no_module_has_a_name_of_the_face():
+    modules = {file.stem for file in Path(ssl3d.__file__).parent.iterdir() if not file.name.startswith("_")}
+    assert not modules & set(ssl3d.__all__) - {"tasks"}
+    assert callable(ssl3d.prepare) and callable(ssl3d.pretrain) and callable(ssl3d.predict) and callable(ssl3d.demo)
+
+
+def test_tasks_are_there_by_name():
+    from ssl3d.tasks import NAMES, TASKS, Rotation
+
+    assert ssl3d.tasks.Rotation is Rotation is TASKS["rotation"]
+    assert set(NAMES.values()) < set(dir(ssl3d.tasks)) and ssl3d.tasks.CPC.__name__ == "CPC"
+    with pytest.raises(AttributeError, match="no attribute 'Mirror'"):
+        ssl3d.tasks.Mirror  # noqa: B018
+
+
+def test_editors_see_the_same_names():
+    tree = ast.parse((ROOT / "ssl3d/__init__.py").read_text(encoding="utf-8"))
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    seen = {(node.module, alias.name) for node in block.body for alias in node.names}
+    assert seen == {(f"ssl3d.{home}", name) for name, home in ssl3d._HOME.items()} | {("ssl3d", "tasks")}
+
+
+def test_a_script_of_three_lines_passes_strict_mypy(tmp_path):
+    mypy = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import ssl3d\n"
+        'run = ssl3d.pretrain("rotation", "runs/store", "runs/rotation")\n'
+        'ssl3d.finetune("runs/store", "runs/few", encoder=run, labels=0.1)\n'
+    )
+    options = ["--strict", "--no-incremental", "--config-file", str(ROOT / "mypy.ini")]
+    said, _, status = mypy.run([*options, str(script)])
+    assert status == 0 or not [line for line in said.splitlines() if "script.py" in line], said
+    script.write_text(script.read_text().replace("labels=0.1", "label=0.1"))
+    said, _, _ = mypy.run([*options, str(script)])
+    assert "script.py:3" in said and "label" in said, "a wrong name is found"
+
+
+def test_as_a_module():
+    shown = subprocess.run([sys.executable, "-m", "ssl3d", "--help"], capture_output=True, text=True, check=True)
+    assert "pretrain" in shown.stdout
