@@ -9,7 +9,7 @@ __all__ = ['InputError', 'whole_number', 'real_number', 'one_of', 'check_numbers
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # %% ../nbs/01_errors.ipynb #809c9822
 class InputError(ValueError):
@@ -46,7 +46,7 @@ def one_of(known: Iterable, **option: _Value) -> _Value:
 _LEAST = {"epochs": 1, "steps": 1, "batch_size": 1, "seeds": 1, "patch": 8, "track": 1, "warmup": 0, "seed": 0}
 
 
-def check_numbers(**settings) -> None:
+def check_numbers(**settings: Any) -> None:
     """Refuse counts below 1, negative seeds and warm-ups, a learning rate that is not above 0, and useless widths."""
     for name, value in settings.items():
         if value is not None and name in _LEAST:

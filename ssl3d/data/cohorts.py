@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -147,7 +148,8 @@ def _there(path: Path) -> bool:
     return _exists(path) or is_series(path) or archive.suffix.lower() == ".npz" and _exists(archive)
 
 
-def make_cohort(source: Path, layout: str, cases: Iterable[Case], problems: list[InputError], **names) -> Cohort:
+def make_cohort(source: Path, layout: str, cases: Iterable[Case], problems: list[InputError],
+                **names: Any) -> Cohort:
     """Sort the cases by id; what cannot be used becomes a problem."""
     kept: dict[str, Case] = {}
     for case in sorted(cases, key=lambda c: (c.id, c.images)):
@@ -433,8 +435,8 @@ def from_table(file: Path, problems: list[InputError], columns: dict[str, str] |
     return make_cohort(file, "csv", cases, problems, channels=tuple(modalities))
 
 # %% ../../nbs/10_cohorts.ipynb #4907fe3c
-def _row_case(name: str, cell: list[str], modalities: list[str], row: dict[str, str], find, file: Path,
-              problems: list[InputError]) -> Case:
+def _row_case(name: str, cell: list[str], modalities: list[str], row: dict[str, str],
+              find: Callable[[str], Path], file: Path, problems: list[InputError]) -> Case:
     """The case of one row; a `label` that is no number names a mask."""
     mask = row.get("mask", "")
     if "label" in row and row.get("grade") == row["label"] and to_number(row["label"]) is None:

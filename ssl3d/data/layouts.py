@@ -12,6 +12,7 @@ import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ssl3d.data.cohorts import (
     SUFFIXES,
@@ -246,7 +247,8 @@ def open_cohort(
     return replace(cohort, left_out=tuple(problems))
 
 # %% ../../nbs/11_layouts.ipynb #3ec41fae
-def _check_call(source: Path, layout: str | None, images, masks, table, columns, on_error: str) -> None:
+def _check_call(source: Path, layout: str | None, images: Any, masks: Any, table: Any, columns: Any,
+                on_error: str) -> None:
     """Refuse a call of `open_cohort` that cannot be followed."""
     if on_error not in ("raise", "skip"):
         raise InputError(f"on_error is '{on_error}', and has to be 'raise' or 'skip'.")

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -19,7 +20,7 @@ from ..errors import InputError
 from ..files import read_json, read_sealed, write_json
 
 # %% ../../nbs/15_store.ipynb #2409d985
-def write_split(file: Path, split: dict[str, list[str]], **made_with) -> None:
+def write_split(file: Path, split: dict[str, list[str]], **made_with: Any) -> None:
     """Write the subjects for `train` and `test` as JSON, with how they were drawn and a hash of the lists."""
     write_json(file, split | made_with | {"hash": _split_hash(split)})
 

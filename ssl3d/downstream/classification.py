@@ -9,6 +9,7 @@ __all__ = ['TARGETS', 'PAPER_CLASSIFICATION', 'Classifier', 'grade_bits', 'grade
 # %% ../../nbs/63_classification.ipynb #d2691d07
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ def make_classifier(
     encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
-    **how,  # architecture, sources, scaled and allow_seen, as in `ssl3d.downstream.segmentation.starting_encoder`
+    **how: Any,  # architecture, sources, scaled and allow_seen, as in `ssl3d.downstream.segmentation.starting_encoder`
 ) -> tuple[Classifier, dict[str, list[str]]]:  # and where its weights come from
     """A network that grades the images of a store; raises `InputError` for an encoder that does not fit it."""
     base, widened = starting_encoder(store, encoder, widths, seed, **how)

@@ -36,7 +36,7 @@ def dice_per_class(
     return compute_dice(*one_hot, include_background=False, ignore_empty=False).numpy()
 
 # %% ../../nbs/60_metrics.ipynb #a6986428
-def _array(values) -> np.ndarray:
+def _array(values: Any) -> np.ndarray:
     """An array, or a tensor of whatever precision and device, as an array."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
@@ -44,7 +44,7 @@ def _array(values) -> np.ndarray:
     return np.asarray(values)
 
 
-def _codes(mask) -> np.ndarray:
+def _codes(mask: Any) -> np.ndarray:
     """A mask of class codes; raises `InputError` where it holds anything but whole numbers."""
     mask = _array(mask)
     whole = mask.dtype.kind in "biu" or mask.dtype.kind == "f" and (np.isfinite(mask) & (mask == mask.round())).all()
@@ -79,12 +79,14 @@ def regions(
     return {name: np.isin(mask, codes) for name, codes in table.items()}
 
 # %% ../../nbs/60_metrics.ipynb #42186bf1
-def _maps(prediction, truth, classes) -> dict[Any, tuple[np.ndarray, np.ndarray]]:  # two bool (*space) each
+def _maps(
+    prediction: np.ndarray, truth: np.ndarray, classes: Iterable[int] | dict[str, tuple[int, ...]],
+) -> dict[Any, tuple[np.ndarray, np.ndarray]]:  # two bool (*space) each
     """Where two masks of one case have each class (codes), or each region (a table: name -> codes)."""
     if np.shape(prediction) != np.shape(truth):
         raise InputError(f"a prediction of {tuple(np.shape(prediction))} voxels does not fit a truth of "
                          f"{tuple(np.shape(truth))}. Bring both to one grid.")
-    table = classes if isinstance(classes, dict) else {code: (code,) for code in classes}
+    table: dict[Any, tuple[int, ...]] = classes if isinstance(classes, dict) else {code: (code,) for code in classes}
     first, second = (regions(mask, table) for mask in (prediction, truth))
     return {name: (first[name], second[name]) for name in table}
 
@@ -135,7 +137,7 @@ def hausdorff95(
     return {name: _distance95(*pair, spacing, missed) for name, pair in _maps(prediction, truth, classes).items()}
 
 # %% ../../nbs/60_metrics.ipynb #d9e0051a
-def _grades(predictions, grades, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:  # (N,) and (N,), int64
+def _grades(predictions: Any, grades: Any, n_classes: int) -> tuple[torch.Tensor, torch.Tensor]:  # (N,) and (N,), int64
     """Predicted and true grades; raises `InputError` rather than leave one out."""
     whole_number(2, n_classes=n_classes)
     predicted, truth = (np.asarray(_array(values), dtype=float) for values in (predictions, grades))
@@ -154,8 +156,8 @@ def _grades(predictions, grades, n_classes: int) -> tuple[torch.Tensor, torch.Te
 
 # %% ../../nbs/60_metrics.ipynb #c5994615
 def confusion(
-    predictions,  # (N,) grades, or (N, n_classes) probabilities, of which the largest counts (of equal ones the first)
-    grades,  # (N,) true grades, 0 to n_classes - 1
+    predictions: Any,  # (N,) grades, or (N, n_classes) probabilities, of which the largest counts (of equals the first)
+    grades: Any,  # (N,) true grades, 0 to n_classes - 1
     n_classes: int,  # whether all of them occur or not
 ) -> np.ndarray:  # (n_classes, n_classes) counts; a row for each true grade, a column for each answer
     """How often each grade was given each answer; raises `InputError` for anything that is no grade, NaN included."""
@@ -163,8 +165,8 @@ def confusion(
 
 # %% ../../nbs/60_metrics.ipynb #82991883
 def grading_scores(
-    predictions,  # (N,) grades, or (N, n_classes) probabilities, of which the largest counts (of equal ones the first)
-    grades,  # (N,) true grades, 0 to n_classes - 1
+    predictions: Any,  # (N,) grades, or (N, n_classes) probabilities, of which the largest counts (of equals the first)
+    grades: Any,  # (N,) true grades, 0 to n_classes - 1
     n_classes: int,  # whether all of them occur or not
 ) -> dict[str, float]:  # kappa, from -1 to 1, and accuracy, from 0 to 1
     """Quadratic weighted kappa (Cohen 1968) and accuracy, over all N predictions.
@@ -179,8 +181,8 @@ def grading_scores(
 
 # %% ../../nbs/60_metrics.ipynb #9c4584b8
 def age_scores(
-    guesses,  # (N,) years
-    ages,  # (N,) years, not all alike
+    guesses: Any,  # (N,) years
+    ages: Any,  # (N,) years, not all alike
 ) -> dict[str, float]:  # r2, up to 1, and mae, in years from 0
     """Share of the variance explained (R²) and mean absolute error; raises `InputError` for less than two ages."""
     pair = [torch.as_tensor(np.asarray(_array(values), dtype=float)) for values in (guesses, ages)]

@@ -158,7 +158,7 @@ def make_segmenter(
     seed: int = 0,  # of the weights that are not loaded
     *,
     patch: int | None = None,  # what it will see of each image, in voxels per axis; the whole if None
-    **how,  # architecture, sources, scaled, allow_seen and slices, as in `starting_encoder`
+    **how: Any,  # architecture, sources, scaled, allow_seen and slices, as in `starting_encoder`
 ) -> tuple[Segmenter, dict[str, list[str]]]:  # and where its weights come from
     """A segmentation network for a store; raises `InputError` for an encoder that does not fit it."""
     base, widened = starting_encoder(store, encoder, widths, seed, **how)

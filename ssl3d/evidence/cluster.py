@@ -31,7 +31,7 @@ from ssl3d.evidence.experiments import (
 
 # %% ../../nbs/71_cluster.ipynb #a042e5b9
 def _work(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path, known: int, threads: int,
-          only_encoder: bool, *before) -> str:
+          only_encoder: bool, *before: object) -> str:
     """Make one cell, or the encoder that it begins with; runs in a worker. An error is noted with the cell."""
     torch.set_num_threads(threads)
     if only_encoder:

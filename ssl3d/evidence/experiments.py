@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -102,7 +102,7 @@ _OURS = {"store", "out", "task", "seed", "fold", "labels", "encoder", "progress"
          "slices", "devices"}  # what the experiment itself gives to these functions
 
 
-def _check_settings(what: str, given: dict, *functions, ours: set[str] = _OURS) -> None:
+def _check_settings(what: str, given: dict, *functions: Callable, ours: set[str] = _OURS) -> None:
     """Refuse settings that none of these functions knows, and numbers that cannot be."""
     if not isinstance(given, dict):
         raise InputError(f"{what} is {given!r}, and has to be settings by name.")
@@ -250,7 +250,7 @@ def _pretraining(experiment: Experiment, arm: dict) -> dict:
     return experiment.network | shared | own
 
 
-def _pretrain(experiment: Experiment, arm: dict, stores: dict[str, Store], run: Path, **more) -> Path:
+def _pretrain(experiment: Experiment, arm: dict, stores: dict[str, Store], run: Path, **more: Any) -> Path:
     """Pretrain as an arm says, with more settings than it has."""
     store = stores.get("pretraining_cohort", stores["cohort"]).folder
     settings = _pretraining(experiment, arm) | more | {"progress": False}
@@ -288,7 +288,8 @@ def _finetuning(experiment: Experiment, arm: str) -> dict:
     return settings | ({"slices": experiment.arms[arm]["slices"]} if "slices" in experiment.arms[arm] else {})
 
 
-def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path, run: Path, **more) -> Path:
+def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path, run: Path,
+                   **more: Any) -> Path:
     """Fine-tune and score one cell into `run`, with more settings than its arm has."""
     run = GOALS[experiment.goal](stores["cohort"].folder, run, encoder=encoder_of(experiment, cell, stores, out),
                                  labels=cell.label_fraction, seed=cell.seed, progress=False,

@@ -97,7 +97,7 @@ def _densenet_maps(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [*maps[:-1], maps[-1].relu()]
 
 
-def _densenet121(spatial_dims: int, in_channels: int, norm=_GROUPS) -> AdaptedEncoder:
+def _densenet121(spatial_dims: int, in_channels: int, norm: str | tuple = _GROUPS) -> AdaptedEncoder:
     """DenseNet-121 (Huang et al. 2017): five maps, with sides of 1/2 to 1/32."""
     network = DenseNet121(spatial_dims, in_channels, out_channels=1, norm=norm).features
     return AdaptedEncoder(network, _densenet_maps, spatial_dims, in_channels, min_side=32)
@@ -112,7 +112,7 @@ def _resnet_maps(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return maps
 
 
-def _resnet(spatial_dims: int, in_channels: int, make=resnet18) -> AdaptedEncoder:
+def _resnet(spatial_dims: int, in_channels: int, make: Callable = resnet18) -> AdaptedEncoder:
     """A ResNet (He et al. 2016): five maps, with sides of 1/2 to 1/32."""
     network = make(spatial_dims=spatial_dims, n_input_channels=in_channels, conv1_t_stride=2, feed_forward=False)
     for parent in list(network.modules()):  # MONAI's option `norm` (1.6) leaves the blocks as they are

@@ -7,10 +7,14 @@ __all__ = ['COLOURS', 'CLASS_COLOURS', 'PLANES', 'write_directions', 'draw_slice
            'planes', 'row']
 
 # %% ../../nbs/20_slices.ipynb #b1299b49
+from collections.abc import Sequence
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
@@ -45,10 +49,10 @@ def write_directions(
 # %% ../../nbs/20_slices.ipynb #83ab9d52
 def draw_slice(
     ax: Axes,
-    volume,  # (X, Y, Z) in RAS, array or tensor; or a picture (H, W) or (C, H, W)
+    volume: Any,  # (X, Y, Z) in RAS, array or tensor; or a picture (H, W) or (C, H, W)
     plane: str = "axial",  # "sagittal", "coronal" or "axial"
     at: int | None = None,  # index of the slice; the middle where it is not given
-    mask=None,  # classes on the same grid; 0 is see-through
+    mask: Any = None,  # classes on the same grid; 0 is see-through
     anatomical: bool = True,  # whether the axes are the patient's, and get their letters
     limits: tuple[float, float] | None = None,  # black and white; the volume's extremes where not given
 ) -> Axes:
@@ -75,19 +79,19 @@ def draw_slice(
     return ax
 
 # %% ../../nbs/20_slices.ipynb #06a70e6a
-def drawable(image):  # (C, *space) -> (*space), or (3, H, W) for a picture in colours
+def drawable(image: Any) -> Any:  # (C, *space) -> (*space), or (3, H, W) for a picture in colours
     """The part of an image that `draw_slice` can show."""
     return image if len(image.shape) == 3 and image.shape[0] == 3 else image[0]
 
 # %% ../../nbs/20_slices.ipynb #6e4a00d1
-def busiest(mask, plane: str = "axial") -> int:  # (X, Y, Z) -> index of a slice
+def busiest(mask: Any, plane: str = "axial") -> int:  # (X, Y, Z) -> index of a slice
     """The slice across `plane` that holds most of a mask: the one worth showing."""
     mask = np.asarray(mask)
     axes = tuple(axis for axis in range(3) if axis != PLANES[plane])
     return int((mask > 0).sum(axis=axes).argmax())
 
 # %% ../../nbs/20_slices.ipynb #524eb4a0
-def class_legend(fig, classes: dict[int, str] | None) -> None:
+def class_legend(fig: Figure, classes: dict[int, str] | None) -> None:
     """Name the colours of a mask below a figure, where its classes have names."""
     if classes:
         named = [Patch(color=CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)], label=name)
@@ -96,8 +100,8 @@ def class_legend(fig, classes: dict[int, str] | None) -> None:
 
 # %% ../../nbs/20_slices.ipynb #82d4ee2d
 def planes(
-    volume,  # (X, Y, Z) in RAS
-    mask=None,  # classes on the same grid
+    volume: Any,  # (X, Y, Z) in RAS
+    mask: Any = None,  # classes on the same grid
     title: str = "",
     classes: dict[int, str] | None = None,  # names of the mask's classes, for a legend
     anatomical: bool = True,  # False for a volume whose axes are not RAS
@@ -113,9 +117,9 @@ def planes(
 
 # %% ../../nbs/20_slices.ipynb #19e8e6a5
 def row(
-    volumes,  # sequence of (X, Y, Z) volumes or of pictures
-    titles=None,  # one for each
-    masks=None,  # one for each, or None for those without
+    volumes: Any,  # sequence of (X, Y, Z) volumes or of pictures
+    titles: Sequence[str] | None = None,  # one for each
+    masks: Any = None,  # one for each, or None for those without
     plane: str = "axial",
     at: int | None = None,  # the same slice of each
     anatomical: bool = True,

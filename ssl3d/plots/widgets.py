@@ -10,6 +10,7 @@ import io
 from collections.abc import Callable
 from html import escape
 from importlib.util import find_spec
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,8 +30,8 @@ def snapshot() -> bytes:
 # %% ../../nbs/22_widgets.ipynb #76e65f40
 def stage(
     draw: Callable,  # draws one matplotlib figure from the values of the controls
-    **controls,  # parameter of `draw` -> an ipywidgets control
-):  # an ipywidgets box; its children are the controls' box, the picture and a message
+    **controls: Any,  # parameter of `draw` -> an ipywidgets control
+) -> Any:  # an ipywidgets box; its children are the controls' box, the picture and a message
     """Controls above a picture that is drawn anew whenever one of them changes."""
     from ipywidgets import HTML, Box, Image, Layout, VBox
 
@@ -55,11 +56,11 @@ VIEWERS = {"niivue": "ipyniivue", "itk": "itkwidgets"}  # and the package that e
 
 
 def view(
-    volume,  # (X, Y, Z) in RAS, array or tensor
-    labels=None,  # classes on the same grid; 0 is see-through
+    volume: Any,  # (X, Y, Z) in RAS, array or tensor
+    labels: Any = None,  # classes on the same grid; 0 is see-through
     viewer: str = "auto",  # "niivue", "itk", "slices", or "auto": niivue where it is installed, else slices
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),  # mm from voxel to voxel
-):  # a widget
+) -> Any:  # a widget
     """Look at a volume from all sides; raises `InputError` for no volume, and for a viewer that cannot show it here."""
     if viewer not in ("auto", *VIEWERS, "slices"):
         raise InputError(f"viewer is {viewer!r}, and has to be one of auto, {', '.join(VIEWERS)}, slices.")
@@ -77,7 +78,7 @@ def view(
     return _itk(volume, labels, spacing) if viewer == "itk" else _slicer(volume, labels, viewer == "auto")
 
 # %% ../../nbs/22_widgets.ipynb #8ac1b0bc
-def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]):
+def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]) -> Any:
     """Three planes and a rendering by NiiVue."""
     import nibabel as nib
     from ipyniivue import NiiVue, ShowRender, SliceType, Volume
@@ -104,7 +105,7 @@ def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float,
     return VBox([viewer])
 
 
-def _itk(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]):
+def _itk(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]) -> Any:
     """ITK's viewer in JupyterLab, at the axial slice amid the labels; anywhere else it would wait for ever."""
     from IPython import get_ipython
 
@@ -128,7 +129,7 @@ def _itk(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, fl
     return viewer
 
 
-def _slicer(volume: np.ndarray, labels: np.ndarray | None, missing: bool):
+def _slicer(volume: np.ndarray, labels: np.ndarray | None, missing: bool) -> Any:
     """One slice at a time, by matplotlib."""
     from ipywidgets import HTML, FloatSlider, ToggleButtons, VBox
 

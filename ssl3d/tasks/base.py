@@ -64,7 +64,7 @@ class ProxyTask(nn.Module):
         """Outputs of encoder and head for the inputs of an example."""
         raise NotImplementedError
 
-    def show(self, batch: Batch):
+    def show(self, batch: Batch) -> list:  # of axes
         """Draw what the network gets; returns the axes."""
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class Evaluation(NamedTuple):
     high: float
     chance: float  # accuracy of a guess
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.accuracy:.3f} ({self.low:.3f} to {self.high:.3f}), chance {self.chance:.3f}"
 
 

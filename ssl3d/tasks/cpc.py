@@ -10,6 +10,7 @@ __all__ = ['DIRECTIONS', 'CONTEXTS', 'LOSSES', 'ROLES', 'scan_order', 'pyramid',
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from scipy import stats
@@ -297,7 +298,7 @@ class CPC(ProxyTask):
         self.context = read(grid, dims, grid - self.first, code_size, whole_number(context_size=context_size))
         self.predict = nn.ModuleList(nn.Linear(context_size, code_size) for _ in steps)
 
-    def places(self, space: Sequence[int], n: int, generator: torch.Generator | None = None):
+    def places(self, space: Sequence[int], n: int, generator: torch.Generator | None = None) -> tuple:
         """Corners (n, grid**dims, dims) of the patches of `n` grids in the order of the scan; sides and steps."""
         sides = overlapping_sides(tuple(space), self.grid, self.overlap, getattr(self.encoder, "min_side", 1))
         corners = overlapping_corners(tuple(space), self.grid, sides, n, generator)[:, self.order]
@@ -377,7 +378,7 @@ class CPC(ProxyTask):
         return {"context": context[:-1], "the patch": context[-1:], "targets": self.positives[mine],
                 "negatives": negatives[negatives < self.n_places]}
 
-    def show(self, batch: Batch, place: Sequence[int] | None = None):
+    def show(self, batch: Batch, place: Sequence[int] | None = None) -> list:  # of axes
         """A patch of the first image with its context, targets and negatives: the grid, and slices of the image.
 
         `place` is the row of the patch and its place in the row; a patch in the middle where it is None.
@@ -477,7 +478,7 @@ def draw_predictions(
 def play_cpc(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: CPC,
-):  # an ipywidgets box
+) -> Any:  # an ipywidgets box
     """Walk a patch through an image: its context, targets and negatives, and what the network predicts."""
     from ipywidgets import IntSlider, ToggleButtons
 

@@ -8,7 +8,7 @@ __all__ = ['RATES', 'NEGATIVES', 'turns_of', 'rotation_about', 'resample', 'View
 
 # %% ../../nbs/46_exemplar.ipynb #5906946c
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ def hinge(positive: torch.Tensor, negative: torch.Tensor, margin: float) -> torc
     return (positive - negative + margin).relu()
 
 # %% ../../nbs/46_exemplar.ipynb #3ebd8007
-def _contrast(n: int, codes: torch.Tensor, subjects: torch.Tensor, temperature: float):
+def _contrast(n: int, codes: torch.Tensor, subjects: torch.Tensor, temperature: float) -> tuple:
     """NT-Xent of `n` views with all codes (the views first): logits, -inf if not asked, and each view's partner."""
     codes = F.normalize(codes.float(), dim=1)
     logits = codes[:n] @ codes.T / temperature
@@ -247,14 +247,14 @@ class Exemplar(ProxyTask):
         codes = self.head(self.encoder(inputs.flatten(0, 1))).float()
         return (F.normalize(codes, dim=1) if self.normalise else codes).unflatten(0, (-1, 2))
 
-    def _with_past(self, codes, subjects, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _with_past(self, codes: torch.Tensor, subjects: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and whose they are, and after them those of the past, as far as they are not of these rows."""
         if not len(self.memory.codes):
             return codes, subjects
         old, old_subjects = self.memory.past(rows if self.training else 0)  # the batch's own are in it in training
         return torch.cat([codes, old.float()]), torch.cat([subjects, old_subjects])
 
-    def _apart(self, codes, targets, past: bool):
+    def _apart(self, codes: torch.Tensor, targets: torch.Tensor, past: bool) -> tuple:
         """Distances to the positive (rows,) and to candidates (rows, n), and which of those are other people."""
         anchors, subjects = codes[:, 0], targets[:, 0]
         candidates, whose = self._with_past(anchors, subjects, len(codes)) if past else (anchors, subjects)
@@ -292,7 +292,7 @@ class Exemplar(ProxyTask):
             "active": (hinge(positive, negative, self.margin) > 0).float().mean().item(),
             "positive_distance": positive.mean().item(), "negative_distance": negative.mean().item()}
 
-    def show(self, batch: Batch):
+    def show(self, batch: Batch) -> list:  # of axes
         """One image under each transformation, then anchors and positives, each beside another person's anchor."""
         from ssl3d.plots.slices import drawable, row, write_directions  # not needed to list or to train tasks
 
@@ -348,7 +348,7 @@ def draw_triplet(
 def play_exemplar(
     images: torch.Tensor,  # (B, C, *space) in [0, 1]: the first is the anchor, the others are other people
     task: Exemplar | None = None,  # a trained one, whose distances are drawn
-):  # an ipywidgets box
+) -> Any:  # an ipywidgets box
     """Flip, rotate, stretch and recolour an image, and see how far that takes it from itself."""
     from ipywidgets import Dropdown, FloatSlider, IntSlider
 

@@ -9,6 +9,7 @@ __all__ = ['shuffle', 'solve', 'assemble', 'cut_tiles', 'draw_attempt', 'in_plac
 # %% ../../nbs/44_jigsaw.ipynb #35a0c6bb
 import math
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,7 +143,7 @@ def play_jigsaw(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: "Jigsaw | None" = None,  # that deals the puzzles, and solves them beside you
     grid: int = 3,  # tiles along each axis, where there is no task
-):  # an ipywidgets box
+) -> Any:  # an ipywidgets box
     """Exchange tiles until the puzzle is solved; a network, where there is one, says how they were dealt."""
     from ipywidgets import Box, Button, Checkbox, Dropdown, IntSlider, IntText
 
@@ -181,7 +182,7 @@ def play_jigsaw(
     return box
 
 # %% ../../nbs/44_jigsaw.ipynb #ed8b4970
-def draw_puzzle(solved: torch.Tensor, shuffled: torch.Tensor, grid: int):
+def draw_puzzle(solved: torch.Tensor, shuffled: torch.Tensor, grid: int) -> list:  # of axes
     """Draw a puzzle (grid**dims, C, *patch) in order and shuffled; a volume in one axial slice of each layer."""
     import matplotlib.pyplot as plt
 
@@ -243,7 +244,7 @@ class Jigsaw(ProxyTask):
         tiles = inputs.flatten(0, 1)
         return self.head(self.encoder(standardise(tiles) if self.even else tiles))
 
-    def show(self, batch: Batch):
+    def show(self, batch: Batch) -> list:  # of axes
         """A puzzle of the first image, solved and shuffled, with the tiles as the network gets them."""
         tiles, classes = self.make(Batch(batch.image[:1], batch.subject[:1]), torch.Generator().manual_seed(0))
         tiles = standardise(tiles[0]).clamp(-2, 2) if self.even else tiles[0]  # for the eye: no extremes

@@ -6,8 +6,9 @@
 __all__ = ['cell_of_class', 'describe_cell', 'Location', 'draw_question', 'play_location']
 
 # %% ../../nbs/43_location.ipynb #02ced37b
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ class Location(ProxyTask):
         self.head = PatchHead(encoder.channels[-1], 2, self.n_classes)
         self.query_head = PooledHead(encoder.channels[-1], self.n_classes)
 
-    def places(self, space: Sequence[int], n: int, generator: torch.Generator | None = None):
+    def places(self, space: Sequence[int], n: int, generator: torch.Generator | None = None) -> tuple:
         """Classes of `n` questions, corners (n, 2, dims) of their centre and query patches, and a patch's sides."""
         sides = patch_sides(tuple(space), 3, self.gap, self.jitter, self.extent, getattr(self.encoder, "min_side", 1))
         classes = torch.randint(self.n_classes, (n,), generator=generator)
@@ -98,7 +99,7 @@ class Location(ProxyTask):
         """Accuracy, the accuracy from the query alone, and that of a guess."""
         return super().scores(outputs, targets) | {"query_only": hits(outputs[:, 1], targets).mean().item()}
 
-    def show(self, batch: Batch):
+    def show(self, batch: Batch) -> list:  # of axes
         """Some questions about the first image, as the network gets them."""
         from ssl3d.plots.slices import drawable, row, write_directions
 
@@ -183,7 +184,7 @@ def draw_question(
     return list(axes)
 
 # %% ../../nbs/43_location.ipynb #d7dcb784
-def _place_buttons(dims: int, choose):  # a box, and the buttons by cell; a click calls `choose` with the cell
+def _place_buttons(dims: int, choose: Callable) -> tuple:  # a box, and the buttons by cell; a click calls `choose`
     """A button for each place around the centre, laid as `_draw_map` draws them, in layers from feet to head."""
     from ipywidgets import Button, HBox, Label, Layout, VBox
 
@@ -209,7 +210,7 @@ def _place_buttons(dims: int, choose):  # a box, and the buttons by cell; a clic
 def play_location(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: Location,  # that answers beside you
-):  # an ipywidgets box
+) -> Any:  # an ipywidgets box
     """Guess where a piece lies relative to the centre, and see what was right, and what the network says."""
     from ipywidgets import Checkbox, IntSlider, Text
 

@@ -7,6 +7,7 @@ __all__ = ['rotations', 'describe', 'turn', 'Rotation', 'ends_after', 'draw_turn
 
 # %% ../../nbs/41_rotation.ipynb #169de6c2
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,7 +131,7 @@ class Rotation(ProxyTask):
         """Logits (rows, n_classes)."""
         return self.head(self.encoder(inputs))
 
-    def show(self, batch: Batch):
+    def show(self, batch: Batch) -> list:  # of axes
         """The first image of a batch in each of the rotations, with its class."""
         from ssl3d.plots.slices import drawable, row, write_directions  # not needed to list or to train tasks
 
@@ -190,7 +191,7 @@ def draw_turned(
 def play_rotation(
     image: torch.Tensor,  # (C, *space) in [0, 1], all sides equal
     task: Rotation | None = None,  # a trained one, whose answer is drawn; with 24 rotations, there is a list of them
-):  # an ipywidgets box
+) -> Any:  # an ipywidgets box
     """Choose axis and angle, and see the image turned, and what a network says to it."""
     from ipywidgets import Dropdown, ToggleButtons
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -179,7 +180,7 @@ def _changes(runs: Iterable[Path]) -> dict[Path, int]:
 def live(
     commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune or classify
     picture: Callable[[dict[str, Path]], None] | None = None,  # draws one more figure from the folders of the runs
-):  # an ipywidgets box
+) -> Any:  # an ipywidgets box
     """Train side by side in the background and watch: bars with the time left, curves that grow, start and stop.
 
     What is stopped finishes its step and writes a checkpoint, and goes on from it when it is started again, here or by
