@@ -9,9 +9,12 @@ __all__ = ['derive', 'seeded', 'generator_for']
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../nbs/03_seeds.ipynb #4ba7c029
 def derive(
@@ -26,11 +29,15 @@ def derive(
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
     """Inside, PyTorch's global generator starts from `derive(seed, *purpose)`; outside, it never moved."""
+    import torch  # slow to load, and not needed to derive a seed
+
     with torch.random.fork_rng():
         torch.manual_seed(derive(seed, *purpose))
         yield
 
 # %% ../nbs/03_seeds.ipynb #cd439020
-def generator_for(seed: int, *purpose: str | int) -> torch.Generator:
+def generator_for(seed: int, *purpose: str | int) -> "torch.Generator":
     """A generator whose numbers depend on the seed and on what they are for, such as ("questions", step)."""
+    import torch
+
     return torch.Generator().manual_seed(derive(seed, *purpose))

@@ -76,3 +76,7 @@ def test_a_script_of_three_lines_passes_strict_mypy(tmp_path):
 def test_as_a_module():
     shown = subprocess.run([sys.executable, "-m", "ssl3d", "--help"], capture_output=True, text=True, check=True)
     assert "pretrain" in shown.stdout
+
+
+def test_the_ground_is_free_of_torch():
+    python("import sys, ssl3d.errors, ssl3d.files, ssl3d.seeds; assert 'torch' not in sys.modules")

@@ -93,12 +93,12 @@ def lengths(code: str) -> list[tuple[str, int]]:
 
 def options(shelf: list[Book]) -> dict[str, list[str]]:
     """Options (parameters with a default and a comment or a help text) of the steps -> where they are declared."""
-    steps = {"prepare", "pretrain", "finetune", "classify", "predict", "run_experiment", "experiment", "demo"}
+    steps = {"prepare", "pretrain", "finetune", "classify", "predict", "run_experiment", "demo"}
     declared = defaultdict(list)
     for book in shelf:
         for code in book.exported:
             for node in ast.parse(code).body:
-                if isinstance(node, ast.FunctionDef) and node.name in steps:
+                if isinstance(node, ast.FunctionDef) and node.name.removesuffix("_command") in steps:
                     positional = node.args.args[len(node.args.args) - len(node.args.defaults):]
                     for argument in [*positional, *node.args.kwonlyargs]:
                         declared[argument.arg].append(f"{book.module.removeprefix('ssl3d.')}.{node.name}")
