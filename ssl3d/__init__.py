@@ -14,6 +14,7 @@ From arrays to an encoder
     make_encoder      a fresh encoder by its name, from a seed
     load_encoder      the encoder of a pretraining run
     live              watch runs while they train, in JupyterLab
+    Run               a run folder, opened: its log, card, encoder, scores, summary() and plot()
     read_log          the log of a run, column by column
 
 From an encoder and a few labels to predictions
@@ -72,6 +73,7 @@ if TYPE_CHECKING:  # for mypy and editors; the same names as in _MODULES, which 
     from ssl3d.plots.widgets import view as view
     from ssl3d.training.monitor import live as live
     from ssl3d.training.pretrain import pretrain as pretrain
+    from ssl3d.training.runs import Run as Run
     from ssl3d.training.runs import read_log as read_log
 
 _MODULES = {
@@ -94,7 +96,7 @@ _MODULES = {
     "plots.widgets": ("view",),
     "training.monitor": ("live",),
     "training.pretrain": ("pretrain",),
-    "training.runs": ("read_log",),
+    "training.runs": ("Run", "read_log"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -130,10 +130,9 @@ def pretrain_command(task: str, store: str, *, out: str, epochs: int = 100, step
         raise InputError(f"'{task}' is not a task. Known are: {', '.join(NAMES)}.")
     from ssl3d.training.pretrain import pretrain
 
-    print(pretrain(task, store, out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr,
-                   architecture=architecture, widths=widths, slices=slices, fold=fold, seed=seed, preset=preset,
-                   options=options, probe=probe, probe_every=probe_every, keep=keep, accelerator=accelerator,
-                   devices=devices, precision=precision))
+    pretrain(task, store, out, epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, architecture=architecture,
+             widths=widths, slices=slices, fold=fold, seed=seed, preset=preset, options=options, probe=probe,
+             probe_every=probe_every, keep=keep, accelerator=accelerator, devices=devices, precision=precision)
 
 # %% ../nbs/81_cli.ipynb #fe296018
 def finetune_command(store: str, *, out: str, encoder: str | None = None, labels: float = 1.0, epochs: int = 100,
@@ -180,14 +179,13 @@ def finetune_command(store: str, *, out: str, encoder: str | None = None, labels
     opened = Store(store, fold)
     if encoder is not None:
         check_card(read_card(encoder), opened, encoder, allow_seen, sources, slices)
-    from ssl3d.downstream.segmentation import finetune, summary
+    from ssl3d.downstream.segmentation import finetune
 
-    run = finetune(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
-                   batch_size=batch_size, lr=lr, widths=widths, seed=seed, architecture=architecture, sources=sources,
-                   scaled=scaled, preset=preset, allow_seen=allow_seen, fold=fold, patch=patch, slices=slices,
-                   track=track, validate=validate, class_weights=class_weights, regions=regions,
-                   accelerator=accelerator, devices=devices, precision=precision)
-    print(summary(run))
+    finetune(store, out, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
+             batch_size=batch_size, lr=lr, widths=widths, seed=seed, architecture=architecture, sources=sources,
+             scaled=scaled, preset=preset, allow_seen=allow_seen, fold=fold, patch=patch, slices=slices, track=track,
+             validate=validate, class_weights=class_weights, regions=regions, accelerator=accelerator,
+             devices=devices, precision=precision)
 
 # %% ../nbs/81_cli.ipynb #1a3d25c8
 def classify_command(store: str, *, out: str, target: Literal["grade", "sex", "age"] = "grade",
@@ -234,14 +232,12 @@ def classify_command(store: str, *, out: str, target: Literal["grade", "sex", "a
     opened = Store(store, fold)
     if encoder is not None:
         check_card(read_card(encoder), opened, encoder, allow_seen, sources)
-    from ssl3d.downstream.classification import classify, summary
+    from ssl3d.downstream.classification import classify
 
-    run = classify(store, out, target=target, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
-                   batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced, widths=widths,
-                   seed=seed, architecture=architecture, sources=sources, scaled=scaled, preset=preset,
-                   allow_seen=allow_seen, fold=fold, track=track, validate=validate, accelerator=accelerator,
-                   devices=devices, precision=precision)
-    print(summary(run))
+    classify(store, out, target=target, encoder=encoder, labels=labels, epochs=epochs, warmup=warmup, steps=steps,
+             batch_size=batch_size, lr=lr, head=head, ordinal=ordinal, balanced=balanced, widths=widths, seed=seed,
+             architecture=architecture, sources=sources, scaled=scaled, preset=preset, allow_seen=allow_seen,
+             fold=fold, track=track, validate=validate, accelerator=accelerator, devices=devices, precision=precision)
 
 
 def predict_command(run: str, store: str, out: str, *, scans: str | None = None, accelerator: str = "auto"):

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-UPWARDS: dict[tuple[str, str], str] = {}  # (module, what it imports inside a function) -> why
+UPWARDS = {  # (module, what it imports inside a function) -> why
+    ("ssl3d.training.runs", "ssl3d.downstream.segmentation"): "a Run says what it reached",
+    ("ssl3d.training.runs", "ssl3d.downstream.classification"): "a Run says what it reached",
+}
 LONG, SHORT = 60, 15  # lines: no function is longer than the first; most exported cells are no longer than the second
 
 

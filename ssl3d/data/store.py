@@ -9,6 +9,7 @@ __all__ = ['UNITS', 'NOTES', 'write_split', 'read_split', 'labels_of', 'array_di
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .splits import fold_subjects, split_subjects
 from ..errors import InputError
-from ..files import read_json, read_sealed, write_json
+from ..files import Folder, as_folder, read_json, read_sealed, write_json
 
 # %% ../../nbs/15_store.ipynb #2409d985
 def write_split(file: Path, split: dict[str, list[str]], **made_with: Any) -> None:
@@ -61,16 +62,18 @@ class Store:
 
     def __init__(
         self,
-        folder: str | Path,  # what `prepare` wrote; raises `InputError` for anything else
+        folder: Folder,  # what `prepare` wrote or returned; raises `InputError` for anything else
         fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's own if None
     ):
-        self.folder, self.fold = Path(folder), fold
+        self.folder, self.fold = as_folder(folder, "store"), fold
+        if fold is None and isinstance(folder, Store):
+            self.fold = fold = folder.fold
         if not self.folder.is_dir():
-            raise InputError(f"{folder}: no such folder. `ssl3d prepare SCANS {folder}` makes a store.")
+            raise InputError(f"{self.folder}: no such folder. `ssl3d prepare SCANS {self.folder}` makes a store.")
         if not (self.folder / "manifest.json").exists():
             begun = (self.folder / NOTES).exists()
-            raise InputError(f"{folder}: is {'an unfinished store' if begun else 'no store'}. "
-                             f"`ssl3d prepare SCANS {folder}` {'finishes' if begun else 'makes'} one.")
+            raise InputError(f"{self.folder}: is {'an unfinished store' if begun else 'no store'}. "
+                             f"`ssl3d prepare SCANS {self.folder}` {'finishes' if begun else 'makes'} one.")
         try:
             self._read(read_sealed(self.folder / "manifest.json"))
         except (KeyError, TypeError, AttributeError, ValueError) as e:
@@ -87,6 +90,9 @@ class Store:
         self.classes = {int(k): name for k, name in manifest["classes"].items()}
         self.cases = {case["id"]: case for case in manifest["cases"]}
         self.subjects = {s: i for i, s in enumerate(sorted({case["subject"] for case in manifest["cases"]}))}
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
 
     def __len__(self) -> int:
         return len(self.cases)

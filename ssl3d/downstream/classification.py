@@ -32,13 +32,13 @@ from ssl3d.downstream.segmentation import (
     weight_origins,
 )
 from ..errors import InputError, check_numbers, one_of
-from ..files import read_json, read_table, write_table
+from ..files import Folder, as_folder, read_json, read_table, write_table
 from ..networks.cards import provenance, read_card
 from ..networks.encoders import WIDTHS
 from ..networks.weights import load_weights
 from ..seeds import seeded
 from ..training.loop import check_devices, images_of_step, pairs, read_batch, train
-from ..training.runs import begin_run
+from ..training.runs import Run, begin_run, finished_run
 
 # %% ../../nbs/63_classification.ipynb #17dc1d54
 class Classifier(nn.Module):
@@ -130,7 +130,7 @@ def make_classifier(
     store: Store,  # whose images it will grade
     n_out: int,  # scores per image
     head: str = "hidden",  # or "linear"
-    encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
+    encoder: Folder | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
     **how: Any,  # architecture, sources, scaled and allow_seen, as in `ssl3d.downstream.segmentation.starting_encoder`
@@ -192,11 +192,11 @@ PAPER_CLASSIFICATION = {"warmup": 5, "lr": 5e-5, "scaled": False}  # appendix A,
 
 
 def classify(
-    store: str | Path,  # folder of a prepared store with grades, sexes or ages
-    out: str | Path,  # folder of the run; one that was begun with the same settings goes on
+    store: Folder,  # folder of a prepared store with grades, sexes or ages
+    out: Folder,  # folder of the run; one that was begun with the same settings goes on
     *,
     target: str = "grade",  # what to tell: grade, sex, or age (a number, so it is regressed)
-    encoder: str | Path | None = None,  # folder of a pretraining run; from scratch if None
+    encoder: Folder | None = None,  # folder of a pretraining run; from scratch if None
     labels: float = 1.0,  # share of the graded training cases to use; subsets of one seed are nested
     epochs: int = 100,  # passes over the graded cases, in full batches
     warmup: int | None = None,  # epochs, the first of them, with a frozen encoder; a quarter of the training if None
@@ -220,8 +220,8 @@ def classify(
     devices: int = 1,  # how many share each step; on a CPU, processes
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
-) -> Path:
-    """Train a network that grades images, and grade the store's test subjects; returns the folder of the run.
+) -> Run:
+    """Train a network that grades images, and grade the store's test subjects; returns the run.
 
     `predictions.csv` has the probabilities and the predicted grade of each test case, `scores.csv` the quadratic kappa
     and the accuracy (paper, section 4.3); for ages, the guessed age, R² and the mean absolute error in years. Raises
@@ -231,7 +231,7 @@ def classify(
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
                   track=track)
     one_of(TARGETS, target=target)
-    opened, out = Store(store, fold), Path(out)
+    opened, out = Store(store, fold), as_folder(out, "out")
     cases = parts(opened, validate)
     truths = {part: {n: _truth(opened.cases[n], target) for n in case_ids} for part, case_ids in cases.items()}
     graded = {part: {n: value for n, value in found.items() if value is not None} for part, found in truths.items()}
@@ -259,7 +259,7 @@ def classify(
                     "architecture": network.encoder.architecture, "sources": sources and list(sources)}
     begin_run(out, settings)
     if (out / "scores.csv").exists():
-        return out
+        return finished_run(out, progress)
     weights = _balance([int(graded["train"][n]) for n in case_ids], n_grades, ordinal) if balanced else None
 
     def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -281,7 +281,7 @@ def classify(
     rows = tell()
     write_table(out / "predictions.csv", rows)
     write_table(out / "scores.csv", [{"cases": len(graded["test"])} | _scores(rows, n_grades)])
-    return out
+    return finished_run(out, progress)
 
 
 def _scores(rows: list[dict], n_grades: int) -> dict[str, float]:
@@ -292,7 +292,7 @@ def _scores(rows: list[dict], n_grades: int) -> dict[str, float]:
     return age_scores(said, known) if truth == "age" else grading_scores(said, known, n_grades)
 
 # %% ../../nbs/63_classification.ipynb #c9ddf835
-def load_classifier(out: str | Path, store: Store) -> Classifier:
+def load_classifier(out: Folder, store: Store) -> Classifier:
     """The trained network of a `classify` run on `store`; raises `InputError` where anything does not fit."""
     if not (Path(out) / "classifier.json").exists():
         raise InputError(f"{out}: holds no classifier. Is this a finished run of `classify`?")
@@ -303,7 +303,7 @@ def load_classifier(out: str | Path, store: Store) -> Classifier:
     return network
 
 
-def summary(run: str | Path) -> str:
+def summary(run: Folder) -> str:
     """Kappa and accuracy of a finished run, or R² and mean error, in one line."""
     if not (Path(run) / "scores.csv").exists():
         raise InputError(f"{run}: has no scores.csv. Is this a finished run of `classify`?")

@@ -26,7 +26,7 @@ from ..data.scans import fingerprint, nifti_header, prepare_scan, read_scan, res
 from ..data.store import Store
 from .segmentation import load_segmenter
 from ..errors import InputError
-from ..files import is_free, read_json, refuse_difference, write_json, write_whole
+from ..files import Folder, as_folder, is_free, read_json, refuse_difference, write_json, write_whole
 from ..training.loop import read_batch
 
 # %% ../../nbs/66_predict.ipynb #80dfd524
@@ -212,9 +212,9 @@ def _device(accelerator: str) -> torch.device:
 
 # %% ../../nbs/66_predict.ipynb #6507c5d3
 def predict(
-    run: str | Path,  # folder of a finished fine-tuning run
-    store: str | Path,  # folder of the store that it was trained on
-    out: str | Path,  # folder for the masks, one `ID.nii.gz` per case; one that was begun goes on
+    run: Folder,  # a finished fine-tuning run, or its folder
+    store: Folder,  # the store that it was trained on, or its folder
+    out: Folder,  # folder for the masks, one `ID.nii.gz` per case; one that was begun goes on
     *,
     scans: str | Path | Cohort | None = None,  # other scans for `open_cohort`; the store's test cases if None
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
@@ -225,9 +225,9 @@ def predict(
     Of a case with several files, the grid is the first one's. Masks of pictures are PNG, of NumPy files NPY. Files that
     are there already are kept. Raises `InputError` where anything does not fit, or a scan is missing or has changed.
     """
-    run, opened, out = Path(run), Store(store), Path(out)
-    network = load_segmenter(run, opened).to(_device(accelerator))
-    card = read_json(run / "segmenter.json")
+    folder, opened, out = as_folder(run, "run"), Store(store), as_folder(out, "out")
+    network = load_segmenter(folder, opened).to(_device(accelerator))
+    card = read_json(folder / "segmenter.json")
     if card["store"] != opened.hash:
         raise InputError(f"{run}: was not trained on {opened.folder}. Give the store that it was trained on, which "
                          "knows how to prepare scans for it, and name other scans with scans=.")
@@ -235,7 +235,7 @@ def predict(
     cohort = None if scans is None else _other_cases(scans, opened)
     source = Path(opened.settings["source"]) if cohort is None else cohort.source
     codes = tuple(sorted(opened.classes))
-    _begin(out, {"network": fingerprint((run / "segmenter.safetensors",)), "store": opened.hash,
+    _begin(out, {"network": fingerprint((folder / "segmenter.safetensors",)), "store": opened.hash,
                  "scans": "test" if cohort is None else str(source.resolve()),
                  "classes": {str(code): opened.classes[code] for code in codes}}, source)
     files = []

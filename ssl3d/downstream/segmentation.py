@@ -24,7 +24,7 @@ from ..data.splits import label_subset
 from ..data.store import Store
 from .metrics import BRATS_REGIONS, dice_per_region, hausdorff95
 from ..errors import InputError, check_numbers, one_of
-from ..files import read_json, read_table, write_json, write_table
+from ..files import Folder, as_folder, read_json, read_table, write_json, write_table
 from ..networks.cards import check_card, provenance, read_card, seen_dimensions
 from ..networks.encoders import WIDTHS, make_encoder
 from ..networks.unet import Segmenter
@@ -33,7 +33,7 @@ from ..networks.windows import SliceBySlice, SlidingWindow, random_window
 from ..plots.slices import busiest, row
 from ..seeds import generator_for, seeded
 from ..training.loop import check_devices, images_of_step, pairs, read_batch, steps_per_epoch, train
-from ..training.runs import begin_run, read_settings
+from ..training.runs import Run, begin_run, finished_run, read_settings
 
 # %% ../../nbs/62_segmentation.ipynb #06e67810
 def freeze(encoder: nn.Module, frozen: bool = True) -> None:
@@ -85,7 +85,7 @@ def _read_masked(
 # %% ../../nbs/62_segmentation.ipynb #8f48fb56
 def starting_encoder(
     store: Store,  # what it will be trained on
-    encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
+    encoder: Folder | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
     *,
@@ -153,7 +153,7 @@ def parts(store: Store, validate: bool = False) -> dict[str, list[str]]:
 # %% ../../nbs/62_segmentation.ipynb #69f2e156
 def make_segmenter(
     store: Store,  # whose classes it will tell apart
-    encoder: str | Path | None = None,  # folder of a pretraining run; random weights if None
+    encoder: Folder | None = None,  # folder of a pretraining run; random weights if None
     widths: tuple[int, ...] = WIDTHS,  # filters per level where there is no encoder to load
     seed: int = 0,  # of the weights that are not loaded
     *,
@@ -248,10 +248,10 @@ def keep_trained(
 
 # %% ../../nbs/62_segmentation.ipynb #62400427
 def finetune(
-    store: str | Path,  # folder of a prepared store with masks
-    out: str | Path,  # folder of the run; one that was begun with the same settings goes on
+    store: Folder,  # folder of a prepared store with masks
+    out: Folder,  # folder of the run; one that was begun with the same settings goes on
     *,
-    encoder: str | Path | None = None,  # folder of a pretraining run; from scratch if None
+    encoder: Folder | None = None,  # folder of a pretraining run; from scratch if None
     labels: float = 1.0,  # share of the labelled training cases to use; subsets of one seed are nested
     epochs: int = 100,  # passes over the labelled cases, in full batches
     warmup: int | None = None,  # epochs with a frozen encoder: from 0 to all of them; a quarter of them if None
@@ -276,8 +276,8 @@ def finetune(
     devices: int = 1,  # how many share each step; on a CPU, processes
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
-) -> Path:
-    """Train a segmentation network and score it on the store's test subjects; returns the folder of the run.
+) -> Run:
+    """Train a segmentation network and score it on the store's test subjects; returns the run.
 
     `scores.csv` has Dice and 95 % Hausdorff distance (mm) of each case and class on the grid of the store, and
     `regions.csv` those of the regions; `metrics` says what absent classes score. The encoder is kept, so that
@@ -287,7 +287,7 @@ def finetune(
     warmup, lr, scaled = preset_or_default(PAPER_SEGMENTATION, preset, warmup, lr, scaled)
     check_numbers(epochs=epochs, warmup=warmup, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed,
                   patch=patch, track=track)
-    opened, out = Store(store, fold), Path(out)
+    opened, out = Store(store, fold), as_folder(out, "out")
     labelled = {part: [n for n in ids if opened.cases[n]["classes"]] for part, ids in parts(opened, validate).items()}
     if not labelled["train"] or not labelled["test"] or len(opened.classes) < 2:
         raise InputError(f"{opened.folder}: has masks for {len(labelled['train'])} training and "
@@ -312,7 +312,7 @@ def finetune(
                 "regions": None if joined is None else {name: list(codes) for name, codes in joined.items()}}
     begin_run(out, settings)
     if (out / "scores.csv").exists():
-        return out
+        return finished_run(out, progress)
 
     def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = [case_ids[i] for i in images_of_step(len(case_ids), batch_size, seed, step)]
@@ -332,16 +332,16 @@ def finetune(
     if joined:
         write_table(out / "regions.csv", score(predictions, opened, joined))
     write_table(out / "scores.csv", score(predictions, opened))
-    return out
+    return finished_run(out, progress)
 
 # %% ../../nbs/62_segmentation.ipynb #40f9aee2
-def told_origins(run: str | Path) -> str:
+def told_origins(run: Folder) -> str:
     """How many weights of a run's network came from where, in words."""
     origins = read_json(Path(run) / "origins.json")
     return "weights " + ", ".join(f"{len(names)} {origin}" for origin, names in origins.items())
 
 
-def summary(run: str | Path) -> str:
+def summary(run: Folder) -> str:
     """The mean Dice of each class over the test cases of a finished run, in one line."""
     if not (Path(run) / "scores.csv").exists():
         raise InputError(f"{run}: has no scores.csv. Is this a finished fine-tuning run?")
@@ -354,14 +354,14 @@ def summary(run: str | Path) -> str:
         ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
 
 # %% ../../nbs/62_segmentation.ipynb #60f64d83
-def encoder_origin(encoder: str | Path | None) -> str | None:
+def encoder_origin(encoder: Folder | None) -> str | None:
     """What tells one encoder from another in the settings of a run: its task and the beginning of its bytes' hash."""
     if encoder is None:
         return None
     return f"{read_card(encoder)['task']} {fingerprint((Path(encoder) / 'encoder.safetensors',))}"
 
 
-def load_segmenter(out: str | Path, store: Store) -> nn.Module:  # (B, C, *space) to class scores, for whole images
+def load_segmenter(out: Folder, store: Store) -> nn.Module:  # (B, C, *space) to class scores, for whole images
     """The trained network of a fine-tuning run on `store`; raises `InputError` where anything does not fit."""
     if not (Path(out) / "segmenter.json").exists():
         raise InputError(f"{out}: holds no segmentation network. Is this a finished fine-tuning run?")
@@ -375,7 +375,7 @@ def load_segmenter(out: str | Path, store: Store) -> nn.Module:  # (B, C, *space
 
 # %% ../../nbs/62_segmentation.ipynb #75330c79
 def segmenter_so_far(
-    run: str | Path,  # folder of a fine-tuning run, finished or not
+    run: Folder,  # folder of a fine-tuning run, finished or not
     store: Store,  # that it is trained on
 ) -> nn.Module:  # (B, C, *space) to class scores, for whole images
     """The network of a run as its last checkpoint has it.

@@ -39,10 +39,10 @@ from ..networks.encoders import ENCODERS, WIDTHS
 from ..tasks import NAMES
 from ..training.loop import steps_per_epoch
 from ..training.pretrain import pretrain
-from ..training.runs import read_log
+from ..training.runs import Run, read_log
 
 # %% ../../nbs/70_experiments.ipynb #65ab28d1
-GOALS: dict[str, Callable[..., Path]] = {"segmentation": finetune, "classification": classify}
+GOALS: dict[str, Callable[..., Run]] = {"segmentation": finetune, "classification": classify}
 
 
 @dataclass
@@ -252,10 +252,13 @@ def _pretraining(experiment: Experiment, arm: dict) -> dict:
 
 def _pretrain(experiment: Experiment, arm: dict, stores: dict[str, Store], run: Path, **more: Any) -> Path:
     """Pretrain as an arm says, with more settings than it has."""
-    store = stores.get("pretraining_cohort", stores["cohort"]).folder
+    store = stores.get("pretraining_cohort", stores["cohort"])
     settings = _pretraining(experiment, arm) | more | {"progress": False}
-    return finetune(store, run, **settings) if arm["task"] == "supervised" else \
+    if arm["task"] == "supervised":
+        finetune(store, run, **settings)
+    else:
         pretrain(arm["task"], store, run, **settings)
+    return run
 
 
 def encoder_cell(experiment: Experiment, cell: Cell) -> Cell | None:
@@ -291,10 +294,10 @@ def _finetuning(experiment: Experiment, arm: str) -> dict:
 def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path, run: Path,
                    **more: Any) -> Path:
     """Fine-tune and score one cell into `run`, with more settings than its arm has."""
-    run = GOALS[experiment.goal](stores["cohort"].folder, run, encoder=encoder_of(experiment, cell, stores, out),
-                                 labels=cell.label_fraction, seed=cell.seed, progress=False,
-                                 fold=_fold(experiment, cell),
-                                 **(_finetuning(experiment, cell.arm) | more))
+    settings = _finetuning(experiment, cell.arm) | more
+    GOALS[experiment.goal](stores["cohort"], run, encoder=encoder_of(experiment, cell, stores, out),
+                           labels=cell.label_fraction, seed=cell.seed, fold=_fold(experiment, cell), progress=False,
+                           **settings)
     (run / "last.ckpt").unlink(missing_ok=True)
     return run
 
@@ -465,12 +468,12 @@ def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs,
         _pretrain(experiment, arm, stores, run, steps=steps, **more)
 
     def try_finetuning(settings: dict, steps: int, run: Path) -> None:
-        goal(stores["cohort"].folder, run, **settings | {"steps": steps, "warmup": 0}, progress=False)
+        goal(stores["cohort"], run, **settings | {"steps": steps, "warmup": 0}, progress=False)
 
     for name, arm in experiment.arms.items():
         if "task" in arm:
             supervised = arm["task"] == "supervised"
-            function: Callable[..., Path] = finetune if supervised else pretrain
+            function: Callable[..., Run] = finetune if supervised else pretrain
             once, step = _seconds(partial(try_pretraining, arm, {"warmup": 0} if supervised else {}))
             n = experiment.seeds * (1 if experiment.pretraining_cohort else folds)
             n_cases = len(stores.get("pretraining_cohort", stores["cohort"]).split("train"))

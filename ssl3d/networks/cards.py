@@ -5,26 +5,25 @@ __all__ = ['read_card', 'provenance', 'seen_dimensions', 'check_card']
 
 # %% ../../nbs/32_cards.ipynb #534b3f7a
 from importlib.metadata import version
-from pathlib import Path
 
 from .. import __version__
 from ..data.splits import person_key
 from ..data.store import Store
 from ..errors import InputError, one_of
-from ..files import read_json
+from ..files import Folder, as_folder, read_json
 
 # %% ../../nbs/32_cards.ipynb #8884b3cf
 def read_card(
-    folder: str | Path,  # folder of a pretraining run
+    folder: Folder,  # a pretraining run, or its folder
 ) -> dict:
     """The card of the encoder in a run folder; raises `InputError` where there is none."""
-    folder = Path(folder)
-    if not (folder / "encoder.json").is_file() or not (folder / "encoder.safetensors").is_file():
-        begun = (folder / "settings.yaml").exists()
-        raise InputError(f"{folder}: holds no encoder. " + (
+    place = as_folder(folder, "encoder")
+    if not (place / "encoder.json").is_file() or not (place / "encoder.safetensors").is_file():
+        begun = (place / "settings.yaml").exists()
+        raise InputError(f"{place}: holds no encoder. " + (
             "Its run is not finished: give the command that began it again, and it goes on." if begun
             else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
-    return read_json(folder / "encoder.json")
+    return read_json(place / "encoder.json")
 
 # %% ../../nbs/32_cards.ipynb #9f204425
 def provenance(
@@ -50,7 +49,7 @@ def seen_dimensions(store: Store, slices: bool) -> int:
 def check_card(
     card: dict,  # of an encoder
     store: Store,  # that it is to be trained and tested on
-    folder: str | Path,  # where the encoder is, for the message
+    folder: Folder,  # where the encoder is, for the message
     allow_seen: str | None = None,  # "names": people of one name are not the same; "all": testing on seen is intended
     sources: tuple[int, ...] | None = None,  # the encoder's channels to use, where it has more than the store
     slices: bool = False,  # whether it is to see slices of the store's volumes

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..files import write_json, write_whole
+from ..files import Folder, write_json, write_whole
 from .cards import read_card
 from .encoders import UNetEncoder, make_encoder, maps_of
 
@@ -54,7 +54,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
     module.load_state_dict(weights)
 
 
-def load_encoder(folder: str | Path) -> nn.Module:
+def load_encoder(folder: Folder) -> nn.Module:
     """The encoder of a pretraining run, with its weights; raises `InputError` where anything does not fit."""
     card = read_card(folder)
     encoder = make_encoder(card["architecture"], card["spatial_dims"], card["in_channels"], card["widths"], seed=0)

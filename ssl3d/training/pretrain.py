@@ -15,6 +15,7 @@ from torch import nn
 
 from ..data.store import Store
 from ..errors import InputError, check_numbers, one_of, whole_number
+from ..files import Folder, as_folder
 from ..networks.cards import provenance, seen_dimensions
 from ..networks.encoders import WIDTHS, make_encoder
 from ..networks.weights import load_weights, save_encoder, save_weights
@@ -24,7 +25,7 @@ from ..tasks.base import Batch, ProxyTask
 from .loop import check_devices, images_of_step, read_batch, steps_per_epoch, train
 from .probes import probe as ask
 from .probes import probe_cases
-from .runs import begin_run, read_log
+from .runs import Run, begin_run, finished_run, read_log
 
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
 def _question(seed: int) -> Callable:
@@ -113,8 +114,8 @@ def _best_step(out: Path) -> int:
 # %% ../../nbs/53_pretrain.ipynb #0d22e6e5
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
-    store: str | Path,  # folder of a prepared store; its test subjects are not looked at
-    out: str | Path,  # folder of the run; one that was begun with the same settings goes on
+    store: Folder,  # a prepared store, or its folder; its test subjects are not looked at
+    out: Folder,  # folder of the run; one that was begun with the same settings goes on
     *,
     epochs: int = 100,  # passes over the training images, in full batches
     steps: int | None = None,  # a fixed number of steps instead
@@ -134,14 +135,14 @@ def pretrain(
     devices: int = 1,  # how many share each step; on a CPU, processes
     precision: str = "32-true",  # Lightning's name of the precision, as bf16-mixed
     progress: bool = True,  # show a progress bar
-) -> Path:
-    """Train an encoder on a proxy task and keep it in a run folder; returns the folder (paper, sections 3 and A).
+) -> Run:
+    """Train an encoder on a proxy task and keep it in a run folder; returns the run (paper, sections 3 and A).
 
     A probe reads labels of training people and is scored on validation people; the training does not see it. Raises
     `InputError` for a store, task, option or number that cannot be used, and for a folder of another run.
     """
     check_numbers(epochs=epochs, steps=steps, batch_size=batch_size, lr=lr, widths=widths, seed=seed)
-    opened, out = Store(store, fold), Path(out)
+    opened, out = Store(store, fold), as_folder(out, "out")
     _check_probe(opened, probe, probe_every, keep)
     dims = seen_dimensions(opened, slices)
     lr = lr if lr is not None else (1e-3 if dims == 3 else 5e-4)
@@ -169,7 +170,7 @@ def pretrain(
                 "probe": probe, "probe_every": probe_every if probe else None, "keep": keep}
     out = begin_run(out, settings)
     if (out / "encoder.json").exists():
-        return out
+        return finished_run(out, progress)
     train(network, _question(seed), _measure, read, out, n_steps=n_steps, lr=lr,
           title=f"pretrain {task}", progress=progress, accelerator=accelerator, devices=devices,
           precision=precision, observe=(probe_every, _look(opened, probe, out)) if probe else None)
@@ -179,4 +180,4 @@ def pretrain(
     save_encoder(network.encoder, out, {"task": task, "options": _in_full(task, options), "slices": slices,
                                         "steps": best} | provenance(opened, case_ids))
     (out / "best.safetensors").unlink(missing_ok=True)
-    return out
+    return finished_run(out, progress)
