@@ -26,6 +26,7 @@ From an encoder and a few labels to predictions
     summary           the scores of a fine-tuning run, in one line
 
 Does pretraining help?
+    experiment        from a description to an Answer: verdicts with intervals, a page
     Experiment        what is compared with what, on which scans
     read_experiment   an Experiment from a YAML file
     run_experiment    all its runs; goes on where it was stopped
@@ -62,6 +63,7 @@ if TYPE_CHECKING:  # for mypy and editors; the same names as in _MODULES, which 
     from ssl3d.downstream.segmentation import load_segmenter as load_segmenter
     from ssl3d.downstream.segmentation import summary as summary
     from ssl3d.errors import InputError as InputError
+    from ssl3d.evidence.answer import experiment as experiment
     from ssl3d.evidence.experiments import Experiment as Experiment
     from ssl3d.evidence.experiments import read_experiment as read_experiment
     from ssl3d.evidence.experiments import run_experiment as run_experiment
@@ -87,6 +89,7 @@ _MODULES = {
     "downstream.predict": ("predict",),
     "downstream.segmentation": ("finetune", "load_segmenter", "summary"),
     "errors": ("InputError",),
+    "evidence.answer": ("experiment",),
     "evidence.experiments": ("Experiment", "read_experiment", "run_experiment"),
     "evidence.statistics": ("verdict",),
     "networks.encoders": ("make_encoder",),

@@ -269,21 +269,13 @@ def experiment_command(file: str, *, out: str, ray: str | None = None, cpus: int
     """
     if not os.path.isfile(file):
         raise InputError(f"{file}: no such file. Give the description of an experiment, a YAML file.")
-    from ssl3d.evidence import experiments, report
+    from ssl3d.evidence.answer import experiment
 
-    described = experiments.read_experiment(file)
-    if ray is None:
-        rows = experiments.run_experiment(described, out)
-    else:
-        from ssl3d.evidence import cluster
-
-        address = None if ray == "local" else ray
-        rows = cluster.run_on_ray(described, out, address=address, cpus=cpus, gpus=gpus)
-    failed = experiments.failed_cells(described, out)
-    about = "\n".join(f"failed: {line['cell']}: {line['error']}" for line in failed)
-    print(report.keep_answer(rows, Path(out), Path(file).stem, about, next(iter(described.arms))))
-    if failed:
-        raise InputError(f"{out}: {len(failed)} cell(s) failed, the first is {failed[0]['cell']}: {failed[0]['error']} "
+    answer = experiment(file, out, ray=ray, cpus=cpus, gpus=gpus)
+    print(answer)
+    if answer.failed:
+        first = answer.failed[0]
+        raise InputError(f"{out}: {len(answer.failed)} cell(s) failed, the first is {first['cell']}: {first['error']} "
                          "The others are in the answer; the same command tries again.")
 
 # %% ../nbs/81_cli.ipynb #b07b6416
