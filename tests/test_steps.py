@@ -1,0 +1,115 @@
+"""The steps fit into one another: each takes what the one before returned, or its path, and refuses anything else."""
+
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from conftest import SAMPLES, SMALL
+
+import ssl3d
+from ssl3d.evidence.answer import Answer
+
+pytestmark = pytest.mark.quick
+
+QUICK = {"widths": SMALL, "progress": False, "accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """Store, pretraining run and fine-tuning run, handed on as objects."""
+    folder = tmp_path_factory.mktemp("steps")
+    store = ssl3d.prepare(SAMPLES, folder / "store", size=16, progress=False)
+    run = ssl3d.pretrain("rotation", store, folder / "rotation", steps=12, **QUICK)
+    few = ssl3d.finetune(store, folder / "few", encoder=run, labels=0.2, steps=4, warmup=1, **QUICK)
+    return store, run, few
+
+
+def test_objects_and_paths_are_one(walked):
+    store, run, few = walked
+    assert os.fspath(store) == str(store.folder) and Path(run) == run.folder
+    assert few / "log.csv" == few.folder / "log.csv"
+    again = ssl3d.finetune(str(store.folder), str(few), encoder=str(run), labels=0.2, steps=4, warmup=1, **QUICK)
+    assert again.settings == few.settings, "the same run by its path"
+    masks = ssl3d.predict(few, store, few / "masks", progress=False)
+    assert len(masks) == 6 and all(mask.exists() for mask in masks)
+
+
+def test_a_store_keeps_its_fold(walked, tmp_path):
+    store = ssl3d.Store(walked[0], fold=(1, 4))
+    run = ssl3d.pretrain("rotation", store, tmp_path / "fold", steps=1, **QUICK)
+    assert run.settings["fold"] == [1, 4] and ssl3d.Store(store).split("test") == store.split("test")
+    assert ssl3d.Store(store, fold=(0, 4)).split("test") != store.split("test")
+
+
+def test_a_run_knows_what_lies_in_its_folder(walked):
+    store, run, few = walked
+    assert run.settings["task"] == "rotation" and run.log["step"].tolist() == [*range(1, 13)]
+    assert run.card["task"] == "rotation" and run.encoder.channels == SMALL and run.name == "rotation"
+    assert {row["case"] for row in few.scores} == set(store.split("test"))
+    assert few.summary() == ssl3d.summary(few) and "Dice over 6 test cases" in few.summary()
+    assert len(few.plot()) == 1 and len(run.plot()) == 2
+    plt.close("all")
+    with pytest.raises(ssl3d.InputError, match="no scores.csv"):
+        run.scores  # noqa: B018
+    with pytest.raises(ssl3d.InputError, match="no settings.yaml"):
+        ssl3d.Run(store)
+
+
+def test_a_run_says_in_a_line_whether_anything_was_learned(walked, tmp_path, capsys):
+    store, run, _ = walked
+    for accuracy, said in ((0.1, "nothing was learned"), (0.6, "learned rotation in 40 steps: 0.60")):
+        made = tmp_path / said[:7]
+        made.mkdir()
+        (made / "settings.yaml").write_bytes((run / "settings.yaml").read_bytes())
+        rows = [f"{step},1.0,{accuracy + 0.05 * (-1) ** step:.3f},0.1" for step in range(1, 41)]
+        (made / "log.csv").write_text("step,loss,accuracy,chance\n" + "\n".join(rows) + "\n")
+        assert said in ssl3d.Run(made).summary()
+    again = ssl3d.pretrain("rotation", store, run, steps=12, **QUICK | {"progress": True})
+    assert again.summary() in capsys.readouterr().out, "a finished step ends with its line"
+
+
+@pytest.mark.parametrize("wrong", [5, None, 2.5, ["runs/a"], np.zeros(3)], ids=str)
+def test_what_stands_for_no_folder_is_refused(walked, wrong, tmp_path):
+    store, run, few = walked
+    calls = {
+        "store": lambda: ssl3d.pretrain("rotation", wrong, tmp_path / "x", steps=1, **QUICK),
+        "out": lambda: ssl3d.finetune(store, wrong, steps=1, **QUICK),
+        "run": lambda: ssl3d.predict(wrong, store, tmp_path / "masks"),
+        "description": lambda: ssl3d.experiment(wrong, tmp_path / "x"),
+    }
+    if wrong is not None:
+        calls["encoder"] = lambda: ssl3d.finetune(store, tmp_path / "x", encoder=wrong, steps=1, **QUICK)
+    for what, call in calls.items():
+        with pytest.raises(ssl3d.InputError, match=f"{what} is .* Give a path, or what `prepare`"):
+            call()
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_wrong_kind_of_folder_is_refused(walked, tmp_path):
+    store, run, few = walked
+    for call, said in (
+        (lambda: ssl3d.pretrain("rotation", run, tmp_path / "x", steps=1, **QUICK), "is no store"),
+        (lambda: ssl3d.finetune(store, tmp_path / "x", encoder=store, steps=1, **QUICK), "store: holds no encoder"),
+        (lambda: ssl3d.predict(run, store, tmp_path / "x"), "holds no segmentation network"),
+        (lambda: ssl3d.predict(store, few, tmp_path / "x"), "is no store"),
+    ):
+        with pytest.raises(ssl3d.InputError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value), "one line, not the whole store"
+
+
+def test_an_experiment_ends_in_an_answer(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        f"cohort: {{source: '{SAMPLES}', size: 16}}\n"
+        "arms: {scratch: {}, rotation: {task: rotation, steps: 2}, lost: {encoder: /nowhere}}\n"
+        "label_fractions: [0.5]\nseeds: 1\nnetwork: {widths: [8, 16, 32]}\nfinetuning: {steps: 2}\n"
+    )
+    answer = ssl3d.experiment(tmp_path / "mine.yaml", tmp_path / "out", progress=False)
+    assert isinstance(answer, Answer) and os.fspath(answer) == str(tmp_path / "out")
+    assert [found["arm"] for found in answer.verdicts] == ["rotation"]
+    assert {line["cell"] for line in answer.failed} == {"lost-0.5-0"} and "failed: lost-0.5-0" in str(answer)
+    assert answer.report().read_text().startswith("<") and str(answer) == (tmp_path / "out/summary.txt").read_text()
+    described = ssl3d.read_experiment(tmp_path / "mine.yaml")
+    assert ssl3d.experiment(described, tmp_path / "out", progress=False).rows == answer.rows
