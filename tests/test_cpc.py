@@ -28,6 +28,8 @@ from ssl3d.tasks.cpc import (
     scan_order,
 )
 
+pytestmark = pytest.mark.quick
+
 
 class Plain(nn.Module):
     """The smallest encoder: one convolution, whose map has the patch's sides; counts what goes through it."""

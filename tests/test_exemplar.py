@@ -31,6 +31,8 @@ from ssl3d.tasks.exemplar import (
 )
 from ssl3d.tasks.rotation import rotations, turn
 
+pytestmark = pytest.mark.quick
+
 SPACES = [(12, 12), (9, 14), (8, 8, 8), (8, 8, 5), (7, 6, 5)]
 STILL = {"flip": 0, "rotate": 0, "colour": 0, "zoom": 0}
 

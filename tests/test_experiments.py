@@ -2,18 +2,13 @@
 
 import csv
 import json
-import os
-import random
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from conftest import ROOT, SAMPLES, SMALL
+from conftest import ROOT, SAMPLES, SMALL, ssl3d
 from filelock import FileLock, Timeout
 
 from ssl3d.data.splits import person_key
@@ -40,22 +35,14 @@ from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
 from ssl3d.training.runs import read_log
 
-COHORT = {"source": str(SAMPLES), "size": 16}
 TOY = Experiment(
-    COHORT,
+    {"source": str(SAMPLES), "size": 16},
     {"scratch": {}, "rotation": {"task": "rotation", "steps": 2}},
     label_fractions=[0.2, 1.0],
     seeds=2,
     network={"widths": [*SMALL]},
     finetuning={"steps": 4, "warmup": 1},
 )
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A finished toy experiment and its rows."""
-    out = tmp_path_factory.mktemp("toy") / "toy"
-    return out, run_experiment(TOY, out, progress=False)
 
 
 def settings_of(out, cell):
@@ -102,7 +89,7 @@ def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):
     before, diary = (out / "results.csv").read_bytes(), read_diary(out)
     monkeypatch.setattr("ssl3d.evidence.experiments.run_cell", lambda *args: 1 / 0)
     same = replace(
-        TOY, cohort=COHORT | {"source": Path(SAMPLES)}, label_fractions=(0.2, 1.0), network={"widths": SMALL}
+        TOY, cohort=TOY.cohort | {"source": Path(SAMPLES)}, label_fractions=(0.2, 1.0), network={"widths": SMALL}
     )
     assert str(run_experiment(same, out, progress=False)) == str(rows), "paths and tuples are those of the file"
     assert (out / "results.csv").read_bytes() == before and read_diary(out) == diary
@@ -120,13 +107,14 @@ def test_it_may_grow_but_not_change(toy, tmp_path):
     for change in (
         {"finetuning": {"steps": 5}},
         {"arms": {"scratch": {}, "rotation": {"task": "rotation", "steps": 3}}},
-        {"cohort": COHORT | {"size": 32}},
+        {"cohort": TOY.cohort | {"size": 32}},
         {"goal": "classification"},
     ):
         with pytest.raises(InputError, match="was"):
             run_experiment(replace(TOY, **change), tmp_path / "toy", progress=False)
 
 
+@pytest.mark.quick
 def test_the_file_says_all_of_it(tmp_path):
     write_experiment(TOY, tmp_path / "e.yaml")
     assert read_experiment(tmp_path / "e.yaml") == TOY
@@ -136,6 +124,7 @@ def test_the_file_says_all_of_it(tmp_path):
         assert next(iter(described.arms)) == "scratch" and ("$SSL3D_DATA" in source or (ROOT / source).is_dir())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -173,7 +162,7 @@ def test_the_file_says_all_of_it(tmp_path):
         ({"seeds": 0}, "seeds"),
         ({"folds": 1}, "folds"),
         ({"cohort": {"size": 16}}, "source"),
-        ({"cohort": COHORT | {"sizes": 16}}, "'sizes'"),
+        ({"cohort": TOY.cohort | {"sizes": 16}}, "'sizes'"),
         ({"finetuning": {"labels": 0.5}}, "'labels'"),
         ({"pretraining": {"out": "x"}}, "'out'"),
         ({"network": {"width": [4, 8]}}, "'width'"),
@@ -189,6 +178,7 @@ def test_a_mistake_is_said_before_anything_is_made(tmp_path, change, said):
         read_experiment(tmp_path / "wrong.yaml")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "text",
     ["", "- 1", "arms: [", "arms: {a: {}}"]
@@ -202,6 +192,7 @@ def test_files_that_are_no_experiment(tmp_path, text):
         read_experiment(tmp_path / "nowhere.yaml")
 
 
+@pytest.mark.quick
 def test_a_variable_that_is_not_set_and_a_taken_folder(tmp_path):
     with pytest.raises(InputError, match="NO_SUCH_PLACE"):
         run_experiment(replace(TOY, cohort={"source": "$NO_SUCH_PLACE/x"}), tmp_path / "out", progress=False)
@@ -305,34 +296,6 @@ def test_grades(tmp_path):
         check_experiment(replace(ages, arms={"a": {"finetuning": {"target": "grade"}}}))
 
 
-RUN = """
-import sys
-from ssl3d.evidence.experiments import read_experiment, run_experiment
-print("ready", flush=True)
-run_experiment(read_experiment(sys.argv[1]), sys.argv[2])
-"""
-
-
-def begin(tmp_path, out, **more):
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # as many as here, where the toy was made
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, tmp_path / "e.yaml", out],
-        cwd="/",
-        stderr=subprocess.DEVNULL,
-        env=os.environ | threads,
-        **more,
-    )
-
-
-def test_two_processes_share_the_work(toy, tmp_path):
-    write_experiment(TOY, tmp_path / "e.yaml")
-    both = [begin(tmp_path, tmp_path / "out") for _ in range(2)]
-    assert [p.wait() for p in both] == [0, 0]
-    made = [line["cell"] for line in read_diary(tmp_path / "out")]
-    assert sorted(made) == sorted(c.name for c in cells_of(TOY)), "every cell once"
-    assert (tmp_path / "out/results.csv").read_bytes() == (toy[0] / "results.csv").read_bytes()
-
-
 def test_who_would_wait_for_an_encoder_goes_on_with_other_cells(toy, tmp_path):
     stores = open_experiment(TOY, tmp_path, progress=False)
     (tmp_path / "pretraining").mkdir()
@@ -344,35 +307,6 @@ def test_who_would_wait_for_an_encoder_goes_on_with_other_cells(toy, tmp_path):
     assert [line["cell"] for line in read_diary(tmp_path)] == [later.name], "not a failure that is noted"
 
 
-def kills(experiment, undisturbed, tmp_path, moments):
-    """Kill an experiment at these moments (seconds of work), let it end, and compare it with one left alone."""
-    write_experiment(experiment, tmp_path / "e.yaml")
-    for moment in moments:
-        process = begin(tmp_path, tmp_path / "out", stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"ready\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(moment)
-        process.kill()
-        process.communicate()
-    assert begin(tmp_path, tmp_path / "out").wait() == 0
-    assert (tmp_path / "out/results.csv").read_bytes() == (undisturbed / "results.csv").read_bytes()
-    made = [line["cell"] for line in read_diary(tmp_path / "out") if line["state"] == "done"]
-    assert sorted(made) == sorted(c.name for c in cells_of(experiment)), "no cell twice, none lost"
-
-
-def test_killed_twice(toy, tmp_path):
-    kills(TOY, toy[0], tmp_path, (0.7, 1.3))
-
-
-@pytest.mark.long
-def test_killed_ten_times(tmp_path):
-    longer = {"finetuning": {"steps": 300, "warmup": 10}, "pretraining": {"steps": 600}}
-    longer = replace(TOY, arms={"scratch": {}, "rotation": {"task": "rotation"}}, **longer)
-    run_experiment(longer, tmp_path / "undisturbed", progress=False)
-    rng = random.Random(0)
-    kills(longer, tmp_path / "undisturbed", tmp_path, [rng.uniform(0, 5) for _ in range(10)])
-
-
 def test_the_diary_is_whole_or_not_there(toy):
     with open(toy[0] / "cells.csv", newline="") as f:
         lines = list(csv.DictReader(f))
@@ -382,15 +316,14 @@ def test_the_diary_is_whole_or_not_there(toy):
 
 def test_from_a_shell(tmp_path):
     write_experiment(replace(TOY, seeds=1, label_fractions=[0.2], arms={"scratch": {}, "b": {}}), tmp_path / "e.yaml")
-    ssl3d = Path(sys.executable).parent / "ssl3d"
-    done = subprocess.run([ssl3d, "experiment", tmp_path / "e.yaml", "--out", tmp_path / "out"], capture_output=True)
-    assert done.returncode == 0 and b"no difference shown" in done.stdout, done.stderr
+    done = ssl3d("experiment", tmp_path / "e.yaml", "--out", tmp_path / "out", folder=tmp_path)
+    assert done.returncode == 0 and "no difference shown" in done.stdout, done.stderr
     assert {"results.csv", "curves.png", "summary.txt", "cells.csv", "experiment.yaml"} <= {
         f.name for f in (tmp_path / "out").iterdir()
     }
     (tmp_path / "e.yaml").write_text("arms: {}")
-    done = subprocess.run([ssl3d, "experiment", tmp_path / "e.yaml", "--out", tmp_path / "x"], capture_output=True)
-    assert done.returncode == 1 and b"e.yaml" in done.stderr and b"Traceback" not in done.stderr
+    done = ssl3d("experiment", tmp_path / "e.yaml", "--out", tmp_path / "x", folder=tmp_path)
+    assert done.returncode == 1 and "e.yaml" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_encoder_of_another_network_is_refused(toy, tmp_path):
@@ -445,8 +378,18 @@ def test_the_first_arm_stays_the_baseline_when_it_fails(toy, tmp_path, monkeypat
 
 
 def test_every_arm_and_fold_chooses_its_learning_rate(tmp_path):
+    brains = sorted((SAMPLES / "imagesTr").glob("*.nii.gz"))[:12]
+    lines = ["image,mask", *(f"{f},{str(f).replace('imagesTr', 'labelsTr')}" for f in brains)]
+    (tmp_path / "few.csv").write_text("\n".join(lines))
+    cohort = {"source": str(tmp_path / "few.csv"), "size": 16}
     searched = replace(
-        TOY, seeds=2, label_fractions=[0.2, 0.5], folds=2, lrs=[1e-7, 1e-2], finetuning={"steps": 12, "warmup": 0}
+        TOY,
+        cohort=cohort,
+        seeds=2,
+        label_fractions=[0.2, 0.5],
+        folds=2,
+        lrs=[1e-7, 1e-2],
+        finetuning={"steps": 4, "warmup": 0},
     )
     out = tmp_path / "out"
     rows = run_experiment(searched, out, progress=False)

@@ -3,41 +3,20 @@
 import json
 import tarfile
 import threading
-import time
-import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-import torch
-from conftest import write_nifti
-from filelock import FileLock
+from conftest import RNG, SAMPLES, msd, volumes, write_nifti
 from PIL import Image
-from test_dicom import write as write_series
 
-from ssl3d.data import prepare as prepare_module
 from ssl3d.data.layouts import download_msd, open_cohort
-from ssl3d.data.prepare import forecast, prepare
-from ssl3d.data.scans import fingerprint, read_scan, resize, scale, survey
-from ssl3d.data.splits import label_subset, merge_copies, split_subjects
-from ssl3d.data.store import Store, read_split, write_split
+from ssl3d.data.prepare import prepare
+from ssl3d.data.scans import read_scan, resize, scale
 from ssl3d.errors import InputError
-from ssl3d.tasks import NAMES
-from ssl3d.training.pretrain import pretrain
 
-RNG = np.random.default_rng(0)
-
-
-def volumes(folder, *names, mask=(), codes=(0, 1, 2)):
-    """Volumes under these names, and masks with these codes."""
-    for name in (*names, *mask):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        write_nifti(folder / f"{name}.nii.gz", RNG.random((8, 9, 10)))
-    for name in mask:
-        write_nifti(folder / f"{name}.nii.gz", RNG.choice(codes, (8, 9, 10)).astype(np.uint8))
-    return folder
+pytestmark = pytest.mark.quick
 
 
 def brats(folder, name, sep, parts, codes=(0, 1, 2, 3)):
@@ -248,200 +227,6 @@ def test_a_decathlon_task_is_fetched(tmp_path, monkeypatch):
     server.shutdown()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_each_side_and_each_subset_has_its_share_of_the_grades(seed):
-    grades = [0] * 50 + [1] * 30 + [2] * 15 + [3] * 5
-    people = [f"p{i:03d}" for i in range(100)]
-    for test in (0.1, 0.2, 0.5):
-        chosen = set(split_subjects(people, test, seed, grades)["test"])
-        assert len(chosen) == round(100 * test)
-        for grade in range(4):
-            share = sum(g == grade and p in chosen for p, g in zip(people, grades))
-            assert abs(share - test * grades.count(grade)) <= 1
-    cases = dict(zip(people, people))
-    subsets = [label_subset(cases, f, seed, dict(zip(people, grades))) for f in (0.05, 0.1, 0.25, 0.5, 1)]
-    assert all(set(a) < set(b) for a, b in zip(subsets, subsets[1:])) and [len(s) for s in subsets] == [
-        5,
-        10,
-        25,
-        50,
-        100,
-    ]
-    assert all(abs(sum(grades[people.index(p)] == 1 for p in s) - 0.3 * len(s)) <= 1 for s in subsets)
-
-
-def test_a_split_is_written_with_a_hash(tmp_path):
-    write_split(tmp_path / "split.json", {"train": ["a", "b"], "test": ["c"]}, seed=3)
-    assert read_split(tmp_path / "split.json") == {"train": ["a", "b"], "test": ["c"]}
-    changed = json.loads((tmp_path / "split.json").read_text()) | {"test": []}
-    (tmp_path / "split.json").write_text(json.dumps(changed))
-    with pytest.raises(InputError, match="split.json.*hash"):
-        read_split(tmp_path / "split.json")
-
-
-def test_copies_count_as_one_person(tmp_path):
-    volumes(tmp_path / "in", *"abcdef")
-    (tmp_path / "in/g.nii.gz").write_bytes((tmp_path / "in/b.nii.gz").read_bytes())
-    for seed in range(8):
-        store = prepare(tmp_path / "in", tmp_path / f"s{seed}", size=8, test=0.4, seed=seed, progress=False)
-        assert store.cases["g"]["subject"] == "b" and store.copies == 1 and "copies: 1" in str(store)
-        assert ("g" in store.split("test")) == ("b" in store.split("test"))
-    assert merge_copies({"a": "p", "b": "q", "c": "q", "d": "r"}, {"a": "1", "b": "1", "c": "2", "d": "2"}) == {
-        name: "p" for name in "abcd"
-    }
-
-
-def test_a_cohort_to_pretrain_on_only(tmp_path):
-    volumes(tmp_path / "in", "a")
-    with pytest.raises(InputError, match="leaves nobody"):
-        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
-    store = prepare(tmp_path / "in", tmp_path / "store", size=8, test=0, progress=False)
-    assert store.split("train") == ["a"] and store.split("test") == []
-
-
-def test_numbers_kept_in_eight_bits(tmp_path):
-    volumes(tmp_path / "in", "a", "b", mask=[])
-    half, byte = (
-        prepare(tmp_path / "in", tmp_path / dtype, size=16, dtype=dtype, progress=False)
-        for dtype in ("float16", "uint8")
-    )
-    for name in "ab":
-        assert byte.image(name).dtype == np.uint8 and byte.image(name).nbytes * 2 == half.image(name).nbytes
-        assert np.abs(byte.image(name) / 255 - half.image(name).astype(float)).max() < 1 / 510 + 2**-11
-        assert byte.cases[name]["rounding"] <= 1 / 510 + 1e-6 and half.cases[name]["rounding"] <= 2**-12
-    from ssl3d.training.loop import read_batch
-
-    batches = [read_batch(store, ["a", "b"]).image for store in (half, byte)]
-    assert batches[1].max() == 1 and (batches[0] - batches[1]).abs().max() < 1 / 510 + 2**-11
-    with pytest.raises(InputError, match="dtype"):
-        prepare(tmp_path / "in", tmp_path / "x", dtype="int16", progress=False)
-
-
-def test_threads_change_no_number(tmp_path):
-    volumes(tmp_path / "in", *"abcdefgh")
-    one, four = (prepare(tmp_path / "in", tmp_path / str(n), size=12, workers=n, progress=False) for n in (1, 4))
-    assert one.hash == four.hash and all(np.array_equal(one.image(n), four.image(n)) for n in one.cases)
-
-
-def test_the_manifest_says_where_each_case_came_from(tmp_path):
-    volumes(tmp_path / "in", "a", "b")
-    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
-    manifest, case = json.loads((tmp_path / "store/manifest.json").read_text()), store.cases["a"]
-    assert set(manifest["versions"]) == {"ssl3d", "torch", "monai", "numpy", "nibabel"}
-    assert case["files"] == [str(tmp_path / "in/a.nii.gz")] and len(case["fingerprint"]) == 16
-    assert case["shape"] == [8, 9, 10] and case["spacing"] == [1, 1, 1] and case["axes"] == "RAS"
-    assert len(case["percentiles"][0]) == 5 and case["box"] and set(case["arrays"]) <= {"images", "content"}
-    need = forecast(tmp_path / "in", size=8, workers=1)
-    made = sum(f.stat().st_size - 128 for f in (tmp_path / "store").rglob("*.npy"))
-    assert need["cases"] == 2 and need["bytes"] == made and need["hours"] > 0
-
-
-def test_a_flipped_bit_is_found(tmp_path):
-    volumes(tmp_path / "in", "a", "b")
-    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
-    store.check(progress=False)
-    file = tmp_path / "store/images/b.npy"
-    data = bytearray(file.read_bytes())
-    data[-7] ^= 4
-    file.write_bytes(data)
-    with pytest.raises(InputError, match="b.npy: is damaged, 1 file"):
-        store.check(progress=False)
-
-
-def test_a_full_disk_is_noticed_before_it_is_full(tmp_path, monkeypatch):
-    import shutil
-
-    volumes(tmp_path / "in", *"abcdef")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(InputError, match="the disk has 0.0 GB left"):
-        prepare(tmp_path / "in", tmp_path / "store", size=16, progress=False)
-    monkeypatch.undo()
-    assert len(prepare(tmp_path / "in", tmp_path / "store", size=16, progress=False)) == 6
-
-
-def test_a_survey_goes_on_after_a_bad_file(tmp_path):
-    volumes(tmp_path, "a", "b", "c")
-    (tmp_path / "b.nii.gz").write_bytes(b"nothing")
-    rows = survey(open_cohort(tmp_path), progress=False)
-    assert [set(row) >= {"shape"} for row in rows] == [True, False, True] and "b.nii.gz" in rows[1]["problem"]
-    assert len(survey(open_cohort(tmp_path), most=2, progress=False)) == 2
-
-
-REAL = {  # folder: how it is opened; layout, cases, masks, grades, channels
-    "Task04_Hippocampus": ({}, "msd", 223, 223, {}, 1),
-    "brats_mini_2mm": ({"modalities": ("t1c", "t2f")}, "brats", 8, 8, {}, 2),
-    "retinamnist": ({}, "medmnist", 1600, 0, {0: 714, 1: 186, 2: 326, 3: 282, 4: 92}, 3),
-    "ixi_t1_brain_2mm": (
-        {"images": "{id}_T1brain.nii.gz", "masks": "{id}_tissue.nii.gz", "table": "participants.csv"},
-        "pattern",
-        159,
-        159,
-        {},
-        1,
-    ),
-    "ixi_t1_head_2mm_10": ({"images": "{id}_T1.nii.gz", "masks": "{id}_T1_DLMUSE.nii.gz"}, "pattern", 10, 10, {}, 1),
-    "idrid_grading_512/labels.csv": (
-        {"columns": {"grade": "dr_grade"}},
-        "csv",
-        413,
-        0,
-        {0: 134, 1: 20, 2: 136, 3: 74, 4: 49},
-        3,
-    ),
-    "synthseg_labelmaps_2mm": ({}, "folder", 20, 0, {}, 1),
-    "totalsegmentator_ct": ({}, "folder", 5, 0, {}, 1),
-}
-
-
-@pytest.mark.parametrize("name", REAL)
-def test_every_real_folder_opens_and_pretrains(real_data, tmp_path, name):
-    how, layout, cases, masks, grades, channels = REAL[name]
-    cohort = open_cohort(real_data / name, **how)
-    found = [c.grade for c in cohort.cases if c.grade is not None]
-    assert (cohort.layout, len(cohort), sum(c.mask is not None for c in cohort.cases)) == (layout, cases, masks)
-    assert {g: found.count(g) for g in set(found)} == grades
-    flat = "retina" in name or "idrid" in name
-    size = 48 if flat else 32
-    store = prepare(cohort, tmp_path / "store", size=size, test=0.8 if cases > 20 else 0.2, progress=False)
-    assert (len(store), store.channels, store.spatial_dims) == (cases, channels, 2 if flat else 3)
-    for task in NAMES:
-        pretrain(
-            task,
-            tmp_path / "store",
-            tmp_path / task,
-            epochs=1,
-            batch_size=min(16, len(store.split("train"))),
-            widths=(4, 8, 16),
-            progress=False,
-            accelerator="cpu",
-        )
-        assert (tmp_path / task / "encoder.safetensors").exists()
-
-
-def test_real_people(real_data):
-    brains = open_cohort(real_data / "ixi_t1_brain_2mm", images="{id}_T1brain.nii.gz", table="participants.csv")
-    known = [c for c in brains.cases if c.age is not None]
-    first = brains.cases[0]
-    assert len(known) == 155 and (first.id, first.age, first.sex) == ("IXI012-HH-1211", 38.78, "M")
-    tumours = open_cohort(real_data / "brats_mini_2mm")
-    assert len({c.subject for c in tumours.cases}) == 8 and sum(len(c.images) == 4 for c in tumours.cases) == 4
-    ct = open_cohort(real_data / "totalsegmentator_ct" / "example_ct_dicom")
-    assert ct.layout == "dicom" and len(ct) == 1 and ct.channels == ("CT Body 3.0",)
-
-
-def test_real_copies(real_data, tmp_path):
-    store = prepare(
-        open_cohort(real_data / "idrid_grading_512/labels.csv", columns={"grade": "dr_grade"}),
-        tmp_path / "eyes",
-        size=16,
-        crop=False,
-        progress=False,
-    )
-    people = {part: {store.cases[n]["fingerprint"] for n in store.split(part)} for part in ("train", "test")}
-    assert store.copies == 5 and not people["train"] & people["test"]
-    assert Store(tmp_path / "eyes").hash == store.hash
-
-
 def people_folder(folder):
     return volumes(folder, "001_a", "001_b", "002_a", "003_a")
 
@@ -508,182 +293,6 @@ def test_bids_does_not_choose_for_the_user(tmp_path):
         open_cohort(tmp_path)
 
 
-def test_a_finished_store_notices_other_people_and_other_voxels(tmp_path):
-    people_folder(tmp_path / "in")
-    by_file = open_cohort(tmp_path / "in", images="{id}.nii.gz")
-    by_person = open_cohort(tmp_path / "in", images="{subject}_{session}.nii.gz")
-    first = prepare(by_file, tmp_path / "a", size=8, progress=False)
-    with pytest.raises(InputError, match="other scans"):
-        prepare(by_person, tmp_path / "a", size=8, progress=False)
-    for file in (tmp_path / "in").iterdir():
-        file.touch()  # another time of change, the same bytes
-    assert prepare(by_file, tmp_path / "a", size=8, progress=False).hash == first.hash
-    write_nifti(tmp_path / "in/002_a.nii.gz", RNG.random((8, 9, 10)))
-    with pytest.raises(InputError, match="other scans"):
-        prepare(by_file, tmp_path / "a", size=8, progress=False)
-
-
-def test_a_class_that_gets_lost_is_told(tmp_path):
-    (tmp_path / "in").mkdir()
-    for i in range(3):
-        write_nifti(tmp_path / f"in/{i}_t.nii.gz", RNG.random((32, 32, 32)))
-        spot = np.zeros((32, 32, 32), np.uint8)
-        spot[4:20, 4:20, 4:20], spot[1, 1, 1] = 1, 2
-        write_nifti(tmp_path / f"in/{i}_m.nii.gz", spot)
-    cohort = open_cohort(tmp_path / "in", images="{id}_t.nii.gz", masks="{id}_m.nii.gz")
-    assert "too small: 3 mask(s)" in str(prepare(cohort, tmp_path / "s", size=8, progress=False))
-    assert "too small" not in str(prepare(cohort, tmp_path / "l", size=32, progress=False))
-
-
-def test_two_processes_do_not_make_one_store(tmp_path):
-    volumes(tmp_path / "in", "a", "b")
-    (tmp_path / "store").mkdir()
-    with FileLock(tmp_path / "store/prepare.lock"), pytest.raises(InputError, match="made by another process"):
-        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
-    assert len(prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)) == 2
-    assert not (tmp_path / "store/prepare.lock").exists()
-
-
-def test_what_is_finished_is_noted_at_once(tmp_path, monkeypatch):
-    volumes(tmp_path / "in", *"abcde")
-    honest = prepare_module._prepare_case
-
-    def slow_first(case, *rest):
-        if case.id == "a":
-            for _ in range(200):
-                if len((tmp_path / "store/unfinished.jsonl").read_text().splitlines()) == 5:
-                    raise KeyboardInterrupt
-                time.sleep(0.05)
-        return honest(case, *rest)
-
-    monkeypatch.setattr(prepare_module, "_prepare_case", slow_first)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(tmp_path / "in", tmp_path / "store", size=8, workers=2, progress=False)
-    monkeypatch.setattr(prepare_module, "_prepare_case", honest)
-    made = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "store/images").iterdir()}
-    (tmp_path / "store/images/c.npy").unlink()  # lost before the second try
-    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
-    store.check(progress=False)
-    again = {name: (tmp_path / "store/images" / name).stat().st_mtime_ns == made[name] for name in made}
-    assert again == {"b.npy": True, "c.npy": False, "d.npy": True, "e.npy": True}
-
-
-def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
-    volumes(tmp_path / "in", "a", "b")
-    monkeypatch.setattr("ssl3d.data.scans.fingerprint", lambda paths: [p.touch() for p in paths] and "0")
-    with pytest.raises(InputError, match="changed while it was read"):
-        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
-
-
-def test_an_odd_case_that_was_removed_is_forgotten(tmp_path):
-    volumes(tmp_path / "in", "b", "c")
-    np.save(tmp_path / "in/a.npy", RNG.random((20, 30)))
-    with pytest.raises(InputError, match="one kind of image"):
-        prepare(tmp_path / "in", tmp_path / "store", size=8, workers=1, progress=False)
-    (tmp_path / "in/a.npy").unlink()
-    assert len(prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)) == 2
-
-
-def test_threads_and_warnings_are_as_before(tmp_path):
-    volumes(tmp_path / "in", *"abcd")
-    threads, filters = torch.get_num_threads(), list(warnings.filters)
-    prepare(tmp_path / "in", tmp_path / "store", size=8, workers=4, progress=False)
-    assert torch.get_num_threads() == threads and warnings.filters == filters
-
-
-def test_the_hash_is_of_people_and_grades_too(tmp_path):
-    volumes(tmp_path, "a", "b", "c")
-    tables = {
-        "plain": "image\na\nb\nc\n",
-        "graded": "image,label\na,0\nb,1\nc,1\n",
-        "other": "image,label\na,0\nb,0\nc,1\n",
-        "people": "image,subject\na,x\nb,x\nc,y\n",
-        "aged": "image,age\na,1\nb,2\nc,3\n",
-    }
-    hashes = set()
-    for name, text in tables.items():
-        (tmp_path / f"{name}.csv").write_text(text)
-        hashes.add(
-            prepare(
-                tmp_path / f"{name}.csv", tmp_path.parent / f"{tmp_path.name}-{name}", size=8, test=0, progress=False
-            ).hash
-        )
-    assert len(hashes) == len(tables)
-
-
-def test_both_sides_of_a_store_have_masks_and_grades(tmp_path):
-    volumes(tmp_path, *[f"i{n:02d}" for n in range(40)], mask=[f"m{n}" for n in range(8)])
-    rows = [f"i{n:02d},{f'm{n}' if n < 8 else ''},{n % 2 if n >= 20 else ''}" for n in range(40)]
-    (tmp_path / "t.csv").write_text("image,mask,grade\n" + "\n".join(rows))
-    for seed in range(6):
-        store = prepare(
-            tmp_path / "t.csv",
-            tmp_path.parent / f"{tmp_path.name}-{seed}",
-            size=8,
-            test=0.25,
-            seed=seed,
-            progress=False,
-        )
-        test = [store.cases[n] for n in store.split("test")]
-        assert len(test) == 10 and sum(bool(c["classes"]) for c in test) == 2
-        assert 2 <= sum(c["grade"] == 0 for c in test) <= 3 and 2 <= sum(c["grade"] == 1 for c in test) <= 3
-
-
-def test_shrinking_blurs_first(tmp_path):
-    fine = np.indices((64, 64, 64)).sum(0) % 2
-    write_nifti(tmp_path / "a.nii", fine.astype(np.float32))
-    small = resize(read_scan(tmp_path / "a.nii"), (15, 15, 15))[0, 2:-2, 2:-2, 2:-2]
-    assert (small - 0.5).abs().max() < 0.02, "a checkerboard is grey from afar"
-    step = np.zeros((64, 64, 64), np.float32)
-    step[32:] = 1
-    write_nifti(tmp_path / "b.nii", step)
-    edge = resize(read_scan(tmp_path / "b.nii"), (16, 16, 16))[0, :, 8, 8]
-    assert edge[0] == 0 and edge[-1] == 1 and 0.02 < edge[7] < 0.4, "blurred as much as four voxels become one, no more"
-
-
-def test_every_slice_counts_in_a_fingerprint(tmp_path):
-    folder = write_series(tmp_path / "s")
-    before = fingerprint((folder,))
-    last = sorted(folder.iterdir())[-1]
-    data = bytearray(last.read_bytes())
-    data[-1] ^= 1
-    last.write_bytes(data)
-    assert fingerprint((folder,)) != before
-
-
-def test_a_mask_on_another_grid_by_little(tmp_path):
-    for i, shift in enumerate((0.4, 0.6)):
-        write_nifti(tmp_path / f"{i}_t.nii", RNG.random((8, 9, 10)))
-        away = np.eye(4)
-        away[0, 3] = shift
-        write_nifti(tmp_path / f"{i}_m.nii", RNG.integers(0, 2, (8, 9, 10)).astype(np.uint8), away)
-    cohort = open_cohort(tmp_path, images="{id}_t.nii", masks="{id}_m.nii")
-    store = prepare(cohort, tmp_path.parent / f"{tmp_path.name}-s", size=8, test=0, on_error="skip", progress=False)
-    assert list(store.cases) == ["0"] and "0.6 mm away" in store.left_out[0]["problem"]
-    with pytest.raises(InputError, match="made without 1 case"):
-        prepare(cohort, tmp_path.parent / f"{tmp_path.name}-s", size=8, test=0, progress=False)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"seed": -1},
-        {"workers": -1},
-        {"workers": 0},
-        {"percentiles": (1,)},
-        {"test": "0.2"},
-        {"size": 12.5},
-        {"size": True},
-        {"percentiles": ("a", "b")},
-        {"on_error": "go"},
-    ],
-)
-def test_settings_that_make_no_sense(tmp_path, wrong):
-    volumes(tmp_path / "in", "a", "b")
-    with pytest.raises(InputError, match=next(iter(wrong)).replace("test", "share")):
-        prepare(tmp_path / "in", tmp_path / "store", **wrong, progress=False)
-
-
 def test_uk_biobank_without_a_brain(tmp_path):
     volumes(tmp_path, "1/T1/T1", "1/T1/T1_brain", "2/T1/T1")
     with pytest.raises(InputError, match="2/T1/T1.nii.gz: has no T1_brain"):
@@ -698,10 +307,77 @@ def test_a_mask_is_no_second_scan(tmp_path):
     assert [c.id for c in cohort.cases] == ["a", "b"] and all(c.mask for c in cohort.cases)
 
 
-def test_a_large_cohort_is_split_in_no_time():
-    people = {f"c{i}": f"p{i // 2}" for i in range(44_000)}
-    start = time.perf_counter()
-    label_subset(people, 0.5)
-    merge_copies(people, {name: name for name in people})
-    split_subjects([*people.values()], 0.2)
-    assert time.perf_counter() - start < 20, "minutes where each person is looked up among all others"
+def test_samples_are_a_decathlon_task():
+    cohort = open_cohort(SAMPLES)
+    assert cohort.layout == "msd" and len(cohort) == 32 and len(cohort.channels) == 4 and len(cohort.classes) == 4
+
+
+def test_unlabelled_images_of_a_task_are_cases(tmp_path):
+    msd(tmp_path)
+    write_nifti(tmp_path / "imagesTr/extra.nii.gz", RNG.random((8, 9, 10)))
+    msd(tmp_path, test=["./imagesTr/extra.nii.gz"])
+    assert [c.mask is None for c in open_cohort(tmp_path).cases] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    "index, said",
+    [
+        ("{", "dataset.json"),
+        ("[]", "dataset.json"),
+        ('{"training": [1]}', "training"),
+        ('{"training": []}', "no scan"),
+        ('{"training": [{"image": "x.nii", "label": "y.nii"}]}', "x.nii"),
+    ],
+)
+def test_a_broken_index_is_named(tmp_path, index, said):
+    (tmp_path / "dataset.json").write_text(index)
+    with pytest.raises(InputError, match=said):
+        open_cohort(tmp_path)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(InputError, match="no such"):
+        open_cohort(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no scan"):
+        open_cohort(tmp_path)
+    with pytest.raises(InputError, match="not a layout"):
+        open_cohort(tmp_path, layout="nifti")
+
+
+def test_two_cases_of_one_name_are_refused(tmp_path):
+    write_nifti(tmp_path / "a.nii", RNG.random((4, 4, 4)))
+    np.save(tmp_path / "a.npy", RNG.random((4, 4, 4)))
+    with pytest.raises(InputError, match="'a'"):
+        open_cohort(tmp_path)
+
+
+def test_csv_with_stray_spaces_masks_and_subjects(tmp_path):
+    for i in range(3):
+        write_nifti(tmp_path / f"s{i}.nii.gz", RNG.random((6, 6, 6)))
+        write_nifti(tmp_path / f"m{i}.nii.gz", np.eye(6, dtype=np.uint8)[..., None].repeat(6, 2))
+    (tmp_path / "t.csv").write_text(
+        " Image , mask,subject,site\n" + "".join(f" s{i}.nii.gz, m{i}.nii.gz ,p{i // 2}, x\n" for i in range(3))
+    )
+    cohort = open_cohort(tmp_path / "t.csv")
+    assert [(c.id, c.subject, c.mask.name) for c in cohort.cases] == [
+        ("s0", "p0", "m0.nii.gz"),
+        ("s1", "p0", "m1.nii.gz"),
+        ("s2", "p1", "m2.nii.gz"),
+    ]
+    (tmp_path / "bad.csv").write_text("file,label\ns0.nii.gz,1\n")
+    with pytest.raises(InputError, match="no column 'image'"):
+        open_cohort(tmp_path / "bad.csv")
+
+
+def test_csv_names_and_grades(tmp_path):
+    for folder in ("sub1", "sub2"):
+        (tmp_path / folder).mkdir()
+        write_nifti(tmp_path / folder / "T1.nii", RNG.random((4, 4, 4)))
+    (tmp_path / "t.csv").write_text("image,label\nsub1/T1.nii,1.0\nsub2/T1.nii,\n")
+    assert [(c.id, c.grade, c.mask) for c in open_cohort(tmp_path / "t.csv").cases] == [
+        ("sub1-T1", 1, None),
+        ("sub2-T1", None, None),
+    ]
+    for layout in ("msd", "csv", "medmnist"):
+        with pytest.raises(InputError, match=layout):
+            open_cohort(tmp_path / "sub1", layout=layout)

@@ -22,6 +22,8 @@ from ssl3d.downstream.metrics import (
 from ssl3d.errors import InputError
 from ssl3d.files import read_table, write_table
 
+pytestmark = pytest.mark.quick
+
 SHAPES = {(9, 11): (0.7, 2.5), (7, 8, 6): (1.0, 0.4, 3.0)}  # -> mm
 
 
@@ -266,11 +268,32 @@ def test_gradings_that_are_refused(given, truth, n_classes):
 
 def test_a_table_keeps_every_score(tmp_path):
     rows = [
-        {"case": "a", "class": "WT", "share": 0.1, "seed": 3, "dice": 1 / 3, "hausdorff95": 1 / 7},
-        {"case": "b", "class": "ET", "share": 1.0, "seed": 4, "dice": 0.0, "hausdorff95": math.inf},
+        {"case": "a", "class": "WT", "label_fraction": 0.1, "seed": 3, "dice": 1 / 3, "hausdorff95": 1 / 7},
+        {"case": "b", "class": "ET", "label_fraction": 1.0, "seed": 4, "dice": 0.0, "hausdorff95": math.inf},
     ]
     write_table(tmp_path / "scores.csv", rows)
     assert read_table(tmp_path / "scores.csv") == rows
     write_table(tmp_path / "scores.csv", [{"seed": 0, "kappa": math.nan, "accuracy": 1.0}])
     (row,) = read_table(tmp_path / "scores.csv")
     assert math.isnan(row["kappa"]) and row["accuracy"] == 1.0 and row["seed"] == 0
+
+
+def test_dice_per_class_agrees_with_counting():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 4, (2, 6, 8, 8, 8))
+    a[0][a[0] == 2] = 0  # a class absent from the prediction
+    a[1][a[1] == 3] = b[1][b[1] == 3] = 0  # absent from both
+    b[2] = 0  # empty truth
+    a[3] = b[3] = 0  # both empty
+    expected = np.array(
+        [
+            [
+                2 * ((x == c) & (y == c)).sum() / max(1, (x == c).sum() + (y == c).sum())
+                if ((x == c) | (y == c)).any()
+                else 1
+                for c in (1, 2, 3)
+            ]
+            for x, y in zip(a, b)
+        ]
+    )
+    assert np.allclose(dice_per_class(torch.tensor(a), torch.tensor(b), 4), expected, atol=1e-6)

@@ -6,11 +6,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLES, write_nifti
+from conftest import SAMPLES, volumes, write_nifti
 from PIL import Image
+from test_dicom import write as write_series
 
-from ssl3d.data.scans import content_box, crop, orient, prepare_scan, read_scan, resize, scale
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.scans import content_box, crop, fingerprint, orient, prepare_scan, read_scan, resize, scale, survey
 from ssl3d.errors import InputError
+
+pytestmark = pytest.mark.quick
 
 RNG = np.random.default_rng(0)
 
@@ -208,3 +212,33 @@ def test_modalities_of_a_case_are_stacked(tmp_path):
     write_nifti(tmp_path / "2.nii", RNG.random((6, 6, 7)))
     with pytest.raises(InputError, match="2.nii"):
         prepare_scan(files, size=8)
+
+
+def test_a_survey_goes_on_after_a_bad_file(tmp_path):
+    volumes(tmp_path, "a", "b", "c")
+    (tmp_path / "b.nii.gz").write_bytes(b"nothing")
+    rows = survey(open_cohort(tmp_path), progress=False)
+    assert [set(row) >= {"shape"} for row in rows] == [True, False, True] and "b.nii.gz" in rows[1]["problem"]
+    assert len(survey(open_cohort(tmp_path), most=2, progress=False)) == 2
+
+
+def test_shrinking_blurs_first(tmp_path):
+    fine = np.indices((64, 64, 64)).sum(0) % 2
+    write_nifti(tmp_path / "a.nii", fine.astype(np.float32))
+    small = resize(read_scan(tmp_path / "a.nii"), (15, 15, 15))[0, 2:-2, 2:-2, 2:-2]
+    assert (small - 0.5).abs().max() < 0.02, "a checkerboard is grey from afar"
+    step = np.zeros((64, 64, 64), np.float32)
+    step[32:] = 1
+    write_nifti(tmp_path / "b.nii", step)
+    edge = resize(read_scan(tmp_path / "b.nii"), (16, 16, 16))[0, :, 8, 8]
+    assert edge[0] == 0 and edge[-1] == 1 and 0.02 < edge[7] < 0.4, "blurred as much as four voxels become one, no more"
+
+
+def test_every_slice_counts_in_a_fingerprint(tmp_path):
+    folder = write_series(tmp_path / "s")
+    before = fingerprint((folder,))
+    last = sorted(folder.iterdir())[-1]
+    data = bytearray(last.read_bytes())
+    data[-1] ^= 1
+    last.write_bytes(data)
+    assert fingerprint((folder,)) != before

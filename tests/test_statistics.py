@@ -2,6 +2,7 @@
 
 import random
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy import stats
@@ -25,6 +26,8 @@ from ssl3d.evidence.statistics import (
     verdict_table,
 )
 from ssl3d.files import write_table
+
+pytestmark = pytest.mark.quick
 
 
 def dice_rows(gain, arms=("scratch", "x"), seeds=5, people=10, label_fractions=(0.1,)):
@@ -101,13 +104,15 @@ def test_what_is_not_defined_is_not_worse():
 
 @pytest.mark.parametrize("value", [1 / 3, 0.1, 2 / 7, 1.0, 0.0])
 @pytest.mark.parametrize("shape", [(2, 6), (3, 7), (5, 45), (1, 9)])
-def test_equal_scores_have_an_interval_of_no_width(value, shape, tmp_path):
+def test_equal_scores_have_an_interval_of_no_width(value, shape, tmp_path, monkeypatch):
     d = np.full(shape, value)
     low, high = bootstrap_interval(d)
     assert low <= d.mean() <= high and np.isclose(low, high) and smallest_difference(d) == 0
     assert p_value(d) == (1 if value == 0 else 0)
     rows = dice_rows(lambda a, s, c: value, seeds=shape[0], people=shape[1])
     write_table(tmp_path / "results.csv", rows)
+    if value != 1 / 3:  # the others are drawn, too, but not painted: it would take a second each
+        monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
     assert "no difference shown" in keep_answer(rows, tmp_path)
 
 
@@ -154,55 +159,16 @@ def test_many_people_do_not_make_up_for_few_seeds():
     assert width(5, 20) > 0.8 * width(5, 5) and width(5, 20) > 1.5 * width(20, 20) > 0.3
 
 
-def coverage(trials, worlds, shape="normal"):
-    held = {}
-    for parts in worlds:
-        rng = np.random.default_rng(0)
-        found = [bootstrap_interval(world(rng, 5, 60, *parts, 0.05, shape), i, 500) for i in range(trials)]
-        held[parts] = np.mean([low <= 0.05 <= high for low, high in found])
-    return held
 
 
-def false_alarms(trials, arms, parts):
-    """Share of experiments without any effect in which some arm is said to differ; all arms share the baseline."""
-    rng, wrong = np.random.default_rng(1), 0
-    for i in range(trials):
-        scores = [world(rng, 5, 60, *parts) for _ in range(arms + 1)]
-        wrong += min(holm([p_value(s - scores[0], i, 500) for s in scores[1:]])) < 0.05
-    return wrong / trials
 
 
-def found_at(times, trials, arms, parts):
-    """How often a true difference of so many times the smallest detectable one is shown."""
-    rng = np.random.default_rng(2)
-    smallest = np.mean([smallest_difference(world(rng, 5, 60, *parts), arms) for _ in range(200)])
-    shown = [
-        holm([p_value(world(rng, 5, 60, *parts, times * smallest * (k == 0)), i, 500) for k in range(arms)])[0] < 0.05
-        for i in range(trials)
-    ]
-    return np.mean(shown)
 
 
-def test_calibrated_in_short():
-    held = coverage(200, WORLDS[1:3])
-    assert all(0.9 <= label_fraction <= 0.99 for label_fraction in held.values()), held
-    for parts in (WORLDS[1], WORLDS[3]):  # where people differ most, and where seeds do
-        assert false_alarms(150, 5, parts) <= 0.08 and found_at(2, 60, 5, parts) >= 0.8
-        assert 0.6 < found_at(1, 150, 1, parts) < 0.92, "about 80 % at the smallest detectable difference itself"
 
 
-@pytest.mark.long
-def test_calibrated():
-    held = coverage(1000, WORLDS)
-    assert all(0.92 <= label_fraction <= 0.98 for label_fraction in held.values()), held
-    for parts in WORLDS:
-        alarms, found = false_alarms(4000, 5, parts), found_at(2, 1000, 5, parts)  # of 1000 alone, 5 % may be 4 or 6
-        assert alarms <= 0.05 and found >= 0.8, (parts, alarms, found)
 
 
-def test_what_the_interval_cannot_know():
-    held = coverage(200, [(0.12, 0.05, 0.1)], shape="skewed")
-    assert 0.8 < held[0.12, 0.05, 0.1] < 0.95, "the notebook says so"
 
 
 def test_holm_against_its_definition():

@@ -304,6 +304,25 @@ def test_what_leaves_the_machine_is_caught():
     assert outside == ["http://192.0.2.1/x", "ws://192.0.2.1/y"]
 
 
+def test_news_of_a_run_arrive_when_no_cell_runs(lab):
+    command = f"ssl3d pretrain rotation /nowhere --out {lab[2] / 'never'}"
+    write_notebook(lab[2] / "news.ipynb", f"from ssl3d import live\n%%\nlive({{'rotation': '{command}'}})")
+
+    def then(page):
+        told = ".jp-OutputArea-output .widget-html-content >> nth=0"
+        before = page.inner_text(told).strip()
+        page.click('button.jupyter-button:has-text("start")')
+        for _ in range(600):
+            page.wait_for_timeout(100)
+            if page.inner_text(told).strip().startswith("failed"):
+                break
+        return before, page.inner_text(told).strip()
+
+    before, after = browse(lab, "news.ipynb", 120, then)
+    assert before == "not begun" and re.match(r"failed \(exit status 1\): .*/nowhere", after)
+
+
+@pytest.mark.long  # the whole of it, in a browser; by hand it is in test_monitor, and news and widgets are above
 def test_a_training_is_watched_stopped_and_goes_on(lab, store):
     command = f"ssl3d pretrain rotation {store.folder} --out {lab[2] / 'run'} --steps 3000 --widths [4,8]"
     write_notebook(lab[2] / "watch.ipynb", f"from ssl3d import live\n%%\nlive({{'rotation': '{command}'}})")

@@ -986,11 +986,11 @@ def test_going_on_after_the_file_is_mended(good, task, tmp_path, name):
 def test_a_full_disk_leaves_nothing_half_written_in_the_end(task, tmp_path, monkeypatch):
     save = np.save
 
-    def full(file, array):
+    def full(file, arr):
         if "c2" in file.name:
             file.write(b"half")
             raise OSError(28, "No space left on device")
-        save(file, array)
+        save(file, arr)
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises((InputError, OSError), match="No space left"):

@@ -8,7 +8,6 @@ import torch
 from conftest import write_nifti
 from sklearn.metrics import cohen_kappa_score, r2_score
 
-from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.classification import (
     _balance,
@@ -217,24 +216,3 @@ def test_no_grades_no_classes(tmp_path):
     store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
     with pytest.raises(InputError, match="knows the grade of 0 training"):
         classify(store.folder, tmp_path / "x", progress=False)
-
-
-def test_real_retinas(real_data, tmp_path):
-    cohort = open_cohort(real_data / "idrid_grading_512/labels.csv", columns={"grade": "dr_grade"})
-    store = prepare(cohort, tmp_path / "eyes", size=32, crop=False, progress=False)
-    encoder = pretrain(
-        "rotation", store.folder, tmp_path / "rot", epochs=1, batch_size=32, widths=SMALL, progress=False
-    )
-    run = classify(
-        store.folder,
-        tmp_path / "run",
-        encoder=encoder,
-        epochs=2,
-        batch_size=32,
-        ordinal=True,
-        balanced=True,
-        progress=False,
-    )
-    rows = read_table(run / "predictions.csv")
-    assert {r["grade"] for r in rows} == {0, 1, 2, 3, 4} and len(rows) == len(store.split("test"))
-    assert np.isfinite(read_table(run / "scores.csv")[0]["kappa"])

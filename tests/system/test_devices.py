@@ -1,13 +1,12 @@
 """One training on several devices: the same losses and weights as on one, and nothing done twice."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, begin, ended
 
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
@@ -39,12 +38,11 @@ RUNS = {
 }
 
 
-def train_apart(devices, store, out, runs, check=True):
-    """Run the program above in processes of its own."""
-    out.mkdir(exist_ok=True)
-    (out / "program.py").write_text(PROGRAM)
-    line = [sys.executable, out / "program.py", str(devices), store.folder, out, json.dumps(runs)]
-    return subprocess.run(line, check=check, capture_output=True, text=True, cwd="/", timeout=600)
+def train_apart(devices, store, out, runs, program=PROGRAM):
+    """Run the program above in processes of its own; its exit status, and what it said."""
+    (out / "program.py").write_text(program)
+    status = ended(begin(out / "program.py", devices, store.folder, out, json.dumps(runs), said=out), 600)
+    return status, (out / "stdout").read_text(), (out / "stderr").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,8 @@ def both(store, tmp_path_factory):
     """The folders of all runs, by one process and by two; and what the programs printed."""
     folders = [tmp_path_factory.mktemp(f"by{devices}") for devices in (1, 2)]
     done = [train_apart(devices, store, folder, RUNS) for devices, folder in zip((1, 2), folders)]
-    return folders, [d.stdout.splitlines() for d in done]
+    assert [status for status, *_ in done] == [0, 0], done
+    return folders, [printed.splitlines() for _, printed, _ in done]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -95,23 +94,12 @@ def test_the_number_of_devices_may_change(both, store, tmp_path):
         1,
     )
     long = {"nt-xent": (RUNS["nt-xent"][0], RUNS["nt-xent"][1] | {"steps": 56})}
-    (tmp_path / "broken.py").write_text(broken)
-    line = [sys.executable, tmp_path / "broken.py", "2", store.folder, tmp_path, json.dumps(long)]
-    failed = subprocess.run(line, capture_output=True, text=True, cwd="/", timeout=600)
-    assert failed.returncode != 0 and "the power is gone" in failed.stderr and "made" not in failed.stdout
+    status, printed, said = train_apart(2, store, tmp_path, long, broken)
+    assert status != 0 and "the power is gone" in said and "made" not in printed
     assert len(read_log(tmp_path / "nt-xent")["loss"]) == 52 and (tmp_path / "nt-xent" / "last.ckpt").exists()
-    train_apart(1, store, tmp_path, long)
+    assert train_apart(1, store, tmp_path, long)[0] == 0
     losses = read_log(tmp_path / "nt-xent")["loss"]
     assert len(losses) == 56 and np.allclose(losses[:4], read_log(both[0][0] / "nt-xent")["loss"], rtol=1e-4)
-
-
-def test_from_a_shell(store, tmp_path):
-    line = ["pretrain", "rotation", store.folder, "--out", tmp_path / "run", "--steps", "2", "--batch_size", "2"]
-    line += ["--widths", json.dumps(SMALL), "--accelerator", "cpu", "--devices", "2"]
-    (tmp_path / "ssl3d_command.py").write_text("from ssl3d.cli import main\nmain()\n")
-    command = [sys.executable, str(tmp_path / "ssl3d_command.py"), *map(str, line)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd="/", timeout=600)
-    assert done.stdout.count(str(tmp_path / "run")) == 1 and len(read_log(tmp_path / "run")["loss"]) == 2
 
 
 def test_what_cannot_be_shared(store, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Networks, weights, and the facts that hold for every proxy task."""
+"""The facts that hold for every proxy task."""
 
 import re
 
@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
-from monai.networks.nets import DynUNet
 
 from ssl3d.errors import InputError
 from ssl3d.networks.encoders import make_encoder
-from ssl3d.networks.exchange import dynunet_names
-from ssl3d.networks.unet import Segmenter
-from ssl3d.networks.weights import load_encoder, load_weights, save_encoder
 from ssl3d.seeds import seeded
 from ssl3d.tasks import NAMES, TASKS
 from ssl3d.tasks.base import Batch, hits
-from ssl3d.tasks.rotation import describe, rotations, turn
+
+pytestmark = pytest.mark.quick
 
 SIDE = 30  # large enough for every task with the small encoder
 
@@ -30,127 +27,6 @@ def make_task(name, dims, **options):
     with seeded(0, "head"):
         return TASKS[name](make_encoder("unet", dims, 2, SMALL, seed=0), **options)
 
-
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("widths", [(8, 16, 32, 64, 128), (4, 6, 10), (32, 64, 128, 256, 512)])
-def test_our_network_is_dynunet(dims, widths):
-    n = len(widths)
-    ours = Segmenter(make_encoder("unet", dims, 2, widths, seed=0), n_classes=3).eval()
-    groups = next(g for g in (8, 4, 2, 1) if all(w % g == 0 for w in widths) and widths[-1] >= 2 * g)
-    theirs = DynUNet(
-        dims,
-        2,
-        3,
-        [3] * n,
-        [1] + [2] * (n - 1),
-        [2] * (n - 1),
-        filters=widths,
-        res_block=True,
-        norm_name=("group", {"num_groups": groups, "affine": True}),
-    ).eval()
-    moved = {name: ours.state_dict()[k] for k, name in dynunet_names(ours).items()}
-    assert set(moved) == {k for k in theirs.state_dict() if not k.startswith("skip_layers")}
-    theirs.load_state_dict(moved, strict=False)
-    x = torch.rand(1, 2, *[16 if n == 5 else 8] * dims)
-    with torch.no_grad():
-        assert torch.equal(ours(x), theirs(x))
-
-
-def test_paper_sized_encoder_on_the_smallest_map():
-    encoder = make_encoder("unet", 3, 1, (32, 64, 128, 256, 512), seed=0)
-    maps = encoder(torch.rand(1, 1, 16, 16, 16))
-    assert [m.shape[1:] for m in maps] == [(w, *[16 // 2**i] * 3) for i, w in enumerate(encoder.channels)]
-    assert torch.isfinite(maps[-1]).all()
-    assert not [m for m in encoder.modules() if "BatchNorm" in type(m).__name__]
-
-
-def test_weights_come_from_the_seed_alone():
-    state = torch.random.get_rng_state()
-    a, b, c = (make_encoder("unet", 3, 1, SMALL, seed=s) for s in (0, 0, 1))
-    assert torch.equal(state, torch.random.get_rng_state()), "the global generator did not move"
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
-    assert not torch.equal(next(a.parameters()), next(c.parameters()))
-
-
-def test_strict_loading(tmp_path):
-    encoder = make_encoder("unet", 3, 2, SMALL, seed=1)
-    save_encoder(encoder, tmp_path, {"task": "x", "trained_on": []})
-    loaded = load_encoder(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), loaded.state_dict().values()))
-    for other, said in (
-        (make_encoder("unet", 3, 1, SMALL, 0), "another shape"),
-        (make_encoder("unet", 2, 2, SMALL, 0), "another shape"),
-        (make_encoder("unet", 3, 2, (*SMALL, 64), 0), "in the network only"),
-        (make_encoder("unet", 3, 2, SMALL[:2], 0), "in the file only"),
-    ):
-        before = [p.clone() for p in other.parameters()]
-        with pytest.raises(InputError, match=said):
-            load_weights(other, tmp_path / "encoder.safetensors")
-        assert all(torch.equal(a, b) for a, b in zip(before, other.parameters()))
-    (tmp_path / "encoder.safetensors").write_bytes(b"\x01" * 50)
-    with pytest.raises(InputError, match="encoder.safetensors"):
-        load_encoder(tmp_path)
-
-
-# Facts of rotation
-
-
-@pytest.mark.parametrize("dims, n", [(2, 4), (3, 24)])
-def test_rotations_are_proper_and_all(dims, n):
-    table = rotations(dims)
-    assert len({m.tobytes() for m in table}) == len(table) == n
-    assert all(round(np.linalg.det(m)) == 1 for m in table)
-
-
-def test_the_ten_rotations_are_those_of_numpy():
-    x = np.random.default_rng(0).random((4, 4, 4)).astype(np.float32)
-    ours = [turn(torch.tensor(x), m).numpy() for m in rotations(3)[:10]]
-    expected = [x] + [np.rot90(x, k, plane) for plane in ((1, 2), (2, 0), (0, 1)) for k in (1, 2, 3)]
-    assert all(np.array_equal(a, b) for a, b in zip(ours, expected))
-    angles = [describe(m).split("°")[0] for m in rotations(3)[:10]]
-    assert (angles.count("0"), angles.count("90") + angles.count("270"), angles.count("180")) == (1, 6, 3)
-
-
-def test_cube_group_by_angle():
-    angles = [describe(m).split("°")[0] for m in rotations(3)]
-    assert angles.count("0") == 1 and angles.count("180") == 9
-    assert angles.count("90") + angles.count("270") == 6 and angles.count("120") + angles.count("240") == 8
-
-
-def test_a_turned_voxel_goes_where_its_matrix_sends_it():
-    for matrix in rotations(3):
-        x = torch.zeros(5, 5, 5)
-        x[4, 3, 1] = 1
-        at = np.argwhere(turn(x, matrix).numpy())[0] - 2
-        assert np.array_equal(at, matrix @ (np.array([4, 3, 1]) - 2))
-
-
-def test_unequal_sides_are_refused():
-    with pytest.raises(InputError, match="equal"):
-        make_task("rotation", 3).make(Batch(torch.rand(1, 2, 16, 16, 8), torch.zeros(1)))
-    with pytest.raises(InputError, match="10 or 24"):
-        make_task("rotation", 3, n_rotations=12)
-
-
-@pytest.mark.parametrize("dims, side", [(2, 5), (2, 33), (3, 5), (3, 33)])
-def test_images_are_turned_as_their_class_says(dims, side):
-    task = make_task("rotation", dims, n_rotations=24 if dims == 3 else 4, samples_per_image=2)
-    images = torch.rand(12, 2, *[side] * dims, generator=torch.Generator().manual_seed(0)).transpose(2, 3)  # strided
-    inputs, classes = task.make(Batch(images, torch.arange(12)), torch.Generator().manual_seed(1))
-    assert len(classes.unique()) > (12 if dims == 3 else 3)
-    for i, k in enumerate(classes):
-        assert torch.equal(inputs[i], turn(images[i // 2], task.matrices[k]))
-
-
-def test_twenty_four_rotations():
-    task = make_task("rotation", 3, n_rotations=24)
-    targets = torch.cat(
-        [task.make(batch(3, n=50, size=2), torch.Generator().manual_seed(s)).targets for s in range(10)]
-    )
-    assert targets.unique().numel() == 24 and task.scores(torch.rand(4, 24), torch.arange(4))["chance"] == 1 / 24
-
-
-# Facts of every task
 
 OPTIONS = {"jigsaw": {"n_permutations": 24}, "exemplar": {"code_size": 32}, "cpc": {"context_size": 32}}
 

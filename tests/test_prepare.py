@@ -1,0 +1,328 @@
+"""From a table of cases to a prepared store: whatever happens on the way."""
+
+import json
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import RNG, msd, volumes, write_nifti
+from filelock import FileLock
+from PIL import Image
+from test_layouts import people_folder
+
+from ssl3d.data import prepare as prepare_module
+from ssl3d.data.layouts import open_cohort
+from ssl3d.data.prepare import forecast, prepare
+from ssl3d.data.splits import merge_copies
+from ssl3d.data.store import Store
+from ssl3d.errors import InputError
+
+pytestmark = pytest.mark.quick
+
+
+def test_copies_count_as_one_person(tmp_path):
+    volumes(tmp_path / "in", *"abcdef")
+    (tmp_path / "in/g.nii.gz").write_bytes((tmp_path / "in/b.nii.gz").read_bytes())
+    for seed in range(8):
+        store = prepare(tmp_path / "in", tmp_path / f"s{seed}", size=8, test=0.4, seed=seed, progress=False)
+        assert store.cases["g"]["subject"] == "b" and store.copies == 1 and "copies: 1" in str(store)
+        assert ("g" in store.split("test")) == ("b" in store.split("test"))
+    assert merge_copies({"a": "p", "b": "q", "c": "q", "d": "r"}, {"a": "1", "b": "1", "c": "2", "d": "2"}) == {
+        name: "p" for name in "abcd"
+    }
+
+
+def test_a_cohort_to_pretrain_on_only(tmp_path):
+    volumes(tmp_path / "in", "a")
+    with pytest.raises(InputError, match="leaves nobody"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, test=0, progress=False)
+    assert store.split("train") == ["a"] and store.split("test") == []
+
+
+def test_numbers_kept_in_eight_bits(tmp_path):
+    volumes(tmp_path / "in", "a", "b", mask=[])
+    half, byte = (
+        prepare(tmp_path / "in", tmp_path / dtype, size=16, dtype=dtype, progress=False)
+        for dtype in ("float16", "uint8")
+    )
+    for name in "ab":
+        assert byte.image(name).dtype == np.uint8 and byte.image(name).nbytes * 2 == half.image(name).nbytes
+        assert np.abs(byte.image(name) / 255 - half.image(name).astype(float)).max() < 1 / 510 + 2**-11
+        assert byte.cases[name]["rounding"] <= 1 / 510 + 1e-6 and half.cases[name]["rounding"] <= 2**-12
+    from ssl3d.training.loop import read_batch
+
+    batches = [read_batch(store, ["a", "b"]).image for store in (half, byte)]
+    assert batches[1].max() == 1 and (batches[0] - batches[1]).abs().max() < 1 / 510 + 2**-11
+    with pytest.raises(InputError, match="dtype"):
+        prepare(tmp_path / "in", tmp_path / "x", dtype="int16", progress=False)
+
+
+def test_threads_change_no_number(tmp_path):
+    volumes(tmp_path / "in", *"abcdefgh")
+    one, four = (prepare(tmp_path / "in", tmp_path / str(n), size=12, workers=n, progress=False) for n in (1, 4))
+    assert one.hash == four.hash and all(np.array_equal(one.image(n), four.image(n)) for n in one.cases)
+
+
+def test_the_manifest_says_where_each_case_came_from(tmp_path):
+    volumes(tmp_path / "in", "a", "b")
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    manifest, case = json.loads((tmp_path / "store/manifest.json").read_text()), store.cases["a"]
+    assert set(manifest["versions"]) == {"ssl3d", "torch", "monai", "numpy", "nibabel"}
+    assert case["files"] == [str(tmp_path / "in/a.nii.gz")] and len(case["fingerprint"]) == 16
+    assert case["shape"] == [8, 9, 10] and case["spacing"] == [1, 1, 1] and case["axes"] == "RAS"
+    assert len(case["percentiles"][0]) == 5 and case["box"] and set(case["arrays"]) <= {"images", "content"}
+    need = forecast(tmp_path / "in", size=8, workers=1)
+    made = sum(f.stat().st_size - 128 for f in (tmp_path / "store").rglob("*.npy"))
+    assert need["cases"] == 2 and need["bytes"] == made and need["hours"] > 0
+
+
+def test_a_full_disk_is_noticed_before_it_is_full(tmp_path, monkeypatch):
+    import shutil
+
+    volumes(tmp_path / "in", *"abcdef")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(InputError, match="the disk has 0.0 GB left"):
+        prepare(tmp_path / "in", tmp_path / "store", size=16, progress=False)
+    monkeypatch.undo()
+    assert len(prepare(tmp_path / "in", tmp_path / "store", size=16, progress=False)) == 6
+
+
+def test_a_finished_store_notices_other_people_and_other_voxels(tmp_path):
+    people_folder(tmp_path / "in")
+    by_file = open_cohort(tmp_path / "in", images="{id}.nii.gz")
+    by_person = open_cohort(tmp_path / "in", images="{subject}_{session}.nii.gz")
+    first = prepare(by_file, tmp_path / "a", size=8, progress=False)
+    with pytest.raises(InputError, match="other scans"):
+        prepare(by_person, tmp_path / "a", size=8, progress=False)
+    for file in (tmp_path / "in").iterdir():
+        file.touch()  # another time of change, the same bytes
+    assert prepare(by_file, tmp_path / "a", size=8, progress=False).hash == first.hash
+    write_nifti(tmp_path / "in/002_a.nii.gz", RNG.random((8, 9, 10)))
+    with pytest.raises(InputError, match="other scans"):
+        prepare(by_file, tmp_path / "a", size=8, progress=False)
+
+
+def test_a_class_that_gets_lost_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        write_nifti(tmp_path / f"in/{i}_t.nii.gz", RNG.random((32, 32, 32)))
+        spot = np.zeros((32, 32, 32), np.uint8)
+        spot[4:20, 4:20, 4:20], spot[1, 1, 1] = 1, 2
+        write_nifti(tmp_path / f"in/{i}_m.nii.gz", spot)
+    cohort = open_cohort(tmp_path / "in", images="{id}_t.nii.gz", masks="{id}_m.nii.gz")
+    assert "too small: 3 mask(s)" in str(prepare(cohort, tmp_path / "s", size=8, progress=False))
+    assert "too small" not in str(prepare(cohort, tmp_path / "l", size=32, progress=False))
+
+
+def test_two_processes_do_not_make_one_store(tmp_path):
+    volumes(tmp_path / "in", "a", "b")
+    (tmp_path / "store").mkdir()
+    with FileLock(tmp_path / "store/prepare.lock"), pytest.raises(InputError, match="made by another process"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    assert len(prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)) == 2
+    assert not (tmp_path / "store/prepare.lock").exists()
+
+
+def test_what_is_finished_is_noted_at_once(tmp_path, monkeypatch):
+    volumes(tmp_path / "in", *"abcde")
+    honest = prepare_module._prepare_case
+
+    def slow_first(case, *rest):
+        if case.id == "a":
+            for _ in range(200):
+                if len((tmp_path / "store/unfinished.jsonl").read_text().splitlines()) == 5:
+                    raise KeyboardInterrupt
+                time.sleep(0.05)
+        return honest(case, *rest)
+
+    monkeypatch.setattr(prepare_module, "_prepare_case", slow_first)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, workers=2, progress=False)
+    monkeypatch.setattr(prepare_module, "_prepare_case", honest)
+    made = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "store/images").iterdir()}
+    (tmp_path / "store/images/c.npy").unlink()  # lost before the second try
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    store.check(progress=False)
+    again = {name: (tmp_path / "store/images" / name).stat().st_mtime_ns == made[name] for name in made}
+    assert again == {"b.npy": True, "c.npy": False, "d.npy": True, "e.npy": True}
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    volumes(tmp_path / "in", "a", "b")
+    monkeypatch.setattr("ssl3d.data.scans.fingerprint", lambda paths: [p.touch() for p in paths] and "0")
+    with pytest.raises(InputError, match="changed while it was read"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+
+
+def test_an_odd_case_that_was_removed_is_forgotten(tmp_path):
+    volumes(tmp_path / "in", "b", "c")
+    np.save(tmp_path / "in/a.npy", RNG.random((20, 30)))
+    with pytest.raises(InputError, match="one kind of image"):
+        prepare(tmp_path / "in", tmp_path / "store", size=8, workers=1, progress=False)
+    (tmp_path / "in/a.npy").unlink()
+    assert len(prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)) == 2
+
+
+def test_threads_and_warnings_are_as_before(tmp_path):
+    volumes(tmp_path / "in", *"abcd")
+    threads, filters = torch.get_num_threads(), list(warnings.filters)
+    prepare(tmp_path / "in", tmp_path / "store", size=8, workers=4, progress=False)
+    assert torch.get_num_threads() == threads and warnings.filters == filters
+
+
+def test_both_sides_of_a_store_have_masks_and_grades(tmp_path):
+    volumes(tmp_path, *[f"i{n:02d}" for n in range(40)], mask=[f"m{n}" for n in range(8)])
+    rows = [f"i{n:02d},{f'm{n}' if n < 8 else ''},{n % 2 if n >= 20 else ''}" for n in range(40)]
+    (tmp_path / "t.csv").write_text("image,mask,grade\n" + "\n".join(rows))
+    for seed in range(6):
+        store = prepare(
+            tmp_path / "t.csv",
+            tmp_path.parent / f"{tmp_path.name}-{seed}",
+            size=8,
+            test=0.25,
+            seed=seed,
+            progress=False,
+        )
+        test = [store.cases[n] for n in store.split("test")]
+        assert len(test) == 10 and sum(bool(c["classes"]) for c in test) == 2
+        assert 2 <= sum(c["grade"] == 0 for c in test) <= 3 and 2 <= sum(c["grade"] == 1 for c in test) <= 3
+
+
+def test_a_mask_on_another_grid_by_little(tmp_path):
+    for i, shift in enumerate((0.4, 0.6)):
+        write_nifti(tmp_path / f"{i}_t.nii", RNG.random((8, 9, 10)))
+        away = np.eye(4)
+        away[0, 3] = shift
+        write_nifti(tmp_path / f"{i}_m.nii", RNG.integers(0, 2, (8, 9, 10)).astype(np.uint8), away)
+    cohort = open_cohort(tmp_path, images="{id}_t.nii", masks="{id}_m.nii")
+    store = prepare(cohort, tmp_path.parent / f"{tmp_path.name}-s", size=8, test=0, on_error="skip", progress=False)
+    assert list(store.cases) == ["0"] and "0.6 mm away" in store.left_out[0]["problem"]
+    with pytest.raises(InputError, match="made without 1 case"):
+        prepare(cohort, tmp_path.parent / f"{tmp_path.name}-s", size=8, test=0, progress=False)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seed": -1},
+        {"workers": -1},
+        {"workers": 0},
+        {"percentiles": (1,)},
+        {"test": "0.2"},
+        {"size": 12.5},
+        {"size": True},
+        {"percentiles": ("a", "b")},
+        {"on_error": "go"},
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, wrong):
+    volumes(tmp_path / "in", "a", "b")
+    with pytest.raises(InputError, match=next(iter(wrong)).replace("test", "share")):
+        prepare(tmp_path / "in", tmp_path / "store", **wrong, progress=False)
+
+
+def test_pictures_and_archives(tmp_path):
+    for i in range(4):
+        Image.fromarray(RNG.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"p{i}.png")
+    store = prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-store", size=16, progress=False)
+    assert (store.spatial_dims, store.channels) == (2, 3) and store.image("p0").shape == (3, 16, 16)
+    arrays = {f"{p}_images": RNG.integers(0, 255, (3, 8, 8, 3), dtype=np.uint8) for p in ("train", "val", "test")}
+    arrays |= {f"{p}_labels": RNG.integers(0, 5, (3, 1)) for p in ("train", "val", "test")}
+    (tmp_path / "arch").mkdir()
+    np.savez(tmp_path / "arch" / "m.npz", **arrays)
+    store = prepare(tmp_path / "arch", tmp_path / "s2", size=8, crop=False, progress=False)
+    assert len(store) == 9 and store.cases["val-000002"]["grade"] == int(arrays["val_labels"][2, 0])
+    first = arrays["test_images"][1].transpose(2, 0, 1).astype(np.float32)
+    low, high = first.min((1, 2), keepdims=True), first.max((1, 2), keepdims=True)
+    assert np.allclose(store.image("test-000001"), (first - low) / (high - low), atol=1e-3)
+
+
+def test_one_kind_of_image_only(tmp_path):
+    write_nifti(tmp_path / "a.nii", RNG.random((6, 6, 6)))
+    write_nifti(tmp_path / "b.nii", RNG.random((6, 6, 6)))
+    Image.fromarray(RNG.integers(0, 255, (9, 9), dtype=np.uint8)).save(tmp_path / "c.png")
+    with pytest.raises(InputError, match="c.png"):
+        prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-store", size=8, progress=False)
+
+
+def test_mask_values_without_a_name_are_refused(tmp_path):
+    msd(tmp_path / "task", labels={"0": "background", "1": "a"})
+    with pytest.raises(InputError, match=r"c0.*\[2\]"):
+        prepare(tmp_path / "task", tmp_path / "store", size=8, progress=False)
+
+
+def test_nothing_is_lost_on_a_bad_file(tmp_path):
+    task = msd(tmp_path / "task", n=4)
+    whole = (task / "imagesTr/c2.nii.gz").read_bytes()
+    (task / "imagesTr/c2.nii.gz").write_bytes(whole[:200])
+    with pytest.raises(InputError, match="c2.nii.gz"):
+        prepare(task, tmp_path / "store", size=8, progress=False)
+    with pytest.raises(InputError, match="unfinished"):
+        Store(tmp_path / "store")
+    made = (tmp_path / "store/images/c0.npy").stat().st_mtime_ns
+    (task / "imagesTr/c2.nii.gz").write_bytes(whole)
+    assert len(prepare(task, tmp_path / "store", size=8, progress=False)) == 4
+    assert (tmp_path / "store/images/c0.npy").stat().st_mtime_ns == made
+    assert not list((tmp_path / "store").rglob("*.part"))
+
+
+def test_other_settings_and_other_folders_are_refused(tmp_path):
+    task = msd(tmp_path / "task")
+    prepare(task, tmp_path / "store", size=8, progress=False)
+    with pytest.raises(InputError, match="size was 8 and is now 9"):
+        prepare(task, tmp_path / "store", size=9, progress=False)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"):
+        prepare(task, tmp_path / "full", size=8, progress=False)
+
+
+def test_a_mended_mask_is_taken(tmp_path):
+    task = msd(tmp_path / "task", n=3)
+    write_nifti(task / "labelsTr/c1.nii.gz", np.full((8, 9, 10), 7, np.uint8))
+    with pytest.raises(InputError, match=r"c1.*\[7\]"):
+        prepare(task, tmp_path / "store", size=8, progress=False)
+    write_nifti(task / "labelsTr/c1.nii.gz", np.full((8, 9, 10), 2, np.uint8))
+    write_nifti(task / "imagesTr/c0.nii.gz", np.arange(720.0).reshape(8, 9, 10))  # changed after it was prepared
+    store = prepare(task, tmp_path / "store", size=8, progress=False)
+    assert set(np.unique(store.mask("c1"))) == {2} and store.classes[0] == "background"
+    fresh = prepare(task, tmp_path / "fresh", size=8, progress=False)
+    assert store.hash == fresh.hash and np.array_equal(store.image("c0"), fresh.image("c0"))
+
+
+def test_a_store_does_not_go_into_its_source(tmp_path):
+    write_nifti(tmp_path / "a.nii", RNG.random((8, 8, 8)))
+    write_nifti(tmp_path / "b.nii", RNG.random((8, 8, 8)))
+    with pytest.raises(InputError, match="inside"):
+        prepare(tmp_path, tmp_path / "store", size=8, progress=False)
+
+
+def test_a_folder_with_a_half_written_file_is_free(tmp_path):
+    task = msd(tmp_path / "task")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/unfinished.jsonl.part").write_text("{")
+    assert len(prepare(task, tmp_path / "store", size=8, progress=False)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Divide by zero")  # MONAI says it first, in fewer words
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"size": 4}, "size"),
+        ({"percentiles": (99, 1)}, "percentiles"),
+        ({"percentiles": (-5, 120)}, "percentiles"),
+        ({"test": 1}, "share"),
+        ({"percentiles": (1, 95)}, "scaling"),
+    ],
+)
+def test_useless_settings_are_refused(tmp_path, settings, said):
+    for i in range(3):
+        sparse = np.zeros((20, 20, 20))
+        sparse[i, :4, :4] = RNG.random((4, 4)) + 1
+        (tmp_path / "s").mkdir(exist_ok=True)
+        write_nifti(tmp_path / f"s/{i}.nii", sparse)
+    with pytest.raises(InputError, match=said):
+        prepare(tmp_path / "s", tmp_path / "store", **({"size": 8} | settings), progress=False)

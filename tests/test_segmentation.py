@@ -1,0 +1,124 @@
+"""Fine-tuning for segmentation: frozen, refused, scored."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from conftest import SAMPLES, SMALL
+
+from ssl3d.data.prepare import prepare
+from ssl3d.data.store import Store
+from ssl3d.downstream.segmentation import finetune, load_segmenter, make_segmenter, score, segment
+from ssl3d.errors import InputError
+from ssl3d.files import read_table
+from ssl3d.networks.cards import check_card, read_card
+from ssl3d.networks.weights import load_encoder
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"labels": 0}, {"labels": 2}, {"steps": 0}, {"steps": 3, "warmup": 4}, {"warmup": -1}]
+)
+def test_numbers_that_make_no_fine_tuning(store, tmp_path, wrong):
+    with pytest.raises(InputError):
+        finetune(store.folder, tmp_path / "x", **({"epochs": 1, "widths": SMALL, "progress": False} | wrong))
+
+
+def test_the_default_warmup_ends(store, tmp_path):
+    out = finetune(store.folder, tmp_path / "x", epochs=2, labels=0.2, widths=SMALL, progress=False)
+    settings = yaml.safe_load((out / "settings.yaml").read_text())
+    assert 0 < 4 * settings["warmup_steps"] <= settings["steps"]
+    fresh = make_segmenter(store, widths=SMALL)[0].encoder.state_dict()
+    assert any(not torch.equal(fresh[k], v) for k, v in load_segmenter(out, store).encoder.state_dict().items())
+
+
+def test_a_network_of_other_classes_is_refused(store, tmp_path):
+    out = finetune(store.folder, tmp_path / "x", steps=1, warmup=0, widths=SMALL, progress=False)
+    (out / "segmenter.json").write_text(
+        json.dumps(json.loads((out / "segmenter.json").read_text()) | {"classes": {"0": "background", "3": "x"}})
+    )
+    with pytest.raises(InputError, match="apart"):
+        load_segmenter(out, store)
+
+
+def test_frozen_means_frozen(store, encoder, tmp_path):
+    out = finetune(store.folder, tmp_path / "warm", encoder=encoder, labels=0.2, epochs=3, warmup=3, progress=False)
+    before, after = load_encoder(encoder).state_dict(), load_segmenter(out, store).encoder.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    decoder = make_segmenter(store, encoder)[0].decoder.state_dict()
+    assert any(not torch.equal(decoder[k], v) for k, v in load_segmenter(out, store).decoder.state_dict().items())
+    out = finetune(store.folder, tmp_path / "free", encoder=encoder, labels=0.2, epochs=3, warmup=2, progress=False)
+    after = load_segmenter(out, store).encoder.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_the_encoder_is_used(store, encoder):
+    loaded = safetensors.torch.load_file(encoder / "encoder.safetensors")
+    assert all(torch.equal(v, loaded[k]) for k, v in make_segmenter(store, encoder)[0].encoder.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"in_channels": 2}, "of another shape.*Nothing was loaded"),
+        ({"in_channels": 5}, "5 channels"),
+        ({"spatial_dims": 2}, "2 dimension"),
+        ({"widths": [8, 16]}, "Nothing was loaded"),
+    ],
+)
+def test_an_encoder_of_another_shape_is_refused(store, encoder, tmp_path, change, said):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/encoder.safetensors").write_bytes((encoder / "encoder.safetensors").read_bytes())
+    (tmp_path / "e/encoder.json").write_text(json.dumps(read_card(encoder) | change))
+    with pytest.raises(InputError, match=said):
+        finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, progress=False)
+    assert not (tmp_path / "ft").exists()
+
+
+def test_an_encoder_that_saw_a_test_image_is_refused(store, encoder, tmp_path):
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/encoder.safetensors").write_bytes((encoder / "encoder.safetensors").read_bytes())
+    leaked = store.cases[store.split("test")[0]]["fingerprint"]
+    card = read_card(encoder)
+    (tmp_path / "e/encoder.json").write_text(json.dumps(card | {"trained_on": [*card["trained_on"], leaked]}))
+    with pytest.raises(InputError, match="keeps for testing"):
+        finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, progress=False)
+    finetune(store.folder, tmp_path / "ft", encoder=tmp_path / "e", epochs=1, allow_seen="all", progress=False)
+    assert yaml.safe_load((tmp_path / "ft/settings.yaml").read_text())["allow_seen"] == "all"
+
+
+def test_an_encoder_that_saw_a_test_person_is_refused(encoder, tmp_path):
+    again = prepare(SAMPLES, tmp_path / "again", size=16, seed=1, progress=False)  # who was trained on is tested here
+    for case in again.cases.values():
+        case["fingerprint"] += "scanned again"
+    with pytest.raises(InputError, match="subject.*keeps for testing.*brain_"):
+        check_card(read_card(encoder), again, encoder)
+    check_card(read_card(encoder), again, encoder, allow_seen="names")
+
+
+def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
+    out = finetune(store.folder, tmp_path / "ft", encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
+    again = score(segment(load_segmenter(out, store), store, store.split("test")), store)
+    assert read_table(out / "scores.csv") == again
+    assert {r["case"] for r in again} == set(store.split("test"))
+
+
+def test_same_command_same_bytes(store, encoder, tmp_path):
+    for name in ("a", "b"):
+        finetune(store.folder, tmp_path / name, encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
+    for name in ("segmenter.safetensors", "scores.csv", "log.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_store_without_masks_is_refused(tmp_path):
+    from ssl3d.data.prepare import prepare
+
+    for i in range(4):
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        np.save(tmp_path / f"scans/{i}.npy", np.random.default_rng(i).random((8, 8, 8)))
+    store = prepare(tmp_path / "scans", tmp_path / "store", size=8, progress=False)
+    assert isinstance(store, Store)
+    with pytest.raises(InputError, match="masks"):
+        finetune(store.folder, tmp_path / "ft", epochs=1, progress=False)

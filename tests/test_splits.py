@@ -1,0 +1,66 @@
+"""Splits: nobody on both sides, shares of grades on each, subsets that are nested."""
+
+import time
+
+import pytest
+
+from ssl3d.data.splits import label_subset, merge_copies, split_subjects
+from ssl3d.errors import InputError
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_subject_is_on_both_sides(seed):
+    subjects = [f"p{i // 3}" for i in range(60)]
+    split = split_subjects(subjects, 0.25, seed)
+    assert len(split["test"]) == 5 and not set(split["train"]) & set(split["test"])
+    assert sorted(split["train"] + split["test"]) == sorted(set(subjects))
+
+
+def test_label_subsets_are_nested():
+    ids = {f"c{i}": f"c{i}" for i in range(37)}
+    subsets = [set(label_subset(ids, share, seed=3)) for share in (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)]
+    assert all(a <= b for a, b in zip(subsets, subsets[1:])) and [len(s) for s in subsets] == [1, 2, 4, 9, 18, 37]
+    for wrong in (0, -1, 1.5):
+        with pytest.raises(InputError):
+            label_subset(ids, wrong)
+
+
+def test_a_subject_comes_into_a_subset_with_all_its_cases():
+    cases = {f"c{i}": f"p{i // 3}" for i in range(30)}
+    for share in (0.1, 0.3, 0.7):
+        chosen = label_subset(cases, share, seed=1)
+        people = {cases[name] for name in chosen}
+        assert len(people) == round(10 * share) and len(chosen) == 3 * len(people)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_side_and_each_subset_has_its_share_of_the_grades(seed):
+    grades = [0] * 50 + [1] * 30 + [2] * 15 + [3] * 5
+    people = [f"p{i:03d}" for i in range(100)]
+    for test in (0.1, 0.2, 0.5):
+        chosen = set(split_subjects(people, test, seed, grades)["test"])
+        assert len(chosen) == round(100 * test)
+        for grade in range(4):
+            share = sum(g == grade and p in chosen for p, g in zip(people, grades))
+            assert abs(share - test * grades.count(grade)) <= 1
+    cases = dict(zip(people, people))
+    subsets = [label_subset(cases, f, seed, dict(zip(people, grades))) for f in (0.05, 0.1, 0.25, 0.5, 1)]
+    assert all(set(a) < set(b) for a, b in zip(subsets, subsets[1:])) and [len(s) for s in subsets] == [
+        5,
+        10,
+        25,
+        50,
+        100,
+    ]
+    assert all(abs(sum(grades[people.index(p)] == 1 for p in s) - 0.3 * len(s)) <= 1 for s in subsets)
+
+
+def test_a_large_cohort_is_split_in_no_time():
+    people = {f"c{i}": f"p{i // 2}" for i in range(44_000)}
+    start = time.perf_counter()
+    label_subset(people, 0.5)
+    merge_copies(people, {name: name for name in people})
+    split_subjects([*people.values()], 0.2)
+    assert time.perf_counter() - start < 20, "minutes where each person is looked up among all others"
