@@ -26,7 +26,8 @@ From an encoder and a few labels to predictions
     summary           the scores of a fine-tuning run, in one line
 
 Does pretraining help?
-    experiment        from a description to an Answer: verdicts with intervals, a page
+    experiment        from a description to an answer
+    Answer            what an experiment found: verdicts with intervals, every score, a page
     Experiment        what is compared with what, on which scans
     read_experiment   an Experiment from a YAML file
     run_experiment    all its runs; goes on where it was stopped
@@ -63,6 +64,7 @@ if TYPE_CHECKING:  # for mypy and editors; the same names as in _MODULES, which 
     from ssl3d.downstream.segmentation import load_segmenter as load_segmenter
     from ssl3d.downstream.segmentation import summary as summary
     from ssl3d.errors import InputError as InputError
+    from ssl3d.evidence.answer import Answer as Answer
     from ssl3d.evidence.answer import experiment as experiment
     from ssl3d.evidence.experiments import Experiment as Experiment
     from ssl3d.evidence.experiments import read_experiment as read_experiment
@@ -89,7 +91,7 @@ _MODULES = {
     "downstream.predict": ("predict",),
     "downstream.segmentation": ("finetune", "load_segmenter", "summary"),
     "errors": ("InputError",),
-    "evidence.answer": ("experiment",),
+    "evidence.answer": ("Answer", "experiment"),
     "evidence.experiments": ("Experiment", "read_experiment", "run_experiment"),
     "evidence.statistics": ("verdict",),
     "networks.encoders": ("make_encoder",),
@@ -106,14 +108,16 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["tasks", *_HOME]
 
 
-def __getattr__(name: str) -> object:
-    """A name of the face, loaded from its module when it is first used."""
-    if name == "tasks":
-        return import_module("ssl3d.tasks")
-    if name not in _HOME:
-        raise AttributeError(f"module 'ssl3d' has no attribute '{name}'")
-    globals()[name] = getattr(import_module(f"ssl3d.{_HOME[name]}"), name)
-    return globals()[name]
+if not TYPE_CHECKING:  # or mypy would take any name
+
+    def __getattr__(name: str) -> object:
+        """A name of the face, loaded from its module when it is first used."""
+        if name == "tasks":
+            return import_module("ssl3d.tasks")
+        if name not in _HOME:
+            raise AttributeError(f"module 'ssl3d' has no attribute '{name}'")
+        globals()[name] = getattr(import_module(f"ssl3d.{_HOME[name]}"), name)
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

@@ -81,14 +81,15 @@ def is_file_name(text: str) -> bool:
 
 # %% ../nbs/02_files.ipynb #2386d13f
 Folder = str | os.PathLike[str]  # a path, or an object that stands for its folder: a store, a run
+_OR = {"store": ", or what `prepare` returned", "encoder": ", or what `pretrain` or `finetune` returned",
+       "run": ", or what `pretrain` or `finetune` returned", "description": " of a YAML file, or an `Experiment`"}
 
 
 def as_folder(given: object, what: str) -> Path:
     """The path of what stands for a folder; raises `InputError` for anything that does not."""
     if isinstance(given, (str, os.PathLike)):
         return Path(given)
-    raise InputError(f"{what} is {given!r:.80} ({type(given).__name__}). Give a path, or what `prepare`, `pretrain` "
-                     "or `finetune` returned.")
+    raise InputError(f"{what} is of type {type(given).__name__}. Give a path{_OR.get(what, '')}.")
 
 # %% ../nbs/02_files.ipynb #ce0890cf
 def refuse_difference(folder: Path, before: dict, now: dict) -> None:

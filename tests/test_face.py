@@ -25,7 +25,7 @@ def test_reading_its_help_loads_no_torch():
 
 
 def test_every_name_is_there_and_explained():
-    assert 20 <= len(ssl3d.__all__) <= 30
+    assert 20 <= len(ssl3d.__all__) <= 31
     assert dir(ssl3d) == sorted([*ssl3d.__all__, "__version__"])
     for name in ssl3d.__all__:
         assert getattr(ssl3d, name).__doc__, name
@@ -69,7 +69,9 @@ def test_a_script_of_three_lines_passes_strict_mypy(tmp_path):
     said, _, status = mypy.run([*options, str(script)])
     assert status == 0 or not [line for line in said.splitlines() if "script.py" in line], said
     script.write_text(script.read_text().replace("labels=0.1", "label=0.1"))
+    script.write_text(script.read_text() + "ssl3d.finetoon\n")
     said, _, _ = mypy.run([*options, str(script)])
+    assert "script.py:4" in said and "finetoon" in said, "a name that is not there is found"
     assert "script.py:3" in said and "label" in said, "a wrong name is found"
 
 

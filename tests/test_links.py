@@ -32,7 +32,7 @@ def test_every_link_leads_somewhere(book):
                 continue
             path, _, anchor = target.partition("#")
             place = (book.parent / path).resolve() if path else book
-            assert place.exists(), f"[{name}]({target})"
+            assert place.exists(), f"[{name}]({target}): there is no such file; mend the link or its name"
             assert not anchor or anchor in anchors(place), f"[{name}]({target}): no such heading"
             named = re.fullmatch(r"(\d\d_\w+)", name)
             assert not named or place.stem == name, f"[{name}]({target}) leads to another notebook"
@@ -43,7 +43,7 @@ def test_every_notebook_that_is_named_can_be_clicked(book):
     for text in texts(book):
         plain = re.sub(r"```.*?```|\[[^\]]*\]\([^)]*\)", "", text, flags=re.S)
         named = {name for name in re.findall(r"(?<![\w/])(\d\d_[a-z_]+)", plain) if name in NAMES}
-        assert not named, f"{named} in: {text[:80]}"
+        assert not named, f"{named} cannot be clicked in '{text[:60]}': write [NAME](NAME.ipynb)"
         old = re.findall(r"`(\d\d_[a-z]+)`", plain)
         assert not old, f"{old} is no notebook, or not a link"
 

@@ -1,6 +1,7 @@
 """The steps fit into one another: each takes what the one before returned, or its path, and refuses anything else."""
 
 import os
+import pickle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -50,6 +51,8 @@ def test_a_run_knows_what_lies_in_its_folder(walked):
     assert {row["case"] for row in few.scores} == set(store.split("test"))
     assert few.summary() == ssl3d.summary(few) and "Dice over 6 test cases" in few.summary()
     assert len(few.plot()) == 1 and len(run.plot()) == 2
+    assert run == ssl3d.Run(str(run)) == pickle.loads(pickle.dumps(run)) != few and len({run, ssl3d.Run(run)}) == 1
+    assert repr(store) == f"Store({str(store.folder)!r})" and repr(run) == f"Run({str(run.folder)!r})"
     plt.close("all")
     with pytest.raises(ssl3d.InputError, match="no scores.csv"):
         run.scores  # noqa: B018
@@ -62,10 +65,15 @@ def test_a_run_says_in_a_line_whether_anything_was_learned(walked, tmp_path, cap
     for accuracy, said in ((0.1, "nothing was learned"), (0.6, "learned rotation in 40 steps: 0.60")):
         made = tmp_path / said[:7]
         made.mkdir()
-        (made / "settings.yaml").write_bytes((run / "settings.yaml").read_bytes())
         rows = [f"{step},1.0,{accuracy + 0.05 * (-1) ** step:.3f},0.1" for step in range(1, 41)]
         (made / "log.csv").write_text("step,loss,accuracy,chance\n" + "\n".join(rows) + "\n")
+        settings = (run / "settings.yaml").read_text()
+        (made / "settings.yaml").write_text(settings.replace("steps: 12\n", "steps: 40\n"))
         assert said in ssl3d.Run(made).summary()
+    (made / "settings.yaml").write_text(settings.replace("steps: 12\n", "steps: 2000\n"))
+    assert "not finished, 40 of 2000 steps" in ssl3d.Run(made).summary()
+    validated = ssl3d.finetune(store, tmp_path / "v", validate=True, steps=1, **QUICK)
+    assert "validation cases" in validated.summary() and "test cases" not in validated.summary()
     again = ssl3d.pretrain("rotation", store, run, steps=12, **QUICK | {"progress": True})
     assert again.summary() in capsys.readouterr().out, "a finished step ends with its line"
 
@@ -82,7 +90,7 @@ def test_what_stands_for_no_folder_is_refused(walked, wrong, tmp_path):
     if wrong is not None:
         calls["encoder"] = lambda: ssl3d.finetune(store, tmp_path / "x", encoder=wrong, steps=1, **QUICK)
     for what, call in calls.items():
-        with pytest.raises(ssl3d.InputError, match=f"{what} is .* Give a path, or what `prepare`"):
+        with pytest.raises(ssl3d.InputError, match=f"{what} is of type {type(wrong).__name__}. Give a path"):
             call()
     assert not (tmp_path / "x").exists()
 
@@ -90,10 +98,10 @@ def test_what_stands_for_no_folder_is_refused(walked, wrong, tmp_path):
 def test_the_wrong_kind_of_folder_is_refused(walked, tmp_path):
     store, run, few = walked
     for call, said in (
-        (lambda: ssl3d.pretrain("rotation", run, tmp_path / "x", steps=1, **QUICK), "is no store"),
+        (lambda: ssl3d.pretrain("rotation", run, tmp_path / "x", steps=1, **QUICK), "rotation: is a run, and no store"),
         (lambda: ssl3d.finetune(store, tmp_path / "x", encoder=store, steps=1, **QUICK), "store: holds no encoder"),
         (lambda: ssl3d.predict(run, store, tmp_path / "x"), "holds no segmentation network"),
-        (lambda: ssl3d.predict(store, few, tmp_path / "x"), "is no store"),
+        (lambda: ssl3d.predict(store, few, tmp_path / "x"), "few: is a run, and no store"),
     ):
         with pytest.raises(ssl3d.InputError, match=said) as error:
             call()

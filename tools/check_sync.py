@@ -41,6 +41,10 @@ def main() -> None:
             for p in sorted(files(ROOT) | files(copy))
             if not ((ROOT / p).exists() and (copy / p).exists() and filecmp.cmp(ROOT / p, copy / p, shallow=False))
         ]
+        left_over = [p for p in differ if not (copy / p).exists()]
+    if left_over:
+        sys.exit("made by no notebook: " + ", ".join(map(str, left_over)) + "\n`make sync` would delete it. Move what "
+                 "you wrote by hand into a notebook's exported cell; what a moved notebook left behind may go.")
     if differ:
         sys.exit("not in sync: " + ", ".join(map(str, differ)) + "\nRun `make sync` and commit what it changes.")
     print("notebooks, ssl3d/ and README.md are in sync")

@@ -18,7 +18,15 @@ UPWARDS = {  # (module, what it imports inside a function) -> why
     ("ssl3d.training.runs", "ssl3d.downstream.segmentation"): "a Run says what it reached",
     ("ssl3d.training.runs", "ssl3d.downstream.classification"): "a Run says what it reached",
 }
+_FACE_CODE = ast.parse((ROOT / "ssl3d" / "__init__.py").read_text("utf-8"))
+FACE = {f"ssl3d.{alias.name}": node.module for node in ast.walk(_FACE_CODE) if isinstance(node, ast.ImportFrom)
+        for alias in node.names}  # a name of the face -> the module that has it
 LONG, SHORT = 60, 15  # lines: no function is longer than the first; most exported cells are no longer than the second
+
+
+ROOMS = {"0": ("errors", "files", "seeds", "settings"), "1": ("data",), "2": ("plots",), "3": ("networks",),
+         "4": ("tasks",), "5": ("training",), "6": ("downstream",), "7": ("evidence",),
+         "8": ("demo_cohort", "cli"), "9": ("samples",)}  # first digit -> package, or modules beside the packages
 
 
 class Book(NamedTuple):
@@ -53,9 +61,15 @@ def imports(code: str, modules: set[str]) -> list[tuple[str, bool]]:
     top = {id(node) for node in tree.body}
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssl3d") and id(node) not in typing_only:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            found += [(name if name in modules else node.module, id(node) not in top) for name in names]
+        if id(node) in typing_only:
+            continue
+        names = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ssl3d"):
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules else FACE.get(name, node.module) for name in whole]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found += [(name, id(node) not in top) for name in names]
     return sorted({(name, inside) for name, inside in found if name in modules})
 
 
@@ -78,14 +92,25 @@ def upward_imports(shelf: list[Book]) -> tuple[list[str], list[tuple[str, str]]]
 
 
 def misnamed(shelf: list[Book]) -> list[str]:
-    """Notebooks whose number is used twice, or whose name does not end as their module does."""
-    numbers = defaultdict(list)
+    """What is wrong with the numbers and names of notebooks, in words: one number, one module, one room each."""
+    numbers, modules, wrong = defaultdict(list), defaultdict(list), []
     for book in shelf:
         if book.name[0].isdigit():
             numbers[book.name[:2]].append(book.name)
-    wrong = [f"{' and '.join(names)} have one number" for names in numbers.values() if len(names) > 1]
-    return wrong + [f"{book.name} is {book.module}" for book in shelf
-                    if book.module and book.name[3:] != book.module.rpartition(".")[2]]
+        if book.module:
+            modules[book.module].append(book.name)
+    wrong += [f"{' and '.join(names)} have one number: give one of them a free one" for names in numbers.values()
+              if len(names) > 1]
+    wrong += [f"{' and '.join(names)} both make {module}: the later one overwrites it"
+              for module, names in modules.items() if len(names) > 1]
+    for book in shelf:
+        room, _, last = book.module.removeprefix("ssl3d").lstrip(".").rpartition(".")
+        if book.module and book.name[3:] != last:
+            wrong.append(f"{book.name} makes {book.module}: call it {book.name[:2]}_{last}")
+        if book.module and (room or last) not in ROOMS[book.name[0]]:
+            rooms = " or ".join(ROOMS[book.name[0]])
+            wrong.append(f"{book.name} makes {book.module}, and room {book.name[0]}x is {rooms}")
+    return wrong
 
 
 def lengths(code: str) -> list[tuple[str, int]]:

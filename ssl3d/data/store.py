@@ -58,7 +58,12 @@ def array_digest(array: np.ndarray) -> str:
 
 # %% ../../nbs/15_store.ipynb #fb96f25b
 class Store:
-    """A finished store: images, content and masks by case id, and the split."""
+    """A finished store: images, content and masks by case id, and the split.
+
+    It stands for its folder wherever a path is taken. `cases` has what is known of each case by its id, `classes` the
+    names of the mask's classes, `channels` how many channels an image has and `channel_names` their names, `unit` the
+    stored value that stands for 1.0, `settings` how it was prepared.
+    """
 
     def __init__(
         self,
@@ -72,6 +77,8 @@ class Store:
             raise InputError(f"{self.folder}: no such folder. `ssl3d prepare SCANS {self.folder}` makes a store.")
         if not (self.folder / "manifest.json").exists():
             begun = (self.folder / NOTES).exists()
+            if (self.folder / "settings.yaml").exists():
+                raise InputError(f"{self.folder}: is a run, and no store. Give the store that it was trained on.")
             raise InputError(f"{self.folder}: is {'an unfinished store' if begun else 'no store'}. "
                              f"`ssl3d prepare SCANS {self.folder}` {'finishes' if begun else 'makes'} one.")
         try:
@@ -93,6 +100,9 @@ class Store:
 
     def __fspath__(self) -> str:
         return os.fspath(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.folder)!r})" if self.fold is None else f"Store({str(self.folder)!r}, fold={self.fold})"
 
     def __len__(self) -> int:
         return len(self.cases)

@@ -38,7 +38,7 @@ from ..networks.encoders import WIDTHS
 from ..networks.weights import load_weights
 from ..seeds import seeded
 from ..training.loop import check_devices, images_of_step, pairs, read_batch, train
-from ..training.runs import Run, begin_run, finished_run
+from ..training.runs import Run, begin_run, finished_run, read_settings
 
 # %% ../../nbs/63_classification.ipynb #17dc1d54
 class Classifier(nn.Module):
@@ -310,4 +310,5 @@ def summary(run: Folder) -> str:
     scores = read_table(Path(run) / "scores.csv")[0]
     found = f"R² {scores['r2']:.3f}, mean error {scores['mae']:.1f} years" if "r2" in scores else \
         f"Quadratic kappa {scores['kappa']:.3f}, accuracy {scores['accuracy']:.3f}"
-    return f"{run}: {told_origins(run)}. {found} over {scores['cases']} test cases"
+    who = "validation" if read_settings(run).get("validate") else "test"
+    return f"{run}: {told_origins(run)}. {found} over {scores['cases']} {who} cases"

@@ -347,10 +347,11 @@ def summary(run: Folder) -> str:
         raise InputError(f"{run}: has no scores.csv. Is this a finished fine-tuning run?")
     rows = read_table(Path(run) / "scores.csv")
     cases = len({row["case"] for row in rows})
+    who = "validation" if read_settings(run).get("validate") else "test"
     if (Path(run) / "regions.csv").exists():
         rows += read_table(Path(run) / "regions.csv")
     mean = {c: np.mean([r["dice"] for r in rows if r["class"] == c]) for c in dict.fromkeys(r["class"] for r in rows)}
-    return f"{run}: {told_origins(run)}. Dice over {cases} test cases: " + \
+    return f"{run}: {told_origins(run)}. Dice over {cases} {who} cases: " + \
         ", ".join(f"{c} {d:.3f}" for c, d in mean.items())
 
 # %% ../../nbs/62_segmentation.ipynb #60f64d83

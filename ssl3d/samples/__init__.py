@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 _HOMES = {"sample_brains": "brains", "sample_abdomens": "abdomens", "sample_retinas": "retinas"}
 
 
-def __getattr__(name: str) -> object:
-    """One of the three functions, loaded when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'ssl3d.samples' has no attribute '{name}'")
-    return getattr(import_module(f"ssl3d.samples.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # or mypy would take any name
+
+    def __getattr__(name: str) -> object:
+        """One of the three functions, loaded when it is first used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'ssl3d.samples' has no attribute '{name}'")
+        return getattr(import_module(f"ssl3d.samples.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -34,15 +34,17 @@ def _class_of(task: str) -> type["ProxyTask"]:
     return getattr(import_module(f"ssl3d.tasks.{task}"), NAMES[task])
 
 
-def __getattr__(name: str) -> object:
-    """`TASKS`, the classes by the names of the tasks, and each class by its own: loaded when first wanted."""
-    if name == "TASKS":
-        globals()["TASKS"] = {task: _class_of(task) for task in NAMES}
-        return globals()["TASKS"]
-    task = next((task for task, kind in NAMES.items() if kind == name), None)
-    if task is None:
-        raise AttributeError(f"module 'ssl3d.tasks' has no attribute '{name}'")
-    return _class_of(task)
+if not TYPE_CHECKING:  # or mypy would take any name
+
+    def __getattr__(name: str) -> object:
+        """`TASKS`, the classes by the names of the tasks, and each class by its own: loaded when first wanted."""
+        if name == "TASKS":
+            globals()["TASKS"] = {task: _class_of(task) for task in NAMES}
+            return globals()["TASKS"]
+        task = next((task for task, kind in NAMES.items() if kind == name), None)
+        if task is None:
+            raise AttributeError(f"module 'ssl3d.tasks' has no attribute '{name}'")
+        return _class_of(task)
 
 
 def __dir__() -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/50_runs.ipynb #15af18cf
 def read_settings(
-    out: str | Path,  # folder of a run
+    out: Folder,  # a run, or its folder
 ) -> dict:
     """Everything that makes a run; raises `InputError` where it is damaged, or was never begun."""
     file = Path(out) / "settings.yaml"
@@ -92,7 +92,9 @@ def trim_log(out: Path, step: int, file: str = "log.csv") -> None:
 class Run(os.PathLike[str]):
     """A run folder with a face: settings, log, card, scores, encoder, a line in words, a picture.
 
-    It stands for its folder wherever a path is taken. Raises `InputError` for a folder that is no run.
+    It stands for its folder wherever a path is taken: `run / "log.csv"`, `open(run / "log.csv")`, `str(run)`.
+    `run.folder` is its path, `run.settings` a dictionary of everything that made it. Raises `InputError` for a folder
+    that is no run.
     """
 
     def __init__(
@@ -113,6 +115,12 @@ class Run(os.PathLike[str]):
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.folder.resolve() == other.folder.resolve()
+
+    def __hash__(self) -> int:
+        return hash(self.folder.resolve())
 
     @property
     def name(self) -> str:
@@ -167,6 +175,8 @@ def _learned(run: Run) -> str:
     end = log["accuracy"][-max(10, len(log["accuracy"]) // 10):]
     chance, luck = float(log["chance"][-1]), 3 * end.std() / len(end) ** 0.5
     found = f"{end.mean():.2f} of the questions are answered right at the end, {chance:.2f} would be by chance"
+    if steps < run.settings["steps"]:
+        return f"{run}: not finished, {steps} of {run.settings['steps']} steps: {found}. The same command goes on."
     if end.mean() <= chance + luck:
         return f"{run}: nothing was learned in {steps} steps: {found}. Try more steps, or another learning rate."
     return f"{run}: learned {run.settings['task']} in {steps} steps: {found}."

@@ -42,13 +42,25 @@ QUICKLY = "import os\nos.environ['RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S'] = '1
 @pytest.fixture(scope="module")
 def cluster():
     """Who begins a cluster keeps it for the tests that follow: its workers take seconds to import PyTorch."""
-    threads, ended = torch.get_num_threads(), []
+    threads, closed, init, shutdown = torch.get_num_threads(), [], ray.init, ray.shutdown
+
+    def patient(**how):
+        for _ in range(3):  # Ray waits for its own processes for 30 s, which a busy machine may exceed
+            try:
+                return init(**how)
+            except Exception as e:
+                if "timed out during startup" not in str(e):
+                    raise
+                shutdown()
+        raise AssertionError("Ray does not start")
+
     torch.set_num_threads(1)  # as in a worker: sums depend on it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setattr(ray, "shutdown", lambda shutdown=ray.shutdown: ended.append(shutdown))
-        yield ended
-    ray.shutdown()
+        patch.setattr(ray, "init", patient)
+        patch.setattr(ray, "shutdown", lambda: closed.append("it was"))
+        yield closed
+    shutdown()
     torch.set_num_threads(threads)
 
 
