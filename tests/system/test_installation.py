@@ -34,18 +34,26 @@ sys.meta_path.insert(0, Blocked())
 """
 
 
+def without_our_path() -> dict[str, str]:
+    """The environment of a user, who has no PYTHONPATH: pip would find the package there and install nothing."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 @pytest.fixture(scope="module")
 def user(tmp_path_factory) -> Path:
     """A fresh virtual environment with the wheel; what the wheel requires is taken from this one."""
     place = tmp_path_factory.mktemp("user")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     subprocess.run(
-        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(place), str(ROOT)], check=True
+        [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(place), str(ROOT)],
+        check=True,
+        env=without_our_path(),
     )
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place / "env")], check=True)
     wheel = next(place.glob("*.whl"))
     home = place / "env" / "bin" / "python"
-    subprocess.run([*pip, "--python", str(home), "install", "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    install = [*pip, "--python", str(home), "install", "-q", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True, env=without_our_path())
     packages = next((place / "env" / "lib").glob("python*")) / "site-packages"
     (packages / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (packages / "sitecustomize.py").write_text(OFFLINE)
@@ -53,10 +61,8 @@ def user(tmp_path_factory) -> Path:
 
 
 def run(user: Path, *command: str) -> subprocess.CompletedProcess:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    return subprocess.run(
-        command, cwd=user, env=clean | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
-    )
+    env = without_our_path() | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=user, env=env, capture_output=True, text=True, timeout=600)
 
 
 def test_tests_import_the_installed_package():
@@ -186,8 +192,9 @@ def test_a_folder_named_as_the_package_does_not_hide_it(tmp_path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(env / "bin" / "python")]
     packages = next((env / "lib").glob("python*")) / "site-packages"
     (packages / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-build-isolation", "-e", str(clone)], check=True)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    clean = without_our_path()
+    install = [*pip, "install", "-q", "--no-deps", "--no-build-isolation", "-e", str(clone)]
+    subprocess.run(install, check=True, env=clean)
     code = "import ssl3d; print(ssl3d.__file__, ssl3d.__version__, ssl3d.InputError.__name__)"
     for place in (tmp_path, clone, Path("/")):
         said = subprocess.run(
