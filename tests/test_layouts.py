@@ -146,7 +146,7 @@ def test_aptos_and_idrid(tmp_path):
             f"IDRiD_002,{grade},0,,\n,,,,\n"
         )
     for place in (grading, tmp_path):
-        cohort = open_cohort(place, "idrid")
+        cohort = open_cohort(place, layout="idrid")
         assert [(c.id, c.grade) for c in cohort.cases] == [
             ("test-IDRiD_001", 0),
             ("test-IDRiD_002", 0),

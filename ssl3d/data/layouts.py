@@ -12,7 +12,6 @@ import tempfile
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ssl3d.data.cohorts import (
     SUFFIXES,
@@ -36,6 +35,8 @@ from ssl3d.data.cohorts import (
     to_whole,
 )
 from ..errors import InputError
+from ..files import Folder, as_folder
+from ..settings import Reading, takes
 from ..files import read_archive
 
 # %% ../../nbs/11_layouts.ipynb #2504d7e0
@@ -217,45 +218,37 @@ def recognise(source: Path) -> str:
         else "dicom"
 
 # %% ../../nbs/11_layouts.ipynb #6bf33647
+@takes(Reading)
 def open_cohort(
-    source: str | Path,  # a folder of scans, a CSV or a MedMNIST archive
-    layout: str | None = None,  # one of LAYOUTS; recognised where it is not given
-    *,
-    images: str | dict[str, str] | None = None,  # pattern of the image files, or one per modality
-    masks: str | None = None,  # pattern of the mask files; needs `images`
-    table: str | None = None,  # CSV or TSV with grade, age or sex of the cases; its path from `source`
-    columns: dict[str, str] | None = None,  # which column of a table holds the image, mask, grade, subject, age or sex
-    modalities: str | tuple[str, ...] | None = None,  # the ones to use, in this order; all if None
-    on_error: str = "raise",  # or "skip": leave out what cannot be used, and say so in `left_out`
+    source: Folder,  # a folder of scans, a CSV or a MedMNIST archive
+    how: Reading,
 ) -> Cohort:
     """The table of cases at `source`; raises `InputError` for what is missing, empty or of no known layout."""
-    source = Path(source).expanduser()
+    place, chosen = as_folder(source, "source").expanduser(), how.modalities
     problems: list[InputError] = []
-    _check_call(source, layout, images, masks, table, columns, on_error)
-    if images:
-        cohort = from_patterns(source, images, masks, problems)
+    _check_call(place, how)
+    if how.images:
+        cohort = from_patterns(place, how.images, how.masks, problems)
     else:
-        layout = layout or recognise(source)
-        cohort = from_table(source, problems, columns) if layout == "csv" else LAYOUTS[layout](source, problems)
-    if table:
-        cohort = join_table(cohort, source / table, problems, columns)
-    if modalities:
-        cohort = _chosen(cohort, (modalities,) if isinstance(modalities, str) else tuple(modalities), problems)
-    if problems and on_error == "raise":
+        layout = how.layout or recognise(place)
+        cohort = from_table(place, problems, how.columns) if layout == "csv" else LAYOUTS[layout](place, problems)
+    if how.table:
+        cohort = join_table(cohort, place / how.table, problems, how.columns)
+    if chosen:
+        cohort = _chosen(cohort, (chosen,) if isinstance(chosen, str) else chosen, problems)
+    if problems and how.on_error == "raise":
         more = f" ({len(problems) - 1} more such problems.)" if len(problems) > 1 else ""
         raise InputError(f"{problems[0]}{more}")
     return replace(cohort, left_out=tuple(problems))
 
 # %% ../../nbs/11_layouts.ipynb #3ec41fae
-def _check_call(source: Path, layout: str | None, images: Any, masks: Any, table: Any, columns: Any,
-                on_error: str) -> None:
+def _check_call(source: Path, how: Reading) -> None:
     """Refuse a call of `open_cohort` that cannot be followed."""
-    if on_error not in ("raise", "skip"):
-        raise InputError(f"on_error is '{on_error}', and has to be 'raise' or 'skip'.")
+    layout, images, masks = how.layout, how.images, how.masks
     if layout is not None and layout not in LAYOUTS:
         raise InputError(f"'{layout}' is not a layout. Known are: {', '.join(LAYOUTS)}.")
-    if columns and not (table or layout == "csv" or layout is None and source.is_file()):
-        raise InputError(f"columns {columns} are named, but no table that has them: give table=..., too.")
+    if how.columns and not (how.table or layout == "csv" or layout is None and source.is_file()):
+        raise InputError(f"columns {how.columns} are named, but no table that has them: give table=..., too.")
     if masks and not images:
         raise InputError(f"masks are named by '{masks}', but images by nothing: give a pattern for images, too.")
     if images and layout:

@@ -18,9 +18,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from functools import partial
 from importlib.metadata import version
-from numbers import Integral, Real
 from pathlib import Path
 from threading import Lock
 
@@ -34,7 +34,8 @@ from .layouts import open_cohort
 from .splits import merge_copies, split_subjects
 from .store import NOTES, UNITS, Store, array_digest, labels_of, write_split
 from ..errors import InputError
-from ..files import is_file_name, is_free, refuse_difference, write_sealed, write_whole
+from ..files import Folder, as_folder, is_file_name, is_free, refuse_difference, write_sealed, write_whole
+from ..settings import Preparing, Reading, takes
 
 # %% ../../nbs/16_prepare.ipynb #d9f8494a
 def as_kept(image: np.ndarray, dtype: str) -> tuple[np.ndarray, float]:
@@ -173,43 +174,50 @@ def _majority(done: dict[str, dict], left_out: list[dict], out: Path) -> dict[st
     return done
 
 # %% ../../nbs/16_prepare.ipynb #b96f814f
+@takes(Preparing)
 def prepare(
-    source: str | Path | Cohort,  # what `open_cohort` opens, or what it opened
-    out: str | Path,  # folder for the store
-    *,
-    size: int = 128,  # voxels (pixels) per axis
-    crop: bool = True,  # keep a version cropped to its content, for pretraining
-    percentiles: tuple[float, float] | None = None,  # clip to these percentiles; minimum and maximum if None
-    dtype: str = "float16",  # how images are kept: float16, or uint8 in half the space
-    test: float = 0.2,  # share of the subjects that is kept for testing
-    seed: int = 0,  # of the split
-    on_error: str = "raise",  # or "skip": go on without cases that cannot be used, and list them in left_out.csv
-    workers: int | None = None,  # cases prepared at a time; one per core if None
-    progress: bool = True,  # show a progress bar
-) -> "Store":
+    source: Folder | Cohort,  # what `open_cohort` opens, or what it opened
+    out: Folder,  # folder for the store
+    how: Preparing,
+) -> Store:
     """Prepare every case of a cohort once, into a folder that any later run opens; goes on where it was stopped.
 
     Raises `InputError` for a file that cannot be used, for cases that are not alike, and for a folder that is taken.
     """
-    cohort, out = source if isinstance(source, Cohort) else open_cohort(source, on_error=on_error), Path(out)
-    settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, "size": size, "crop": crop,
-                "percentiles": None if percentiles is None else list(percentiles), "dtype": dtype, "test": test,
-                "seed": seed, "classes": {str(k): v for k, v in cohort.classes.items()},
+    cohort, folder = _opened(source, how), as_folder(out, "out")
+    settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, "size": how.size, "crop": how.crop,
+                "percentiles": how.percentiles and list(how.percentiles), "dtype": how.dtype, "test": how.test,
+                "seed": how.seed, "classes": {str(k): v for k, v in cohort.classes.items()},
                 "relabel": {str(k): v for k, v in cohort.relabel.items()}}
-    _check_settings(cohort, out, settings, on_error, workers)
-    if (out / "manifest.json").exists():
-        return _same_store(out, cohort, settings, on_error)
-    out.mkdir(parents=True, exist_ok=True)
+    _check_call(cohort, folder, how)
+    if (folder / "manifest.json").exists():
+        return _same_store(folder, cohort, settings, how.on_error)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / "prepare.lock", timeout=0):  # given back by the system, however the program ends
-            _prepare_all(cohort, out, settings, on_error, workers or os.cpu_count() or 1, progress)
+        with FileLock(folder / "prepare.lock", timeout=0):  # given back by the system, however the program ends
+            _prepare_all(cohort, folder, settings, how)
     except Timeout:
-        raise InputError(f"{out}: is being made by another process. Wait for it, or name another folder.") from None
-    (out / "prepare.lock").unlink(missing_ok=True)
-    return Store(out)
+        raise InputError(f"{folder}: is being made by another process. Wait for it, or name another folder.") from None
+    (folder / "prepare.lock").unlink(missing_ok=True)
+    return Store(folder)
+
+
+def _opened(source: Folder | Cohort, how: Reading) -> Cohort:
+    """The cohort that is given, or the one at a path; raises `InputError` for a store, and for anything else."""
+    reading = {f.name: getattr(how, f.name) for f in fields(Reading)}
+    if isinstance(source, Cohort):
+        given = [name for name, value in reading.items() if value != getattr(Reading(), name) and name != "on_error"]
+        if given:
+            raise InputError(f"{source.source}: is a cohort that was opened already, so {given[0]} cannot be set any "
+                             "more. Give it to `open_cohort`.")
+        return source
+    if (as_folder(source, "source") / "manifest.json").is_file():
+        raise InputError(f"{os.fspath(source)}: is a prepared store already. Give the folder of its scans to prepare "
+                         "them anew.")
+    return open_cohort(source, **reading)
 
 # %% ../../nbs/16_prepare.ipynb #d52c883b
-def _prepare_all(cohort: Cohort, out: Path, settings: dict, on_error: str, workers: int, progress: bool) -> None:
+def _prepare_all(cohort: Cohort, out: Path, settings: dict, how: Preparing) -> None:
     """Prepare what is not done yet, note each case as it is done, and finish the store."""
     noted, writing = _begin(out, settings), Lock()
     done, left_out = {}, [{"case": "", "problem": str(e)} for e in cohort.left_out]
@@ -223,40 +231,32 @@ def _prepare_all(cohort: Cohort, out: Path, settings: dict, on_error: str, worke
             notes.flush()
         return record
 
-    bar = tqdm(total=len(cohort), desc=f"prepare {cohort.source.name}", disable=not progress, unit="scan")
+    bar = tqdm(total=len(cohort), desc=f"prepare {cohort.source.name}", disable=not how.progress, unit="scan")
     with open(out / NOTES, "a", encoding="utf-8") as notes, bar:
-        for case, record in _one_by_one(list(cohort.cases), make, workers):
+        for case, record in _one_by_one(list(cohort.cases), make, how.workers or os.cpu_count() or 1):
             bar.update()
             if isinstance(record, dict):
                 done[case.id] = record
                 _check_room(out, record, len(cohort) - len(done))
-                if on_error == "raise":
+                if how.on_error == "raise":
                     _check_alike(record, next(iter(done.values())))
-            elif on_error == "raise":
+            elif how.on_error == "raise":
                 raise record
             else:
                 left_out.append({"case": case.id, "problem": str(record)})
     _finish(out, cohort, settings, done, left_out)
 
 # %% ../../nbs/16_prepare.ipynb #750ec80c
-def _check_settings(cohort: Cohort, out: Path, settings: dict, on_error: str, workers: int | None) -> None:
+def _check_call(cohort: Cohort, out: Path, how: Preparing) -> None:
     """Refuse what is known to be wrong before anything is read."""
-    for name, value, least in (("size", settings["size"], 8), ("seed", settings["seed"], 0), ("workers", workers, 1)):
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < least):
-            raise InputError(f"{name} is {value!r}, and has to be a whole number from {least}.")
-    for name, value, known in (("dtype", settings["dtype"], UNITS), ("on_error", on_error, ("raise", "skip"))):
-        if value not in known:
-            raise InputError(f"{name} is {value!r}, and has to be one of {', '.join(known)}.")
-    span = settings["percentiles"]
-    if span is not None and not (len(span) == 2 and all(isinstance(v, Real) for v in span)
-                                 and 0 <= span[0] < span[1] <= 100):
-        raise InputError(f"percentiles are {span}: give two numbers from 0 to 100, the lower one first.")
+    if how.percentiles is not None and how.percentiles[0] >= how.percentiles[1]:
+        raise InputError(f"percentiles are {how.percentiles}: give two numbers from 0 to 100, the lower one first.")
     if not all(is_file_name(case.id) for case in cohort.cases):
         raise InputError(f"{cohort.source}: has cases whose ids cannot be names of files.")
     if out.resolve().is_relative_to(cohort.source.resolve()):
         raise InputError(f"{out}: lies inside {cohort.source}, so its arrays would be taken for scans. "
                          "Name a folder outside.")
-    split_subjects([c.subject for c in cohort.cases], settings["test"], settings["seed"])
+    split_subjects([c.subject for c in cohort.cases], how.test, how.seed)
 
 
 def _same_store(out: Path, cohort: Cohort, settings: dict, on_error: str) -> "Store":
@@ -322,19 +322,15 @@ def _table(rows: list[dict]) -> str:
     return text.getvalue()
 
 # %% ../../nbs/16_prepare.ipynb #6e8e86af
+@takes(Preparing)
 def forecast(
-    source: str | Path | Cohort,  # what `open_cohort` opens, or what it opened
+    source: Folder | Cohort,  # what `open_cohort` opens, or what it opened
+    how: Preparing,
     *,
-    size: int = 128,  # as in `prepare`
-    crop: bool = True,
-    percentiles: tuple[float, float] | None = None,
-    dtype: str = "float16",
-    workers: int | None = None,
     tries: int = 3,  # cases to measure, evenly spaced
 ) -> dict:  # cases, bytes, seconds_per_case (on one core), hours
-    """How much space and time `prepare` will need, measured on a few cases."""
-    cohort = source if isinstance(source, Cohort) else open_cohort(source)
-    settings = {"size": size, "crop": crop, "percentiles": percentiles, "dtype": dtype}
+    """How much space and time `prepare` will need with the same options, measured on a few cases."""
+    cohort, settings = _opened(source, how), vars(how)
     places = np.unique(np.linspace(0, len(cohort) - 1, max(1, tries)).round().astype(int))
     cases = [cohort.cases[i] for i in places]
     with tempfile.TemporaryDirectory() as folder:
@@ -352,4 +348,4 @@ def forecast(
         records.append(record)
     seconds = float(np.mean([record["seconds"] for record in records]))
     return {"cases": len(cohort), "bytes": int(np.mean([sum(r["bytes"].values()) for r in records]) * len(cohort)),
-            "seconds_per_case": seconds, "hours": seconds * len(cohort) / (workers or os.cpu_count() or 1) / 3600}
+            "seconds_per_case": seconds, "hours": seconds * len(cohort) / (how.workers or os.cpu_count() or 1) / 3600}
