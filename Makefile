@@ -52,6 +52,7 @@ test-lab: $(READY)
 # notebooks -> ssl3d/, README.md; run after every change of a notebook
 sync: $(READY)
 	$(BIN)/python tools/export.py
+	$(BIN)/python tools/make_stub.py
 	$(BIN)/nbdev_clean
 	$(BIN)/python tools/clean_outputs.py
 	$(BIN)/python tools/make_readme.py

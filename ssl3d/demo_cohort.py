@@ -14,12 +14,13 @@ import ssl3d
 from .data.layouts import open_cohort
 from .data.scans import read_scan
 from .data.store import Store
-from .downstream.segmentation import draw_case
+from .downstream.finetune import draw_case
 from .errors import InputError
 from .evidence.experiments import Cell, Experiment, run_experiment
 from .evidence.report import keep_answer
 from .evidence.statistics import verdict
-from .files import write_whole
+from .files import Folder, as_folder, write_whole
+from .settings import Demonstrating, takes
 
 # %% ../nbs/80_demo_cohort.ipynb #a542eebe
 def find_samples() -> Path:
@@ -32,29 +33,28 @@ def find_samples() -> Path:
                      "of scans with masks, such as a Medical Segmentation Decathlon task.")
 
 # %% ../nbs/80_demo_cohort.ipynb #6b5617f2
+@takes(Demonstrating)
 def demo(
-    folder: str | Path | None = None,  # scans with masks, in any layout that has them; the sample brains if None
-    out: str | Path = "runs/demo",  # where everything goes
-    *,
-    seeds: int = 3,  # repetitions
-    steps: int = 200,  # of fine-tuning
-    epochs: int = 30,  # of pretraining
-    progress: bool = True,  # show a progress bar
+    how: Demonstrating,
+    scans: Folder | None = None,  # with masks, in any layout that has them; the sample brains if None
+    out: Folder = "runs/demo",  # where everything goes
 ) -> list[dict]:  # the answers, see `ssl3d.evidence.statistics.verdict`
     """Prepare, pretrain by rotation, fine-tune pretrained and from scratch, and say whether it helped."""
-    source, out = Path(folder) if folder else find_samples(), Path(out)
+    source = find_samples() if scans is None else as_folder(scans, "scans")
+    folder, steps = as_folder(out, "out"), how.steps or 1
     cohort = open_cohort(source)
     if not any(case.mask for case in cohort.cases) or read_scan(cohort.cases[0].images[0]).ndim != 4:
         raise InputError(f"{source}: the demo needs volumes with masks, and found {cohort}.")
     few, many = 0.15, 0.75
     experiment = Experiment(
         {"source": str(source), "size": 32}, {"scratch": {}, "rotation": {"task": "rotation"}},
-        label_fractions=[few, many], seeds=seeds, network={"widths": [8, 16, 32, 64, 128]},
-        pretraining={"epochs": epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
+        label_fractions=[few, many], seeds=how.seeds, network={"widths": [8, 16, 32, 64, 128]},
+        pretraining={"epochs": how.epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
         finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3, "track": max(1, steps // 10)})
-    rows = run_experiment(experiment, out, progress=progress)
-    print(keep_answer(rows, out, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
-    draw_case(Store(out / "store"), {arm: out / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms})
-    write_whole(out / "case.png", lambda f: plt.savefig(f, format="png"))
+    rows = run_experiment(experiment, folder, progress=how.progress)
+    print(keep_answer(rows, folder, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
+    cells = {arm: folder / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms}
+    draw_case(Store(folder / "store"), cells)
+    write_whole(folder / "case.png", lambda f: plt.savefig(f, format="png"))
     plt.close()
     return verdict(rows)

@@ -42,6 +42,16 @@ def encoder(store, tmp_path_factory) -> Path:
     return pretrain("rotation", store.folder, out, epochs=2, widths=SMALL, progress=False)
 
 
+def new_network(store, encoder=None, **how):
+    """A network for the masks of a store before its first step, and where its weights come from."""
+    from ssl3d.downstream.finetune import filled, starting_network
+    from ssl3d.downstream.segmentation import Segmentation
+    from ssl3d.settings import Finetuning
+
+    goal = Segmentation()
+    return starting_network(store, goal, goal.facts(store, {}, []), filled(Finetuning(encoder=encoder, **how), goal))
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> tuple[Path, list[dict]]:
     """A finished toy experiment and its rows."""

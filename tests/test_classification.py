@@ -10,26 +10,33 @@ from sklearn.metrics import cohen_kappa_score, r2_score
 
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.classification import (
-    _balance,
-    _measure,
-    classify,
-    grade,
+    Classification,
+    balance,
     grade_bits,
     grade_probabilities,
-    guess_age,
     likely_grade,
-    load_classifier,
-    make_classifier,
-    summary,
 )
+from ssl3d.downstream.finetune import filled, finetune, freeze, goal_of, load_network, starting_network, summary
+from ssl3d.downstream.regression import Regression
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
+from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.weights import load_encoder
+from ssl3d.settings import Finetuning
 from ssl3d.training.loop import read_batch
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
 
 SMALL = (4, 8, 16)
+
+
+def classify(store, out, goal="classification", **how):
+    return finetune(store, out, goal=goal, **how)
+
+
+def told(run, store):
+    """The rows that the network of a run, opened again, gives to the test cases of a store."""
+    return goal_of(run.settings).rows(load_network(run), store, store.split("test"), run.settings["facts"])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def test_grades_are_learned_and_written(graded, tmp_path, ordinal):
     truth, answers = ([r[k] for r in known] for k in ("grade", "predicted"))
     assert scores["kappa"] == pytest.approx(cohen_kappa_score(truth, answers, weights="quadratic"), abs=1e-5)
     assert scores["kappa"] > 0.9 and scores["cases"] == len(known), "three brightnesses are easy"
-    again = grade(load_classifier(run, graded), graded, graded.split("test"), ordinal)
+    again = told(run, graded)
     assert [r["predicted"] for r in again] == [r["predicted"] for r in rows]
     assert "kappa" in summary(run) and "0 loaded" in summary(run)
 
@@ -78,7 +85,7 @@ QUICK = {"widths": SMALL, "steps": 150, "warmup": 0, "batch_size": 4, "lr": 1e-2
 
 
 def test_ages_are_regressed_and_sexes_told(graded, tmp_path):
-    run = classify(graded.folder, tmp_path / "age", target="age", track=75, **QUICK)
+    run = classify(graded, tmp_path / "age", "regression", track=75, **QUICK)
     rows, scores = read_table(run / "predictions.csv"), read_table(run / "scores.csv")[0]
     assert [r["case"] for r in rows] == graded.split("test") and all(isinstance(r["guess"], float) for r in rows)
     known = [r for r in rows if r["age"] != ""]
@@ -87,10 +94,10 @@ def test_ages_are_regressed_and_sexes_told(graded, tmp_path):
     assert scores["r2"] == pytest.approx(r2_score(truth, guess), abs=1e-4) and scores["r2"] > 0.8
     assert scores["mae"] == pytest.approx(abs(truth - guess).mean(), abs=1e-4)
     assert read_log(run, "observed.csv")["r2"][-1] == pytest.approx(scores["r2"], abs=1e-4)
-    card = json.loads((run / "classifier.json").read_text())
+    card = json.loads((run / "network.json").read_text())
     ages = [graded.cases[n]["age"] for n in card["trained_on"]]
-    assert (card["mean"], card["spread"]) == pytest.approx((np.mean(ages), np.std(ages)))
-    again = guess_age(load_classifier(run, graded), graded, graded.split("test"), card["mean"], card["spread"])
+    assert (card["facts"]["mean"], card["facts"]["spread"]) == pytest.approx((np.mean(ages), np.std(ages)))
+    again = told(run, graded)
     assert [r["guess"] for r in again] == [r["guess"] for r in rows] and "years" in summary(run)
 
     run = classify(graded.folder, tmp_path / "sex", target="sex", **QUICK)
@@ -103,9 +110,12 @@ def test_ages_are_regressed_and_sexes_told(graded, tmp_path):
 def test_what_cannot_be_told_is_refused(graded, store, tmp_path):
     for words, folder, settings in (
         ("target is 'height'", graded.folder, {"target": "height"}),
-        ("an age is a number", graded.folder, {"target": "age", "ordinal": True}),
-        ("an age is a number", graded.folder, {"target": "age", "balanced": True}),
-        ("knows the age of 0 training and 0 test", store.folder, {"target": "age"}),
+        ("target is 'age', which is a number", graded.folder, {"target": "age"}),
+        ("ordinal is an option of classification", graded.folder, {"goal": "regression", "ordinal": True}),
+        ("balanced is an option of classification", graded.folder, {"goal": "regression", "balanced": True}),
+        ("patch is an option of segmentation", graded.folder, {"patch": 8}),
+        ("slices are for masks", graded.folder, {"slices": True}),
+        ("knows the age of 0 training and 0 test", store.folder, {"goal": "regression"}),
         ("knows the sex of 0 training", store.folder, {"target": "sex"}),
     ):
         with pytest.raises(InputError, match=words):
@@ -129,14 +139,17 @@ def test_bits_and_probabilities():
     assert torch.equal(likely_grade(grade_probabilities(scores, True), True), (chances > 0.5).sum(1))
 
 
+FIVE = {"n_grades": 5, "weights": None}
+
+
 def test_ordinal_probabilities_are_those_of_the_grades():
     """A network that cannot see the images learns how frequent the grades are, and nothing else."""
     grades = torch.tensor([0] * 4 + [1] * 1 + [2] * 2 + [3] * 2 + [4] * 1)
     scores = torch.nn.Parameter(torch.zeros(1, 4))
-    optimiser, measure = torch.optim.Adam([scores], lr=0.1), _measure(5, True, None)
+    optimiser, loss = torch.optim.Adam([scores], lr=0.1), Classification(ordinal=True).loss(FIVE)
     for _ in range(400):
         optimiser.zero_grad()
-        measure(None, scores.expand(10, -1), grades)["loss"].backward()
+        loss(scores.expand(10, -1), grades).backward()
         optimiser.step()
     found = grade_probabilities(scores.detach(), True)
     assert torch.allclose(found, torch.tensor([[0.4, 0.1, 0.2, 0.2, 0.1]]), atol=0.01)
@@ -144,9 +157,9 @@ def test_ordinal_probabilities_are_those_of_the_grades():
 
 def test_rare_grades_get_their_share():
     grades = [0] * 6 + [1] * 3 + [2]
-    weights = _balance(grades, 3, ordinal=False)
+    weights = balance(grades, 3, ordinal=False)
     assert torch.allclose(torch.stack([weights[g] * grades.count(g) for g in range(3)]), torch.full((3,), 10 / 3))
-    assert _balance(grades, 3, ordinal=True).tolist() == pytest.approx([6 / 4, 9 / 1])
+    assert balance(grades, 3, ordinal=True).tolist() == pytest.approx([6 / 4, 9 / 1])
 
 
 def test_an_encoder_that_is_frozen_moves_in_nothing(graded, tmp_path):
@@ -155,25 +168,26 @@ def test_an_encoder_that_is_frozen_moves_in_nothing(graded, tmp_path):
     run = classify(
         graded.folder, tmp_path / "frozen", encoder=encoder, epochs=2, warmup=2, head="linear", progress=False
     )
-    before, after = load_encoder(encoder).state_dict(), load_classifier(run, graded).encoder.state_dict()
+    before, after = load_encoder(encoder).state_dict(), load_network(run).encoder.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
-    fresh = make_classifier(graded, 3, "linear", encoder)[0].head.state_dict()
-    assert not all(torch.equal(fresh[k], v) for k, v in load_classifier(run, graded).head.state_dict().items())
+    goal = Classification(head="linear")
+    how = filled(Finetuning(encoder=encoder), goal)
+    fresh = starting_network(graded, goal, {"n_grades": 3, "weights": None}, how)[0].head.state_dict()
+    assert not all(torch.equal(fresh[k], v) for k, v in load_network(run).head.state_dict().items())
     origins = json.loads((run / "origins.json").read_text())
     assert origins["new"] == ["head.0.weight", "head.0.bias"] and len(origins["loaded"]) == len(before)
     moved = classify(graded.folder, tmp_path / "moved", encoder=encoder, epochs=2, warmup=0, progress=False)
-    assert not all(torch.equal(before[k], v) for k, v in load_classifier(moved, graded).encoder.state_dict().items())
+    assert not all(torch.equal(before[k], v) for k, v in load_network(moved).encoder.state_dict().items())
 
 
 def test_running_statistics_stay_while_frozen(tmp_path):
-    from ssl3d.downstream.segmentation import freeze
-
     for i in range(4):
         (tmp_path / "in").mkdir(exist_ok=True)
         np.save(tmp_path / f"in/{i}.npy", np.random.default_rng(i).random((40, 40)))
     (tmp_path / "in/t.csv").write_text("image,grade\n" + "".join(f"{i}.npy,{i % 2}\n" for i in range(4)))
     store = prepare(tmp_path / "in/t.csv", tmp_path / "store", size=32, test=0.5, progress=False)
-    network, _ = make_classifier(store, 2, architecture="densenet121-batchnorm")
+    goal, base = Regression(), make_encoder("densenet121-batchnorm", 2, 1)
+    network = goal.network(base, {"mean": 0.0, "spread": 1.0}, 32)
     before = {k: v.clone() for k, v in network.encoder.state_dict().items()}
     freeze(network.encoder)
     network(read_batch(store, store.split("train")).image).sum().backward()
@@ -187,7 +201,7 @@ def test_stopped_and_continued(graded, tmp_path):
     how = {"widths": SMALL, "steps": 12, "batch_size": 4, "progress": False, "ordinal": True, "balanced": True}
     whole = classify(graded.folder, tmp_path / "whole", **how)
     again = classify(graded.folder, tmp_path / "again", **how)
-    for name in ("classifier.safetensors", "predictions.csv", "log.csv"):
+    for name in ("network.safetensors", "predictions.csv", "log.csv"):
         assert (whole / name).read_bytes() == (again / name).read_bytes()
     with pytest.raises(InputError, match="ordinal was True and is now False"):
         classify(graded.folder, tmp_path / "whole", **how | {"ordinal": False})
@@ -197,7 +211,7 @@ def test_stopped_and_continued(graded, tmp_path):
     "how, said",
     [
         ({"head": "deep"}, "head"),
-        ({"labels": 0}, "share"),
+        ({"labels": 0}, "labels is 0, and has to be a number above 0"),
         ({"warmup": 99}, "longer"),
         ({"architecture": "densenet121"}, "32"),
         ({"architecture": "net"}, "not an encoder"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import SAMPLES, ssl3d, write_nifti
 
-WIDTHS = "[8,16,32]"
+WIDTHS = "8,16,32"
 
 
 def shell(*args):
@@ -22,14 +22,14 @@ def test_help_lists_the_commands():
     said = shell("--help")
     assert said.returncode == 0 and all(c in said.stdout for c in ("prepare", "pretrain", "finetune", "demo"))
     said = shell("pretrain", "--help").stdout
-    assert "--epochs" in said and "passes over the training images" in said
+    assert "--epochs" in said and "passes over the training cases" in said
 
 
 def walk(source, folder, size, labels, long=("--epochs", 2), by_shell=()):
     """The four commands of the README, on any cohort with masks."""
     store = folder / "store"
     for command in (
-        ("prepare", source, store, "--size", size),
+        ("prepare", source, "--out", store, "--size", size),
         ("pretrain", "rotation", store, "--out", folder / "rot", *long, "--widths", WIDTHS),
         ("finetune", store, "--encoder", folder / "rot", "--labels", labels, *long, "--out", folder / "ft"),
         ("finetune", store, "--labels", labels, *long, "--out", folder / "scratch", "--widths", WIDTHS),
@@ -57,20 +57,22 @@ def test_predicting_checking_and_grading(walked, tmp_path):
     (tmp_path / "graded.csv").write_text("image,grade\n" + "\n".join(rows))
     store = walked / "store"
     for command, said in (
-        (("predict", walked / "ft", store, tmp_path / "masks"), "6 masks"),
+        (("predict", walked / "ft", store, "--out", tmp_path / "masks"), "6 file(s)"),
+        (("features", walked / "rot", store, "--out", tmp_path / "f.csv"), "6 vectors of 32 numbers"),
         (("check", store), "32 cases"),
-        (("prepare", tmp_path / "graded.csv", tmp_path / "graded", "--size", 16, "--plan", "true"), "GB and"),
-        (("prepare", tmp_path / "graded.csv", tmp_path / "graded", "--size", 16, "--dtype", "uint8"), "kept as uint8"),
+        (("prepare", tmp_path / "graded.csv", "--out", tmp_path / "graded", "--size", 16, "--plan"), "GB and"),
+        (("prepare", tmp_path / "graded.csv", "--out", tmp_path / "graded", "--size=16", "--dtype=uint8"), "as uint8"),
         (
             (
-                "classify",
+                "finetune",
                 tmp_path / "graded",
+                "--goal",
+                "classification",
                 "--epochs",
                 1,
                 "--widths",
                 WIDTHS,
                 "--ordinal",
-                "true",
                 "--out",
                 tmp_path / "c",
             ),
@@ -98,19 +100,25 @@ def test_mistakes_end_in_one_line(tmp_path, store):
     (tmp_path / "masks/t.csv").write_text("image,mask\n" + "".join(f"i{i}.nii,m{i}.nii\n" for i in range(3)))
     out = tmp_path / "out"
     for command, said in (
-        (("prepare", tmp_path / "nowhere", out), "nowhere"),
-        (("prepare", tmp_path / "empty", out), "empty"),
-        (("prepare", tmp_path / "broken", out, "--size", 8), "b1.nii.gz"),
-        (("prepare", tmp_path / "masks/t.csv", tmp_path / "out2"), "m0.nii"),
+        (("prepare", tmp_path / "nowhere", "--out", out), "nowhere"),
+        (("prepare", tmp_path / "empty", "--out", out), "empty"),
+        (("prepare", tmp_path / "broken", "--out", out, "--size", 8), "b1.nii.gz"),
+        (("prepare", tmp_path / "masks/t.csv", "--out", tmp_path / "out2"), "m0.nii"),
         (("pretrain", "rotate", store.folder, "--out", out), "rotate"),
         (("pretrain", "rotation", tmp_path / "empty", "--out", out), "empty"),
         (("finetune", store.folder, "--encoder", tmp_path / "empty", "--out", out), "empty"),
-        (("finetune", store.folder, "--labels", 0, "--out", tmp_path / "out3"), "share"),
         (("demo", tmp_path / "nowhere"), "nowhere"),
     ):
         done = ssl3d(*command, folder=tmp_path)
         assert done.returncode == 1, (command, done.stderr)
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith("ssl3d: ") and said in last and "Traceback" not in done.stderr, done.stderr
-    done = shell("prepare", SAMPLES, out, "--sizes", 8)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
+    for wrong, said in (
+        (("prepare", SAMPLES, "--out", out, "--sizes", 8), "Did you mean --size?"),
+        (("finetune", store.folder, "--labels", 0, "--out", out), "labels is 0"),
+        (("prepare", SAMPLES), "required: --out"),
+        (("pretrain", "rotation", store.folder, "--out", out, "--widths", "8,x"), "a list of whole numbers"),
+        (("classify", store.folder, "--out", out), "invalid choice: 'classify'"),
+    ):
+        done = shell(*wrong)
+        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_nifti
+from conftest import new_network, write_nifti
 from monai.networks.nets import DynUNet
 
 from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
-from ssl3d.downstream.segmentation import finetune, load_segmenter, make_segmenter
+from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.errors import InputError
 from ssl3d.networks.encoders import ENCODERS, make_encoder
 from ssl3d.networks.exchange import dynunet_names, load_dynunet
@@ -172,7 +172,7 @@ def test_fine_tuning_with_more_modalities_says_what_came_from_where(cohorts, tmp
     run = finetune(cohorts["three"].folder, tmp_path / "ft", encoder=cohorts["rot"], epochs=1, warmup=1, progress=False)
     origins = json.loads((run / "origins.json").read_text())
     assert origins["widened"] == ["encoder.stages.0.conv1.conv.weight", "encoder.stages.0.conv3.conv.weight"]
-    network = load_segmenter(run, cohorts["three"])
+    network = load_network(run)
     assert sorted(sum(origins.values(), [])) == sorted(network.state_dict())
     assert all(name.startswith("decoder") for name in origins["new"])
     encoder = load_encoder(cohorts["rot"]).state_dict()
@@ -185,17 +185,17 @@ def test_fine_tuning_with_more_modalities_says_what_came_from_where(cohorts, tmp
 def test_fewer_modalities_have_to_be_named(cohorts, tmp_path):
     with pytest.raises(InputError, match="reads 3 channels.*has 1.*sources"):
         finetune(cohorts["one"].folder, tmp_path / "ft", encoder=cohorts["rot3"], epochs=1, progress=False)
-    network, origins = make_segmenter(cohorts["one"], cohorts["rot3"], sources=(2,))
+    network, origins = new_network(cohorts["one"], cohorts["rot3"], sources=(2,))
     kept = load_encoder(cohorts["rot3"]).stages[0].conv1.conv.weight
     assert torch.equal(network.encoder.stages[0].conv1.conv.weight[:, 0], kept[:, 2]) and len(origins["widened"]) == 2
 
 
 def test_another_architecture_from_scratch(cohorts, tmp_path):
     run = finetune(cohorts["three"].folder, tmp_path / "ft", architecture="segresnet", epochs=1, progress=False)
-    assert load_segmenter(run, cohorts["three"]).encoder.architecture == "segresnet"
+    assert load_network(run).encoder.architecture == "segresnet"
     assert json.loads((run / "origins.json").read_text())["loaded"] == []
     with pytest.raises(InputError, match="multiple of 32"):
-        make_segmenter(cohorts["one"], architecture="resnet18")
+        new_network(cohorts["one"], architecture="resnet18")
 
 
 def test_the_paper_is_a_preset_and_the_user_goes_first(cohorts, tmp_path):

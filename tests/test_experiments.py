@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from ssl3d.data.splits import person_key
 from ssl3d.data.store import Store
-from ssl3d.downstream.segmentation import load_segmenter
+from ssl3d.downstream.finetune import load_network
 from ssl3d.errors import InputError
 from ssl3d.evidence.experiments import (
     Experiment,
@@ -68,10 +68,10 @@ def test_every_arm_gets_the_same(toy):
     runs = {arm: [settings_of(out, n) for n in sorted(names) if n.startswith(arm)] for arm in TOY.arms}
     without = {arm: [{k: v for k, v in r.items() if k != "encoder"} for r in mine] for arm, mine in runs.items()}
     assert without["scratch"] == without["rotation"]
-    encoders = [load_segmenter(out / "cells" / f"{arm}-1-0", Store(out / "store")).encoder.channels for arm in TOY.arms]
+    encoders = [load_network(out / "cells" / f"{arm}-1-0").encoder.channels for arm in TOY.arms]
     assert encoders == [SMALL, SMALL]
     assert len({r["encoder"] for r in runs["rotation"]}) == 2, "each seed has its own pretraining, used at each share"
-    trained = {n: json.loads((out / "cells" / n / "segmenter.json").read_text())["trained_on"] for n in names}
+    trained = {n: json.loads((out / "cells" / n / "network.json").read_text())["trained_on"] for n in names}
     for seed in (0, 1):
         few, many = (trained[f"scratch-{label_fraction}-{seed}"] for label_fraction in ("0.2", "1"))
         assert set(few) < set(many) and trained[f"rotation-0.2-{seed}"] == few
@@ -81,7 +81,7 @@ def test_every_arm_gets_the_same(toy):
     for r in rows:
         tested[r["arm"], r["label_fraction"], r["seed"]].add(r["case"])
     assert len(tested) == 8 and len(set(map(frozenset, tested.values()))) == 1
-    assert not list((out / "cells").glob("*/last.ckpt")) and (out / "cells/scratch-1-1/segmenter.safetensors").exists()
+    assert not list((out / "cells").glob("*/last.ckpt")) and (out / "cells/scratch-1-1/network.safetensors").exists()
 
 
 def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):
@@ -128,7 +128,9 @@ def test_the_file_says_all_of_it(tmp_path):
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"goal": "regression"}, "goal"),
+        ({"goal": "detection"}, "goal"),
+        ({"goal": "classification", "finetuning": {"target": "age"}}, "goal regression"),
+        ({"goal": "regression", "finetuning": {"ordinal": True}}, "'ordinal'"),
         ({"arms": {}}, "arms"),
         ({"arms": {"a/b": {}}}, "a/b"),
         ({"arms": {"x": {"task": "rotate"}}}, "rotate"),
@@ -253,7 +255,7 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
         assert {r["case"] for r in mine} == names and {r["fold"] for r in mine} == {0, 1, 2}
         assert len(mine) == 6 * 3, "everybody is tested once"
     assert len(list((out / "pretraining").glob("*/encoder.json"))) == 3, "pretrained elsewhere, so once for all folds"
-    assert read_card(out / "pretraining/supervised-0")["task"] == "finetune"
+    assert read_card(out / "pretraining/supervised-0")["task"] == "segmentation"
     assert settings_of(out, "rotation 2D-1-0-fold1")["slices"] is True
     assert settings_of(out, "frozen-1-0-fold1")["warmup_steps"] == 2
     arms = {"scratch": {}, "rotation": {"task": "rotation", "steps": 1}}
@@ -279,7 +281,7 @@ def test_grades(tmp_path):
     rows = run_experiment(experiment, tmp_path / "out", progress=False)
     assert all(r["grade"] in (0, 1, 2) and r["predicted"] in (0, 1, 2) for r in rows)
     assert str(read_table(tmp_path / "out/results.csv")) == str(rows)
-    ages = replace(experiment, finetuning={"steps": 2, "target": "age", "track": 2}, lrs=[1e-3, 1e-2])
+    ages = replace(experiment, goal="regression", finetuning={"steps": 2, "track": 2}, lrs=[1e-3, 1e-2])
     rows = run_experiment(ages, tmp_path / "ages", progress=False)
     assert all(20 <= r["age"] < 35 and isinstance(r["guess"], float) for r in rows)
     assert {a["metric"] for a in verdict(rows)} == {"R²"} and "(R²)" in keep_answer(rows, tmp_path / "ages")
@@ -290,10 +292,11 @@ def test_grades(tmp_path):
     assert {line["seed"] for line in read_table(tmp_path / "ages/results.csv")} == {0, 1}
     left = [(line["arm"], line["seed"]) for line in read_table(tmp_path / "ages/learning_curves.csv")]
     assert left and unfinished.name not in {f"{arm}-1-{seed}" for arm, seed in left}
-    with pytest.raises(InputError, match="has no sexes"):
-        run_experiment(replace(ages, finetuning={"target": "sex"}), tmp_path / "sex", progress=False)
+    sexes = replace(ages, goal="classification", finetuning={"target": "sex"})
+    with pytest.raises(InputError, match="has no label of target sex"):
+        run_experiment(sexes, tmp_path / "sex", progress=False)
     with pytest.raises(InputError, match="'target'"):
-        check_experiment(replace(ages, arms={"a": {"finetuning": {"target": "grade"}}}))
+        check_experiment(replace(ages, arms={"a": {"finetuning": {"target": "age"}}}))
 
 
 def test_who_would_wait_for_an_encoder_goes_on_with_other_cells(toy, tmp_path):

@@ -1,6 +1,8 @@
 """The face: what `import ssl3d` gives, how quickly, and whether mypy and editors know it."""
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from conftest import ROOT, python
 
 import ssl3d
+from ssl3d.settings import options_of
 
 pytestmark = pytest.mark.quick
 
@@ -51,10 +54,56 @@ def test_tasks_are_there_by_name():
 
 
 def test_editors_see_the_same_names():
-    tree = ast.parse((ROOT / "ssl3d/__init__.py").read_text(encoding="utf-8"))
-    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
-    seen = {(node.module, alias.name) for node in block.body for alias in node.names}
-    assert seen == {(f"ssl3d.{home}", name) for name, home in ssl3d._HOME.items()} | {("ssl3d", "tasks")}
+    tree = ast.parse((ROOT / "ssl3d/__init__.pyi").read_text(encoding="utf-8"))
+    names = [alias for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    imported = {alias.name for alias in names if alias.asname}
+    made = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert imported | made == set(ssl3d.__all__) and not imported & made
+
+
+STEPS = ("open_cohort", "prepare", "pretrain", "finetune", "predict", "experiment", "demo")
+
+
+def test_every_option_has_its_default_and_its_help():
+    for name in STEPS:
+        step = getattr(ssl3d, name)
+        options = options_of(*step.__options__)
+        shown = inspect.signature(step).parameters
+        assert len(options) > 2 and set(options) <= set(shown), name
+        assert all(shown[option].default == f.default for option, (f, _) in options.items())
+        words = " ".join((inspect.getdoc(step) or "").split())
+        assert all(f"{option}: {f.metadata['help'][:40]}" in words for option, (f, _) in options.items()), name
+    assert inspect.signature(ssl3d.finetune).parameters["patch"].default is None, "a goal's own options are there"
+    assert inspect.signature(ssl3d.finetune).parameters["batch_size"].default is None
+    assert inspect.signature(ssl3d.pretrain).parameters["batch_size"].default == 4
+
+
+def test_wrong_names_and_values_are_named(tmp_path):
+    for call, said in (
+        (lambda: ssl3d.pretrain("rotation", "s", tmp_path / "x", epoch=3), "no option 'epoch'. Did you mean 'epochs'?"),
+        (lambda: ssl3d.prepare("s", tmp_path / "x", crop="no"), "crop is 'no', and has to be True or False"),
+        (lambda: ssl3d.finetune("s", tmp_path / "x", seed=None), "seed is None, and has to be a whole number from 0"),
+        (lambda: ssl3d.finetune("s", tmp_path / "x", patches=8), "no option 'patches'"),
+        (lambda: ssl3d.finetune("s", tmp_path / "x", None, 0.1), "only store, out by position"),
+        (lambda: ssl3d.open_cohort(None), "source is of type NoneType"),
+        (lambda: ssl3d.prepare(3, tmp_path / "x"), "source is of type int"),
+    ):
+        with pytest.raises(ssl3d.InputError, match=re.escape(said)):
+            call()
+
+
+def test_help_of_a_command_loads_no_torch():
+    code = """
+import sys
+from ssl3d.cli import commands, main
+for name in commands():
+    try:
+        main([name, "--help"])
+    except SystemExit as e:
+        assert e.code == 0
+assert not {"torch", "monai", "lightning"} & sys.modules.keys()"""
+    said = python(code).stdout
+    assert "start from:" in said and "who is tested:" in said and "--widths N,..." in said and "--slices " in said
 
 
 def test_a_script_of_three_lines_passes_strict_mypy(tmp_path):

@@ -10,7 +10,8 @@ from filelock import FileLock
 from test_widgets import parts
 
 from ssl3d.data.store import Store
-from ssl3d.downstream.segmentation import draw_case, finetune, load_segmenter, segment, segmenter_so_far
+from ssl3d.downstream.finetune import draw_case, finetune, load_network, network_so_far
+from ssl3d.downstream.segmentation import segment
 from ssl3d.errors import InputError
 from ssl3d.plots.widgets import snapshot
 from ssl3d.training.monitor import draw_progress, live, progress_of
@@ -102,7 +103,7 @@ def test_a_command_that_fails_says_why(store, tmp_path):
         await until(lambda: not parts(box, widgets.Button)[0].disabled)
         return parts(box, widgets.HTML)[0].value
 
-    assert re.match(r"failed \(exit status 1\): .*steps is 0", asyncio.run(watch()))
+    assert re.match(r"failed \(exit status 2\): .*steps is 0", asyncio.run(watch()))
 
 
 @pytest.mark.parametrize("command", REFUSED)
@@ -122,17 +123,17 @@ def test_a_run_can_be_asked_before_it_is_finished(store, tmp_path, how):
     few = {"widths": (4, 8), "progress": False, "accelerator": "cpu"} | how
     run = finetune(store.folder, tmp_path / "run", steps=6, track=2, **few)
     names = store.split("test")
-    finished = segment(load_segmenter(run, store), store, names)
-    (run / "segmenter.json").unlink()
-    so_far = segment(segmenter_so_far(run, store), store, names)
+    finished = segment(load_network(run), store, names)
+    (run / "network.json").unlink()
+    so_far = segment(network_so_far(run, store), store, names)
     assert all(np.array_equal(so_far[name], finished[name]) for name in names)
     draw_case(store, {"so far": run, "not begun": tmp_path / "none"})
     assert snapshot().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="another store or fold"):
-        segmenter_so_far(run, Store(store.folder, (0, 3)))
+        network_so_far(run, Store(store.folder, (0, 3)))
     (run / "last.ckpt").unlink()
     with pytest.raises(InputError, match="no checkpoint yet"):
-        segmenter_so_far(run, store)
+        network_so_far(run, store)
     assert progress_of(run) == (6, 6) and progress_of(tmp_path / "none") == (0, 0)
 
 

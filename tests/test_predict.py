@@ -17,8 +17,9 @@ from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.data.scans import prepare_scan, read_scan
 from ssl3d.downstream import predict as module
+from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.downstream.predict import most_probable, predict, read_grid, to_scan, write_prediction
-from ssl3d.downstream.segmentation import finetune, load_segmenter, segment
+from ssl3d.downstream.segmentation import segment
 from ssl3d.errors import InputError
 
 AXES = ["RAS", "PSR", "LPS", "ASL", "IRP", "SLA", "RIA", "AIL"]
@@ -326,7 +327,7 @@ def test_a_run_writes_one_mask_per_test_case(trained, tmp_path, capfd):
     _, store, run = trained
     files = predict(run, store.folder, tmp_path / "out", accelerator="cpu", progress=False)
     assert [f.name for f in files] == [f"{name}.nii.gz" for name in store.split("test")] and len(files) == 3
-    network = load_segmenter(run, store)
+    network = load_network(run)
     for file in files:
         name, source = file.name.removesuffix(".nii.gz"), nib.load(source_of(store, file))
         written = nib.load(file)
@@ -379,20 +380,20 @@ def test_what_is_there_is_kept_and_the_rest_is_made(trained, tmp_path):
 def test_other_scans_are_prepared_as_the_store_was(trained, tmp_path):
     cohort, store, run = trained
     stored = predict(run, store.folder, tmp_path / "out", progress=False)
-    fresh = predict(run, store.folder, tmp_path / "fresh", scans=cohort, progress=False)
+    fresh = predict(run, cohort, tmp_path / "fresh", progress=False)
     assert len(fresh) == 6
     for file in stored:
         assert (tmp_path / "fresh" / file.name).read_bytes() == file.read_bytes()
     more = awkward_cohort(tmp_path / "more", 2, start=6)
-    assert [f.name for f in predict(run, store.folder, tmp_path / "new", scans=more, progress=False)] == [
+    assert [f.name for f in predict(run, more, tmp_path / "new", progress=False)] == [
         "6.nii.gz",
         "7.nii.gz",
     ]
     with pytest.raises(InputError, match="scans was"):
-        predict(run, store.folder, tmp_path / "out", scans=more, progress=False)
+        predict(run, more, tmp_path / "out", progress=False)
     (tmp_path / "plain").mkdir()  # a folder as it is, without masks
     scan = write_nifti(tmp_path / "plain" / "x.nii", phantom((20, 16, 12))[0], oblique("SLA"))
-    (file,) = predict(run, store.folder, tmp_path / "plain_out", scans=tmp_path / "plain", progress=False)
+    (file,) = predict(run, tmp_path / "plain", tmp_path / "plain_out", progress=False)
     assert file.name == "x.nii.gz" and np.array_equal(nib.load(file).affine, nib.load(scan).affine)
 
 
@@ -415,20 +416,21 @@ def test_a_source_that_is_not_as_it_was_is_refused(trained, tmp_path, wrong):
 
 def test_mistakes_are_named(trained, tmp_path):
     cohort, store, run = trained
-    call = dict(run=run, store=store.folder, out=tmp_path / "out", progress=False)
+    call = dict(run=run, scans=store.folder, out=tmp_path / "out", progress=False)
     other = prepare(cohort, tmp_path / "other", size=24, test=0.5, progress=False).folder
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x.txt").write_text("mine")
     (tmp_path / "two").mkdir()
     write_nifti(tmp_path / "two" / "x.nii", np.random.default_rng(0).random((9, 9, 9, 2)))
     for change, message in (
-        (dict(store=other), "was not trained on"),
-        (dict(run=tmp_path / "none"), "no segmentation network"),
-        (dict(store=tmp_path / "none"), "no such folder"),
+        (dict(scans=other), "prepared in another way.*size 16 .here 24."),
+        (dict(run=tmp_path / "none"), "no settings.yaml"),
+        (dict(scans=tmp_path / "none"), "no such file or folder"),
+        (dict(out=tmp_path / "masks.nii.gz"), "is the name of a file"),
         (dict(out=tmp_path / "full"), "is not empty"),
         (dict(out=tmp_path / "in" / "out"), "lies inside"),
         (dict(scans=tmp_path / "two", out=tmp_path / "two" / "out"), "lies inside"),
-        (dict(scans=tmp_path / "two"), r"x\.nii: .* has 2 channel"),
+        (dict(scans=tmp_path / "two"), r"x\.nii: has 2 channel"),
         (dict(scans=tmp_path / "none"), "none"),
         (dict(accelerator="abacus"), "accelerator is 'abacus'"),
     ):
@@ -443,7 +445,7 @@ def test_channels_in_another_order_are_refused(tmp_path, store):
     cohort = open_cohort(store.settings["source"])
     swapped = cohort.__class__(cohort.source, cohort.layout, cohort.cases[:1], tuple(names[::-1]))
     with pytest.raises(InputError, match="in that order"):
-        predict(run, store.folder, tmp_path / "out", scans=swapped, progress=False)
+        predict(run, swapped, tmp_path / "out", progress=False)
 
 
 def test_pictures_get_pictures(tmp_path):

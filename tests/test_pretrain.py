@@ -67,7 +67,7 @@ def test_presets_architectures_and_slices(store, tmp_path):
         ({"options": {"gap": "wide"}}, "gap"),
         ({"precision": "bf16-true", "widths": SMALL}, "precision"),
     ):
-        usual = {"task": "location", "store": store.folder, "out": tmp_path / "wrong", "slices": True}
+        usual = {"task": "location", "images": store.folder, "out": tmp_path / "wrong", "slices": True}
         with pytest.raises(InputError, match=said):
             pretrain(**usual | few | wrong)
         begun = "precision" in wrong  # Lightning's, so it is looked at when training begins

@@ -7,8 +7,7 @@ import yaml
 from conftest import SMALL, write_nifti
 
 from ssl3d.data.prepare import prepare
-from ssl3d.downstream.classification import classify
-from ssl3d.downstream.segmentation import finetune
+from ssl3d.downstream.finetune import finetune
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
@@ -115,25 +114,25 @@ def test_rank_counts_directions():
     assert rank_me(np.zeros((5, 4))) == 1
 
 
-@pytest.mark.parametrize("what", ["pretrain", "finetune", "classify"])
+@pytest.mark.parametrize("what", ["pretrain", "segmentation", "classification"])
 def test_an_observer_changes_nothing(people, tmp_path, what):
     more = {"widths": SMALL, "progress": False, "steps": 6}
     if what == "pretrain":
         run = [pretrain("exemplar", people.folder, tmp_path / n, **more, **o) for n, o in
                (("a", {}), ("b", {"probe": "age", "probe_every": 2}))]  # fmt: skip
     else:
-        function = {"finetune": finetune, "classify": classify}[what]
-        run = [function(people.folder, tmp_path / n, track=t, warmup=2, **more) for n, t in (("a", None), ("b", 2))]
+        more |= {"goal": what, "warmup": 2}
+        run = [finetune(people.folder, tmp_path / n, track=t, **more) for n, t in (("a", None), ("b", 2))]
     assert (run[0] / "encoder.safetensors").read_bytes() == (run[1] / "encoder.safetensors").read_bytes()
     assert (run[0] / "log.csv").read_bytes() == (run[1] / "log.csv").read_bytes()
     observed = read_log(run[1], "observed.csv")
     assert observed["step"].tolist() == [0, 2, 4, 6]
     with pytest.raises(InputError, match="observed.csv"):
         read_log(run[0], "observed.csv")
-    if what == "finetune":
+    if what == "segmentation":
         rows = read_table(run[1] / "scores.csv")
         assert np.isclose(observed["dice"][-1], np.mean([r["dice"] for r in rows]))
-    if what == "classify":
+    if what == "classification":
         assert np.isclose(observed["accuracy"][-1], read_table(run[1] / "scores.csv")[0]["accuracy"])
 
 

@@ -12,7 +12,7 @@ from test_cli import walk
 from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.data.store import Store
-from ssl3d.downstream.classification import classify
+from ssl3d.downstream.finetune import finetune
 from ssl3d.files import read_table
 from ssl3d.networks.weights import load_encoder
 from ssl3d.tasks import NAMES
@@ -140,7 +140,8 @@ def test_real_retinas(stores, tmp_path):
     _, store = stores("idrid_grading_512/labels.csv")
     few = {"batch_size": 32, "progress": False}
     encoder = pretrain("rotation", store.folder, tmp_path / "rot", epochs=1, widths=SMALL, **few)
-    run = classify(store.folder, tmp_path / "run", encoder=encoder, epochs=2, ordinal=True, balanced=True, **few)
+    how = {"goal": "classification", "ordinal": True, "balanced": True}
+    run = finetune(store.folder, tmp_path / "run", encoder=encoder, epochs=2, **how, **few)
     rows = read_table(run / "predictions.csv")
     assert {r["grade"] for r in rows} == {0, 1, 2, 3, 4} and len(rows) == len(store.split("test"))
     assert np.isfinite(read_table(run / "scores.csv")[0]["kappa"])

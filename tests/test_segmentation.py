@@ -7,11 +7,12 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import SAMPLES, SMALL
+from conftest import SAMPLES, SMALL, new_network
 
 from ssl3d.data.prepare import prepare
 from ssl3d.data.store import Store
-from ssl3d.downstream.segmentation import finetune, load_segmenter, make_segmenter, score, segment
+from ssl3d.downstream.finetune import finetune, load_network
+from ssl3d.downstream.segmentation import score, segment
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
 from ssl3d.networks.cards import check_card, read_card
@@ -30,33 +31,24 @@ def test_the_default_warmup_ends(store, tmp_path):
     out = finetune(store.folder, tmp_path / "x", epochs=2, labels=0.2, widths=SMALL, progress=False)
     settings = yaml.safe_load((out / "settings.yaml").read_text())
     assert 0 < 4 * settings["warmup_steps"] <= settings["steps"]
-    fresh = make_segmenter(store, widths=SMALL)[0].encoder.state_dict()
-    assert any(not torch.equal(fresh[k], v) for k, v in load_segmenter(out, store).encoder.state_dict().items())
-
-
-def test_a_network_of_other_classes_is_refused(store, tmp_path):
-    out = finetune(store.folder, tmp_path / "x", steps=1, warmup=0, widths=SMALL, progress=False)
-    (out / "segmenter.json").write_text(
-        json.dumps(json.loads((out / "segmenter.json").read_text()) | {"classes": {"0": "background", "3": "x"}})
-    )
-    with pytest.raises(InputError, match="apart"):
-        load_segmenter(out, store)
+    fresh = new_network(store, widths=SMALL)[0].encoder.state_dict()
+    assert any(not torch.equal(fresh[k], v) for k, v in load_network(out).encoder.state_dict().items())
 
 
 def test_frozen_means_frozen(store, encoder, tmp_path):
     out = finetune(store.folder, tmp_path / "warm", encoder=encoder, labels=0.2, epochs=3, warmup=3, progress=False)
-    before, after = load_encoder(encoder).state_dict(), load_segmenter(out, store).encoder.state_dict()
+    before, after = load_encoder(encoder).state_dict(), load_network(out).encoder.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
-    decoder = make_segmenter(store, encoder)[0].decoder.state_dict()
-    assert any(not torch.equal(decoder[k], v) for k, v in load_segmenter(out, store).decoder.state_dict().items())
+    decoder = new_network(store, encoder)[0].decoder.state_dict()
+    assert any(not torch.equal(decoder[k], v) for k, v in load_network(out).decoder.state_dict().items())
     out = finetune(store.folder, tmp_path / "free", encoder=encoder, labels=0.2, epochs=3, warmup=2, progress=False)
-    after = load_segmenter(out, store).encoder.state_dict()
+    after = load_network(out).encoder.state_dict()
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
 
 def test_the_encoder_is_used(store, encoder):
     loaded = safetensors.torch.load_file(encoder / "encoder.safetensors")
-    assert all(torch.equal(v, loaded[k]) for k, v in make_segmenter(store, encoder)[0].encoder.state_dict().items())
+    assert all(torch.equal(v, loaded[k]) for k, v in new_network(store, encoder)[0].encoder.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +92,7 @@ def test_an_encoder_that_saw_a_test_person_is_refused(encoder, tmp_path):
 
 def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
     out = finetune(store.folder, tmp_path / "ft", encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
-    again = score(segment(load_segmenter(out, store), store, store.split("test")), store)
+    again = score(segment(load_network(out), store, store.split("test")), store)
     assert read_table(out / "scores.csv") == again
     assert {r["case"] for r in again} == set(store.split("test"))
 
@@ -108,7 +100,7 @@ def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
 def test_same_command_same_bytes(store, encoder, tmp_path):
     for name in ("a", "b"):
         finetune(store.folder, tmp_path / name, encoder=encoder, labels=0.2, epochs=2, warmup=1, progress=False)
-    for name in ("segmenter.safetensors", "scores.csv", "log.csv"):
+    for name in ("network.safetensors", "scores.csv", "log.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 

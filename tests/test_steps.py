@@ -33,7 +33,7 @@ def test_objects_and_paths_are_one(walked):
     assert few / "log.csv" == few.folder / "log.csv"
     again = ssl3d.finetune(str(store.folder), str(few), encoder=str(run), labels=0.2, steps=4, warmup=1, **QUICK)
     assert again.settings == few.settings, "the same run by its path"
-    masks = ssl3d.predict(few, store, few / "masks", progress=False)
+    masks = few.predict(store, few / "masks", progress=False)
     assert len(masks) == 6 and all(mask.exists() for mask in masks)
 
 
@@ -49,7 +49,7 @@ def test_a_run_knows_what_lies_in_its_folder(walked):
     assert run.settings["task"] == "rotation" and run.log["step"].tolist() == [*range(1, 13)]
     assert run.card["task"] == "rotation" and run.encoder.channels == SMALL and run.name == "rotation"
     assert {row["case"] for row in few.scores} == set(store.split("test"))
-    assert few.summary() == ssl3d.summary(few) and "Dice over 6 test cases" in few.summary()
+    assert few.summary() == ssl3d.Run(str(few)).summary() and "Dice over 6 test cases" in few.summary()
     assert len(few.plot()) == 1 and len(run.plot()) == 2
     assert run == ssl3d.Run(str(run)) == pickle.loads(pickle.dumps(run)) != few and len({run, ssl3d.Run(run)}) == 1
     assert repr(store) == f"Store({str(store.folder)!r})" and repr(run) == f"Run({str(run.folder)!r})"
@@ -82,16 +82,19 @@ def test_a_run_says_in_a_line_whether_anything_was_learned(walked, tmp_path, cap
 def test_what_stands_for_no_folder_is_refused(walked, wrong, tmp_path):
     store, run, few = walked
     calls = {
-        "store": lambda: ssl3d.pretrain("rotation", wrong, tmp_path / "x", steps=1, **QUICK),
+        "store": lambda: ssl3d.finetune(wrong, tmp_path / "x", steps=1, **QUICK),
         "out": lambda: ssl3d.finetune(store, wrong, steps=1, **QUICK),
         "run": lambda: ssl3d.predict(wrong, store, tmp_path / "masks"),
         "description": lambda: ssl3d.experiment(wrong, tmp_path / "x"),
     }
-    if wrong is not None:
-        calls["encoder"] = lambda: ssl3d.finetune(store, tmp_path / "x", encoder=wrong, steps=1, **QUICK)
     for what, call in calls.items():
         with pytest.raises(ssl3d.InputError, match=f"{what} is of type {type(wrong).__name__}. Give a path"):
             call()
+    if wrong is not None:
+        with pytest.raises(ssl3d.InputError, match="encoder is .*, and has to be a path, a run or a module"):
+            ssl3d.finetune(store, tmp_path / "x", encoder=wrong, steps=1, **QUICK)
+    with pytest.raises(ssl3d.InputError, match="images are of type|the dataset gives a"):
+        ssl3d.pretrain("rotation", wrong, tmp_path / "x", steps=1, **QUICK)
     assert not (tmp_path / "x").exists()
 
 
@@ -100,8 +103,9 @@ def test_the_wrong_kind_of_folder_is_refused(walked, tmp_path):
     for call, said in (
         (lambda: ssl3d.pretrain("rotation", run, tmp_path / "x", steps=1, **QUICK), "rotation: is a run, and no store"),
         (lambda: ssl3d.finetune(store, tmp_path / "x", encoder=store, steps=1, **QUICK), "store: holds no encoder"),
-        (lambda: ssl3d.predict(run, store, tmp_path / "x"), "holds no segmentation network"),
-        (lambda: ssl3d.predict(store, few, tmp_path / "x"), "few: is a run, and no store"),
+        (lambda: ssl3d.predict(run, store, tmp_path / "x"), "rotation: holds no network"),
+        (lambda: ssl3d.predict(store, few, tmp_path / "x"), "store: has no settings.yaml"),
+        (lambda: ssl3d.prepare(store, tmp_path / "x"), "is a prepared store already"),
     ):
         with pytest.raises(ssl3d.InputError, match=said) as error:
             call()

@@ -14,8 +14,9 @@ from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.data.splits import fold_subjects
 from ssl3d.data.store import Store
+from ssl3d.downstream.finetune import finetune, load_network, summary
 from ssl3d.downstream.predict import predict
-from ssl3d.downstream.segmentation import finetune, load_segmenter, score, segment, summary
+from ssl3d.downstream.segmentation import score, segment
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
@@ -78,10 +79,10 @@ def test_every_place_can_be_drawn():
 
 
 def test_a_window_is_read_where_its_mask_is(store):
-    from ssl3d.downstream.segmentation import _read_masked
+    from ssl3d.downstream.segmentation import read_masked
 
     names = store.split("train")[:3]
-    images, masks = _read_masked(store, names, 8, generator(3))
+    images, masks = read_masked(store, names, 8, generator(3))
     assert images.shape == (3, 4, 8, 8, 8) and masks.shape == (3, 1, 8, 8, 8)
     g = generator(3)
     for i, name in enumerate(names):
@@ -129,7 +130,7 @@ def test_a_sliding_window_forgets_nothing():
 
 def test_trained_on_windows_predicts_whole_scans(store, encoder, tmp_path):
     run = finetune(store.folder, tmp_path / "run", encoder=encoder, patch=8, **QUICK)
-    network = load_segmenter(run, store)
+    network = load_network(run)
     assert isinstance(network, SlidingWindow) and network.side == 8
     test = store.split("test")
     found = segment(network, store, test)
@@ -138,7 +139,7 @@ def test_trained_on_windows_predicts_whole_scans(store, encoder, tmp_path):
     scan = nib.load(SAMPLES / "imagesTr" / f"{test[0]}.nii.gz")
     assert nib.load(masks[0]).shape == scan.shape[:3] and np.allclose(nib.load(masks[0]).affine, scan.affine)
     again = finetune(store.folder, tmp_path / "again", encoder=encoder, patch=8, **QUICK)
-    for name in ("segmenter.safetensors", "scores.csv"):
+    for name in ("network.safetensors", "scores.csv"):
         assert (run / name).read_bytes() == (again / name).read_bytes()
 
 
@@ -147,7 +148,7 @@ def test_trained_on_slices_predicts_whole_scans(store, tmp_path):
         "rotation", store.folder, tmp_path / "flat", steps=2, slices=True, batch_size=8, widths=SMALL, progress=False
     )
     run = finetune(store.folder, tmp_path / "run", encoder=flat, slices=True, **QUICK | {"warmup": 3})
-    network = load_segmenter(run, store)
+    network = load_network(run)
     before, after = load_encoder(flat).state_dict(), network.encoder.state_dict()
     assert network.encoder.spatial_dims == 2 and all(torch.equal(before[k], after[k]) for k in before), "frozen"
     assert len(read_table(run / "scores.csv")) == 3 * len(store.split("test"))
@@ -168,11 +169,11 @@ def test_trained_on_slices_predicts_whole_scans(store, tmp_path):
         ({"class_weights": (1, 1, 1, -1)}, "class_weights"),
         ({"regions": {"all": (1, 7)}}, "'all'"),
         ({"regions": {"none": ()}}, "'none'"),
-        ({"regions": {"one": 1}}, "'one'"),
+        ({"regions": {"one": 1}}, "regions"),
         ({"regions": ["WT"]}, "regions"),
         ({"class_weights": 3}, "class_weights"),
         ({"class_weights": ("a", "b", "c", "d")}, "class_weights"),
-        ({"labels": "all"}, "share"),
+        ({"labels": "all"}, "labels is 'all'"),
         ({"fold": (4, 4)}, "fold"),
         ({"fold": (0, 1)}, "fold"),
         ({"fold": (0, 99)}, "fold"),
@@ -195,13 +196,16 @@ def test_pictures_have_no_slices(tmp_path):
 
 
 def test_class_weights_reach_the_loss(store, tmp_path):
-    from ssl3d.downstream.segmentation import _measure
+    from ssl3d.downstream.segmentation import Segmentation
 
+    facts = {"classes": {"0": "background", "1": "a", "2": "b"}}
     network = torch.nn.Conv3d(1, 3, 1)
     truth = torch.zeros(1, 1, 4, 4, 4)
     truth[..., 0] = 2
     outputs = network(torch.rand(1, 1, 4, 4, 4, generator=generator()))
-    plain, same, other = (_measure(w)(network, outputs, truth)["loss"] for w in (None, (1, 1, 1), (1, 1, 9)))
+    plain, same, other = (
+        Segmentation(class_weights=w).loss(facts)(outputs, truth) for w in (None, (1, 1, 1), (1, 1, 9))
+    )
     assert torch.allclose(plain, same) and abs(plain - other) > 0.05
     run = finetune(store.folder, tmp_path / "run", class_weights=(1, 1, 2, 5), **QUICK)
     assert yaml.safe_load((run / "settings.yaml").read_text())["class_weights"] == [1, 1, 2, 5]
@@ -216,7 +220,7 @@ def test_regions_are_scored_beside_the_classes(store, tmp_path):
     run = finetune(store.folder, tmp_path / "run", regions=table, **QUICK)
     rows, test = read_table(run / "regions.csv"), store.split("test")
     assert [(r["case"], r["class"]) for r in rows] == [(n, r) for n in test for r in table]
-    found = segment(load_segmenter(run, store), store, test)
+    found = segment(load_network(run), store, test)
     for row in rows:
         a, b = (np.isin(m[row["case"]], table[row["class"]]) for m in (found, {n: store.mask(n) for n in test}))
         expected = 2 * (a & b).sum() / max(1, a.sum() + b.sum()) if (a | b).any() else 1
@@ -301,12 +305,12 @@ def test_folds_are_stratified_and_keep_people_together():
 def test_the_encoder_of_a_fine_tuning_run_begins_another(store, encoder, tmp_path):
     first = finetune(store.folder, tmp_path / "first", encoder=encoder, **QUICK)
     card, before = read_card(first), read_card(encoder)
-    assert card["task"] == "finetune" and set(before["trained_on"]) <= set(card["trained_on"])
-    trained = json.loads((first / "segmenter.json").read_text())["trained_on"]
+    assert card["task"] == "segmentation" and set(before["trained_on"]) <= set(card["trained_on"])
+    trained = json.loads((first / "network.json").read_text())["trained_on"]
     alone = finetune(store.folder, tmp_path / "alone", **QUICK)
     assert set(read_card(alone)["trained_on"]) == {store.cases[n]["fingerprint"] for n in trained}
     second = finetune(store.folder, tmp_path / "second", encoder=first, **QUICK | {"steps": 1})
-    want, got = load_encoder(first).state_dict(), load_segmenter(second, store).encoder.state_dict()
+    want, got = load_encoder(first).state_dict(), load_network(second).encoder.state_dict()
     assert all(torch.equal(want[k], got[k]) for k in want), "its one step was warm-up"
     other = Store(store.folder, (1, 2))
     assert {store.cases[n]["fingerprint"] for n in other.split("test")} & set(card["trained_on"])
@@ -319,7 +323,7 @@ def test_validation_takes_from_training_only(store, tmp_path):
         held, train, test = (opened.split(p) for p in ("validation", "train", "test"))
         assert set(held) < set(train) and not set(held) & set(test) and abs(len(held) - len(train) / 5) < 1
     run = finetune(store.folder, tmp_path / "run", validate=True, **QUICK | {"labels": 1.0})
-    trained = json.loads((run / "segmenter.json").read_text())["trained_on"]
+    trained = json.loads((run / "network.json").read_text())["trained_on"]
     held, train = store.split("validation"), store.split("train")
     assert {r["case"] for r in read_table(run / "scores.csv")} == set(held)
     assert sorted(trained) == sorted(set(train) - set(held))

@@ -4,6 +4,7 @@ The commands that would mend a difference are run on a copy, so a check never ch
 """
 
 import filecmp
+import os
 import shutil
 import subprocess
 import sys
@@ -33,9 +34,11 @@ def main() -> None:
                 ".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", "data_samples"
             ),
         )
-        export, *tools = ([BIN / "python", f"tools/{name}.py"] for name in ("export", "clean_outputs", "make_readme"))
+        export, *tools = ([BIN / "python", f"tools/{name}.py"] for name in ("export", "make_stub", "clean_outputs",
+                                                                                           "make_readme"))
         for command in (export, [BIN / "nbdev_clean"], *tools):
-            subprocess.run([str(part) for part in command], cwd=copy, check=True)
+            subprocess.run([str(part) for part in command], cwd=copy, check=True,
+                           env=os.environ | {"PYTHONPATH": str(copy)})
         differ = [
             p
             for p in sorted(files(ROOT) | files(copy))

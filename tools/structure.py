@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 UPWARDS = {  # (module, what it imports inside a function) -> why
-    ("ssl3d.training.runs", "ssl3d.downstream.segmentation"): "a Run says what it reached",
-    ("ssl3d.training.runs", "ssl3d.downstream.classification"): "a Run says what it reached",
+    ("ssl3d.training.runs", "ssl3d.downstream.finetune"): "a Run has a network, and says what it reached",
+    ("ssl3d.training.runs", "ssl3d.downstream.predict"): "a Run is applied to other scans",
+    ("ssl3d.training.runs", "ssl3d.training.inputs"): "a Run prepares scans, and gives their features",
 }
 _FACE_CODE = ast.parse((ROOT / "ssl3d" / "__init__.py").read_text("utf-8"))
-FACE = {f"ssl3d.{alias.name}": node.module for node in ast.walk(_FACE_CODE) if isinstance(node, ast.ImportFrom)
-        for alias in node.names}  # a name of the face -> the module that has it
+_MODULES = next(ast.literal_eval(node.value) for node in _FACE_CODE.body if isinstance(node, ast.Assign)
+                and ast.unparse(node.targets[0]) == "_MODULES")
+FACE = {f"ssl3d.{name}": f"ssl3d.{module}" for module, names in _MODULES.items() for name in names}
 LONG, SHORT = 60, 15  # lines: no function is longer than the first; most exported cells are no longer than the second
 
 
@@ -120,16 +122,20 @@ def lengths(code: str) -> list[tuple[str, int]]:
 
 
 def options(shelf: list[Book]) -> dict[str, list[str]]:
-    """Options (parameters with a default and a comment or a help text) of the steps -> where they are declared."""
-    steps = {"prepare", "pretrain", "finetune", "classify", "predict", "run_experiment", "demo"}
-    declared = defaultdict(list)
+    """Options -> where they are declared: fields made by `option(...)`, and defaults that a step has beside them."""
+    declared, steps = defaultdict(list), []
     for book in shelf:
         for code in book.exported:
-            for node in ast.parse(code).body:
-                if isinstance(node, ast.FunctionDef) and node.name.removesuffix("_command") in steps:
-                    positional = node.args.args[len(node.args.args) - len(node.args.defaults):]
-                    for argument in [*positional, *node.args.kwonlyargs]:
-                        declared[argument.arg].append(f"{book.module.removeprefix('ssl3d.')}.{node.name}")
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call) and \
+                        ast.unparse(node.value.func) == "option":
+                    declared[ast.unparse(node.target)].append(f"{book.module}.{ast.unparse(node.target)}")
+                elif isinstance(node, ast.FunctionDef) and any("takes(" in ast.unparse(d) for d in node.decorator_list):
+                    steps.append((book, node))
+    for book, node in steps:
+        for argument in [*node.args.args[len(node.args.args) - len(node.args.defaults):], *node.args.kwonlyargs]:
+            if argument.arg in declared:
+                declared[argument.arg].append(f"{book.module}.{node.name}")
     return declared
 
 
@@ -146,7 +152,8 @@ def main() -> None:
     print(f"cells     {len(cells)} exported, median {statistics.median(lines):g} lines, "
           f"{sum(n <= SHORT for n in lines) / len(lines):.0%} of {SHORT} or fewer")
     print(f"functions {len(long)} of over {LONG} lines: {', '.join(f'{n} {k} ({b})' for b, n, k in long) or 'none'}")
-    print(f"options   {len(twice)} are declared more than once, {sum(map(len, twice.values()))} times in all")
+    print(f"options   {len(options(shelf))} declared, {len(twice)} of them more than once{': ' * bool(twice)}"
+          f"{', '.join(twice)}")
     words = sorted(((book.words, book.name) for book in shelf), reverse=True)
     print(f"words     {sum(n for n, _ in words)} in {len(shelf)} pages; most: "
           f"{', '.join(f'{name} {n}' for n, name in words[:3])}")

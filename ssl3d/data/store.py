@@ -74,13 +74,13 @@ class Store:
         if fold is None and isinstance(folder, Store):
             self.fold = fold = folder.fold
         if not self.folder.is_dir():
-            raise InputError(f"{self.folder}: no such folder. `ssl3d prepare SCANS {self.folder}` makes a store.")
+            raise InputError(f"{self.folder}: no such folder. `ssl3d prepare SCANS --out {self.folder}` makes a store.")
         if not (self.folder / "manifest.json").exists():
             begun = (self.folder / NOTES).exists()
             if (self.folder / "settings.yaml").exists():
                 raise InputError(f"{self.folder}: is a run, and no store. Give the store that it was trained on.")
             raise InputError(f"{self.folder}: is {'an unfinished store' if begun else 'no store'}. "
-                             f"`ssl3d prepare SCANS {self.folder}` {'finishes' if begun else 'makes'} one.")
+                             f"`ssl3d prepare SCANS --out {self.folder}` {'finishes' if begun else 'makes'} one.")
         try:
             self._read(read_sealed(self.folder / "manifest.json"))
         except (KeyError, TypeError, AttributeError, ValueError) as e:

@@ -16,6 +16,7 @@ from .experiments import Experiment, failed_cells, read_experiment, run_experime
 from .report import keep_answer
 from .statistics import verdict
 from ..files import Folder, as_folder
+from ..settings import Spreading, takes
 
 # %% ../../nbs/75_answer.ipynb #10cc2c67
 @dataclass(frozen=True)
@@ -39,24 +40,21 @@ class Answer(os.PathLike[str]):
         return self.folder / "report.html"
 
 # %% ../../nbs/75_answer.ipynb #15373053
+@takes(Spreading)
 def experiment(
     description: Folder | Experiment,  # a YAML file, or an `Experiment`
     out: Folder,  # folder of the experiment; one that was begun goes on
-    *,
-    ray: str | None = None,  # "local" for all cores of this machine, "auto" or the address of a Ray cluster
-    cpus: int = 1,  # cores for each run on Ray
-    gpus: float = 0,  # GPUs for each run on Ray
-    progress: bool = True,  # say how long it will take, and show a progress bar
+    how: Spreading,
 ) -> Answer:
     """Make all runs of an experiment, and say what they show; raises `InputError` for one that cannot be run."""
     folder = as_folder(out, "out")
     described = description if isinstance(description, Experiment) else _read(description)
     title = folder.name if isinstance(description, Experiment) else Path(description).stem
-    if ray is None:
-        rows = run_experiment(described, folder, progress=progress)
+    if how.ray is None:
+        rows = run_experiment(described, folder, progress=how.progress)
     else:
-        address = None if ray == "local" else ray
-        rows = run_on_ray(described, folder, address=address, cpus=cpus, gpus=gpus, progress=progress)
+        address = None if how.ray == "local" else how.ray
+        rows = run_on_ray(described, folder, address=address, cpus=how.cpus, gpus=how.gpus, progress=how.progress)
     failed, baseline = failed_cells(described, folder), next(iter(described.arms))
     about = "\n".join(f"failed: {line['cell']}: {line['error']}" for line in failed)
     return Answer(folder, rows, verdict(rows, baseline), failed, keep_answer(rows, folder, title, about, baseline))

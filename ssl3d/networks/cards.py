@@ -35,6 +35,8 @@ def provenance(
     seen = {"trained_on": {store.cases[name]["fingerprint"] for name in case_ids},
             "people": {person_key(store.cases[name][k]) for name in case_ids for k in ("subject", "named")}}
     return {"ssl3d": __version__, "torch": version("torch"), "store": store.hash, "preparation": store.settings,
+            "image_dims": store.spatial_dims, "image_channels": store.channels,
+            "channel_names": list(store.channel_names),
             "fold": store.fold and list(store.fold),
             **{what: sorted(keys | set(before[what] if before else ())) for what, keys in seen.items()}}
 

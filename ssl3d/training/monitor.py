@@ -105,7 +105,7 @@ def _parsed(command: str) -> tuple[list[str], Path]:  # the words of a command, 
     except ValueError:  # a quote that is not closed
         line = []
     words = [part for word in line for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if line[:1] != ["ssl3d"] or line[1:2] not in (["pretrain"], ["finetune"], ["classify"]) or \
+    if line[:1] != ["ssl3d"] or line[1:2] not in (["pretrain"], ["finetune"]) or \
             "--out" not in words[:-1]:
         raise InputError(f"'{command}' cannot be watched. Give a command that trains, with the folder of its run: "
                          "ssl3d finetune STORE --out FOLDER.")
@@ -169,7 +169,7 @@ _STARTED: dict[Path, _Watched] = {}  # folder of a run -> what this program star
 def _changes(runs: Iterable[Path]) -> dict[Path, int]:
     """The files of some runs that tell of progress, and when each of them was changed, in ns."""
     found = {}
-    for file in (run / name for run in runs for name in ("log.csv", "observed.csv", "last.ckpt", "segmenter.json")):
+    for file in (run / name for run in runs for name in ("log.csv", "observed.csv", "last.ckpt", "network.json")):
         try:
             found[file] = file.stat().st_mtime_ns
         except FileNotFoundError:
@@ -178,7 +178,7 @@ def _changes(runs: Iterable[Path]) -> dict[Path, int]:
 
 # %% ../../nbs/54_monitor.ipynb #eb6de33f
 def live(
-    commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune or classify
+    commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune
     picture: Callable[[dict[str, Path]], None] | None = None,  # draws one more figure from the folders of the runs
 ) -> Any:  # an ipywidgets box
     """Train side by side in the background and watch: bars with the time left, curves that grow, start and stop.
@@ -213,7 +213,7 @@ def live(
             draw_progress(runs)
             curves.value = snapshot()
         new = {file.name for file, at in now.items() if seen.get(file) != at}
-        if picture is not None and new & {"last.ckpt", "segmenter.json"}:
+        if picture is not None and new & {"last.ckpt", "network.json"}:
             draw()
         seen.clear()
         seen.update(now)

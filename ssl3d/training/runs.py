@@ -8,6 +8,7 @@ __all__ = ['read_settings', 'begin_run', 'append_log', 'read_log', 'trim_log', '
 # %% ../../nbs/50_runs.ipynb #21ca6112
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import yaml
 from ..errors import InputError
 from ..files import Folder, as_folder, is_free, read_table, refuse_difference, write_whole
 from ..networks.cards import read_card
+from ..settings import Embedding, Predicting, takes
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +92,7 @@ def trim_log(out: Path, step: int, file: str = "log.csv") -> None:
 
 # %% ../../nbs/50_runs.ipynb #bb389d50
 class Run(os.PathLike[str]):
-    """A run folder with a face: settings, log, card, scores, encoder, a line in words, a picture.
+    """A run folder with a face: settings, log, card, scores, networks; a line in words, a picture; other scans.
 
     It stands for its folder wherever a path is taken: `run / "log.csv"`, `open(run / "log.csv")`, `str(run)`.
     `run.folder` is its path, `run.settings` a dictionary of everything that made it. Raises `InputError` for a folder
@@ -100,9 +102,11 @@ class Run(os.PathLike[str]):
     def __init__(
         self,
         folder: Folder,  # of a run that was begun, finished or not
+        encoder: "torch.nn.Module | None" = None,  # one of your own, where the run was trained with it
     ):
         self.folder = as_folder(folder, "run")
         self.settings = read_settings(self.folder)  # everything that made the run
+        self._own = encoder
 
     def __fspath__(self) -> str:
         return os.fspath(self.folder)
@@ -149,16 +153,21 @@ class Run(os.PathLike[str]):
         """The encoder with its weights; raises `InputError` as long as the run is not finished."""
         from ssl3d.networks.weights import load_encoder
 
-        return load_encoder(self.folder)
+        return load_encoder(self.folder, self._own)
+
+    @property
+    def network(self) -> "torch.nn.Module":
+        """The trained network of a fine-tuning run, (B, C, *space) to outputs; `InputError` where there is none."""
+        from ssl3d.downstream.finetune import load_network
+
+        return load_network(self.folder, self._own)
 
     def summary(self) -> str:
         """One line in plain words: what was learned beside chance, or which scores were reached."""
         if self.settings["command"] == "pretrain":
             return _learned(self)
-        if self.settings["command"] == "finetune":
-            from ssl3d.downstream.segmentation import summary
-        else:
-            from ssl3d.downstream.classification import summary
+        from ssl3d.downstream.finetune import summary
+
         return summary(self.folder)
 
     def plot(self) -> list["Axes"]:
@@ -167,6 +176,39 @@ class Run(os.PathLike[str]):
 
         seen = read_log(self.folder, "observed.csv") if (self.folder / "observed.csv").exists() else None
         return training_curve(self.log, self.name, seen)
+
+    def prepare(
+        self,
+        scan: Folder | Sequence[Folder],  # a file; or one file for each modality, in the order of the training
+    ) -> "torch.Tensor":  # (C, *size) in [0, 1]
+        """A scan as the network was trained to see it; raises `InputError` for one of another kind."""
+        from ssl3d.training.inputs import preparation_of
+
+        files = [scan] if isinstance(scan, (str, os.PathLike)) or not isinstance(scan, Sequence) else scan
+        return preparation_of(self)(tuple(as_folder(file, "scan") for file in files))
+
+    @takes(Embedding)
+    def features(
+        self,
+        scans: object,  # a file, a list of files, a folder, a cohort, or a store
+        how: Embedding,
+    ) -> tuple[list[str], np.ndarray]:  # case ids, and (cases, width) float32
+        """One feature vector for each scan: the mean of the encoder's coarsest map over space."""
+        from ssl3d.training.inputs import features_of
+
+        return features_of(self, scans, how)
+
+    @takes(Predicting)
+    def predict(
+        self,
+        scans: object,  # a file, a list of files, a folder, a cohort, or a store
+        out: Folder,  # folder for the predictions; one that was begun goes on
+        how: Predicting,
+    ) -> list[Path]:  # the files written
+        """Masks in the grid of each scan, or a table with the answer for each scan; see `ssl3d.predict`."""
+        from ssl3d.downstream.predict import predict
+
+        return predict(self, scans, out, **vars(how))
 
 # %% ../../nbs/50_runs.ipynb #09b2c084
 def _learned(run: Run) -> str:
@@ -185,9 +227,10 @@ def _learned(run: Run) -> str:
 def finished_run(
     out: Path,  # folder of a run that is finished
     progress: bool,  # whether to say in a line what came out
+    encoder: "torch.nn.Module | None" = None,  # one of the user's own, where the run was trained with it
 ) -> Run:
     """The run that a step hands over."""
-    run = Run(out)
+    run = Run(out, encoder)
     if progress:
         print(run.summary())
     return run

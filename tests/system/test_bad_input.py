@@ -1013,7 +1013,7 @@ def test_the_command_says_one_line(task, tmp_path, monkeypatch, capfd, name):
     spoil, file, *words = BAD[name]
     spoil(task, monkeypatch)
     with pytest.raises(SystemExit) as stopped:
-        main(["prepare", str(task), str(tmp_path / "store"), "--size", "8"])
+        main(["prepare", str(task), "--out", str(tmp_path / "store"), "--size", "8"])
     err = beside_the_bar(capfd.readouterr().err)
     assert stopped.value.code == 1 and len(err) == 1, err
     assert err[0].startswith("ssl3d: ") and str(task / file) in err[0] and all(word in err[0] for word in words)
@@ -1022,7 +1022,7 @@ def test_the_command_says_one_line(task, tmp_path, monkeypatch, capfd, name):
 @pytest.mark.parametrize("name", ["truncated gzip", "NaN", "2D", "unknown class"])
 def test_the_command_goes_on_when_asked_to(task, tmp_path, monkeypatch, capfd, name):
     BAD[name][0](task, monkeypatch)
-    main(["prepare", str(task), str(tmp_path / "store"), "--size", "8", "--on_error", "skip"])
+    main(["prepare", str(task), "--out", str(tmp_path / "store"), "--size", "8", "--on-error", "skip"])
     said = capfd.readouterr()
     left = [line for line in said.out.splitlines() if line.startswith("left out: ")]
     assert len(left) == 1 and left[0].startswith("left out: 1 (see left_out.csv)") and BAD[name][1] in left[0]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from ssl3d.downstream.segmentation import finetune
+from ssl3d.downstream.finetune import finetune
 from ssl3d.training.pretrain import pretrain
 
 devices, store, out, runs = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4])

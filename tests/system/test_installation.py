@@ -135,7 +135,7 @@ def test_nbdev_is_for_developers_only():
         "from ssl3d.tasks import NAMES",
         "from ssl3d.cli import main; main(['--help'])",
         "from ssl3d.cli import main; main(['pretrain', '--help'])",
-        "from ssl3d.cli import main; main(['prepare', '/no/such/folder', '/tmp/never'])",
+        "from ssl3d.cli import main; main(['prepare', '/no/such/folder', '--out', '/tmp/never'])",
         "from ssl3d.cli import main; main(['pretrain', 'rotation', '/no/such/store', '--out', '/tmp/never'])",
         "from ssl3d.cli import main; main(['finetune', '/no/such/store', '--out', '/tmp/never'])",
     ],

@@ -24,7 +24,7 @@ pretrain("rotation", sys.argv[1], sys.argv[2], epochs=int(sys.argv[3]), batch_si
 """
 FINETUNE = """
 import sys
-from ssl3d.downstream.segmentation import finetune
+from ssl3d.downstream.finetune import finetune
 finetune(sys.argv[1], sys.argv[2], encoder=sys.argv[4], labels=0.3, epochs=int(sys.argv[3]), warmup=20, progress=False,
          accelerator="cpu")
 """
@@ -65,7 +65,7 @@ def test_killed_and_continued_is_never_killed(store, tmp_path):
 @pytest.mark.parametrize("what", ["pretrain", "finetune"])
 def test_killed_at_many_random_moments(store, encoder, tmp_path, what):
     code, args = (PRETRAIN, (60,)) if what == "pretrain" else (FINETUNE, (200, encoder))
-    weights = "encoder.safetensors" if what == "pretrain" else "segmenter.safetensors"
+    weights = "encoder.safetensors" if what == "pretrain" else "network.safetensors"
     run(code, store.folder, tmp_path / "a", *args)
     rng, kills = random.Random(0), 0
     for attempt in range(14):

@@ -1,0 +1,385 @@
+"""The face of the package, for type checkers and editors. Made by tools/make_stub.py; do not edit."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+from ssl3d import tasks as tasks
+from ssl3d.data.cohorts import Case as Case
+from ssl3d.data.cohorts import Cohort as Cohort
+from ssl3d.data.layouts import download_msd as download_msd
+from ssl3d.data.scans import read_scan as read_scan
+from ssl3d.data.store import Store as Store
+from ssl3d.errors import InputError as InputError
+from ssl3d.evidence.answer import Answer as Answer
+from ssl3d.evidence.experiments import Experiment as Experiment
+from ssl3d.evidence.experiments import read_experiment as read_experiment
+from ssl3d.evidence.experiments import run_experiment as run_experiment
+from ssl3d.evidence.statistics import verdict as verdict
+from ssl3d.networks.encoders import make_encoder as make_encoder
+from ssl3d.networks.unet import Segmenter as Segmenter
+from ssl3d.networks.weights import load_encoder as load_encoder
+from ssl3d.plots.slices import planes as planes
+from ssl3d.plots.widgets import view as view
+from ssl3d.training.monitor import live as live
+from ssl3d.training.runs import Run as Run
+from ssl3d.training.runs import read_log as read_log
+
+__version__: str
+__all__: list[str]
+
+def open_cohort(
+    source: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    images: str | dict[str, str] | None = None,
+    masks: str | None = None,
+    table: str | None = None,
+    columns: dict[str, str] | None = None,
+    modalities: str | Sequence[str] | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
+) -> Cohort:
+    """The table of cases at `source`; raises `InputError` for what is missing, empty or of no known layout.
+
+    What to read:
+        layout: public layout of the folder: msd, brats, ukb, ixi, bids, aptos, idrid, medmnist, csv, dicom or
+            folder; recognised if not given. Default: None.
+        images: pattern of the image files, or one pattern for each modality. Default: None.
+        masks: pattern of the mask files. Default: None.
+        table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
+        columns: which column of a table holds image, mask, grade, subject, age or sex. Default: None.
+        modalities: the modalities to use, in this order; all if not given. Default: None.
+        on_error: what to do about a file that cannot be used: stop, or go on and list it in left_out.csv.
+            Default: 'raise'.
+    """
+    ...
+
+def prepare(
+    source: str | os.PathLike[str] | Cohort,
+    out: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    images: str | dict[str, str] | None = None,
+    masks: str | None = None,
+    table: str | None = None,
+    columns: dict[str, str] | None = None,
+    modalities: str | Sequence[str] | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
+    size: int = 128,
+    crop: bool = True,
+    percentiles: tuple[float, float] | None = None,
+    dtype: Literal['float16', 'uint8'] = 'float16',
+    test: float = 0.2,
+    seed: int = 0,
+    progress: bool = True,
+    workers: int | None = None,
+) -> Store:
+    """Prepare every case of a cohort once, into a folder that any later run opens; goes on where it was stopped.
+
+    Raises `InputError` for a file that cannot be used, for cases that are not alike, and for a folder that is taken.
+
+    What to read:
+        layout: public layout of the folder: msd, brats, ukb, ixi, bids, aptos, idrid, medmnist, csv, dicom or
+            folder; recognised if not given. Default: None.
+        images: pattern of the image files, or one pattern for each modality. Default: None.
+        masks: pattern of the mask files. Default: None.
+        table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
+        columns: which column of a table holds image, mask, grade, subject, age or sex. Default: None.
+        modalities: the modalities to use, in this order; all if not given. Default: None.
+        on_error: what to do about a file that cannot be used: stop, or go on and list it in left_out.csv.
+            Default: 'raise'.
+
+    What is kept:
+        size: voxels (pixels) per axis (from 8). Default: 128.
+        crop: keep a version cropped to its content, too, for pretraining. Default: True.
+        percentiles: clip intensities to these two percentiles; to minimum and maximum if not given (from 0 up
+            to 100). Default: None.
+        dtype: number format of the images; uint8 takes half the space. Default: 'float16'.
+
+    Who is tested:
+        test: share of the subjects that is kept for testing; 0 for a cohort to pretrain on only (from 0 up to
+            1). Default: 0.2.
+
+    Chance:
+        seed: the number that all chance is drawn from: split, label subset, first weights, order, questions
+            (from 0). Default: 0.
+
+    Machine:
+        progress: show a progress bar, and a line about the result. Default: True.
+        workers: cases prepared at a time; one per core if not given (from 1). Default: None.
+    """
+    ...
+
+def demo(
+    scans: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] = 'runs/demo',
+    *,
+    seeds: int = 3,
+    steps: int = 200,
+    epochs: int = 30,
+    progress: bool = True,
+) -> list[dict]:
+    """Prepare, pretrain by rotation, fine-tune pretrained and from scratch, and say whether it helped.
+
+    How long:
+        seeds: repetitions (from 1). Default: 3.
+        steps: optimiser steps, in place of epochs (from 1). Default: 200.
+        epochs: passes over the training cases, in full batches (from 1). Default: 30.
+
+    Machine:
+        progress: show a progress bar, and a line about the result. Default: True.
+    """
+    ...
+
+def finetune(
+    store: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
+    labels: float = 1.0,
+    sources: Sequence[int] | None = None,
+    scaled: bool | None = None,
+    architecture: str = 'unet',
+    widths: Sequence[int] = (32, 64, 128, 256, 512),
+    slices: bool = False,
+    preset: Optional[Literal['paper']] = None,
+    goal: Literal['segmentation', 'classification', 'regression'] = 'segmentation',
+    epochs: int = 100,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    warmup: int | None = None,
+    track: int | None = None,
+    fold: tuple[int, int] | None = None,
+    allow_seen: Optional[Literal['names', 'all']] = None,
+    validate: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+    accelerator: str = 'auto',
+    devices: int = 1,
+    precision: Literal['32-true', '16-mixed', 'bf16-mixed'] = '32-true',
+    patch: int | None = None,
+    class_weights: Sequence[float] | None = None,
+    regions: dict[str, Sequence[int]] | None = None,
+    target: Optional[Literal['grade', 'sex', 'age']] = None,
+    head: Literal['hidden', 'linear'] = 'hidden',
+    ordinal: bool = False,
+    balanced: bool = False,
+) -> Run:
+    """Train a network for a goal, from an encoder or from scratch, and score it on the store's test subjects.
+
+    Returns the run. `scores.csv` has the scores: of masks, Dice and 95 % Hausdorff distance (mm) of each case and class
+    on the grid of the store, and `regions.csv` those of regions; of grades quadratic weighted kappa and accuracy, of
+    ages R² and the mean absolute error in years, and `predictions.csv` the answer for each case (paper, section 4). The
+    encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError` for a store,
+    encoder or option that cannot be used, and for a taken folder.
+
+    Start from:
+        encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`;
+            random weights if not given. Default: None.
+        labels: label fraction: share of the labelled training cases to use; subsets of one seed are nested
+            (above 0 up to 1). Default: 1.0.
+        sources: for each modality, the channel of the pretrained encoder whose weights it gets; in turn if not
+            given (from 0). Default: None.
+        scaled: divide copied weights by the number of copies; true if not given, false in the paper. Default:
+            None.
+
+    Network:
+        architecture: of the encoder: unet, dynunet, densenet121, densenet121-batchnorm, resnet18, resnet50,
+            swinunetr or segresnet. Default: 'unet'.
+        widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
+        slices: train a 2D network on axial slices of volumes. Default: False.
+
+    What to learn:
+        preset: the paper's values for what is not given. Default: None.
+        goal: downstream task: segmentation, classification or regression. Default: 'segmentation'.
+
+    How long:
+        epochs: passes over the training cases, in full batches (from 1). Default: 100.
+        steps: optimiser steps, in place of epochs (from 1). Default: None.
+        batch_size: cases per step; 4 to pretrain, 2 to segment and 8 to classify or regress if not given (from
+            1). Default: None.
+        lr: learning rate of Adam; 1e-3 if not given, 5e-4 to pretrain on pictures (above 0). Default: None.
+        warmup: epochs (steps, if steps are given) at the beginning with a frozen encoder; a quarter of the
+            training if not given (from 0). Default: None.
+
+    Watch:
+        track: steps between two scorings while it trains, into observed.csv; none if not given (from 1).
+            Default: None.
+
+    Who is tested:
+        fold: cross-validation fold to test on: its index from 0, and the number of folds; the store's own test
+            subjects if not given (from 0). Default: None.
+        allow_seen: test on subjects that pretraining has seen: names, where equal names are other people; all,
+            where it is intended. Default: None.
+        validate: score on the validation subjects, a fifth of those for training, and train on the others.
+            Default: False.
+
+    Chance:
+        seed: the number that all chance is drawn from: split, label subset, first weights, order, questions
+            (from 0). Default: 0.
+
+    Machine:
+        progress: show a progress bar, and a line about the result. Default: True.
+        accelerator: device, by Lightning's name: cpu, gpu, mps or auto. Default: 'auto'.
+        devices: how many devices share each step; on a CPU, processes (from 1). Default: 1.
+        precision: numeric precision, by Lightning's name. Default: '32-true'.
+
+    Segmentation:
+        patch: side in voxels of the windows to train on, for volumes that do not fit into memory; whole volumes
+            if not given (from 8). Default: None.
+        class_weights: weights of the classes in the loss, background first; equal if not given (from 0).
+            Default: None.
+        regions: regions to score besides the classes: for each the codes that it joins; those of BraTS for its
+            layout. Default: None.
+
+    Classification and regression:
+        target: what to tell of an image: grade or sex to classify, age to regress; grade and age if not given.
+            Default: None.
+        head: layers after the encoder: one hidden layer of 256, or linear only. Default: 'hidden'.
+
+    Classification:
+        ordinal: grades in order: learn the answers to "more than 0?", "more than 1?" and so on. Default: False.
+        balanced: give rare grades more weight in the loss. Default: False.
+    """
+    ...
+
+def predict(
+    run: str | os.PathLike[str],
+    scans: str | os.PathLike[str] | list[str | os.PathLike[str]] | tuple[str | os.PathLike[str], ...] | Cohort,
+    out: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    images: str | dict[str, str] | None = None,
+    masks: str | None = None,
+    table: str | None = None,
+    columns: dict[str, str] | None = None,
+    modalities: str | Sequence[str] | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
+    probabilities: bool = False,
+    progress: bool = True,
+    accelerator: str = 'auto',
+) -> list[Path]:
+    """Apply a run to other scans; the run prepares them as it was trained, and no store is needed.
+
+    Segmentation writes a mask for each case, `ID.nii.gz`, in the grid, axes and affine of its (first) file and in the
+    codes of the training masks (PNG for pictures, NPY for NumPy files), and with `probabilities` those of each class.
+    Other goals write `predictions.csv` with a row for each case: the predicted grade and the probability of each, or
+    the age. Of the store that the run was trained on, the test cases are taken; of another one, all. What is there
+    already is kept. Raises `InputError` where anything does not fit, or a scan is missing or has changed.
+
+    What to read:
+        layout: public layout of the folder: msd, brats, ukb, ixi, bids, aptos, idrid, medmnist, csv, dicom or
+            folder; recognised if not given. Default: None.
+        images: pattern of the image files, or one pattern for each modality. Default: None.
+        masks: pattern of the mask files. Default: None.
+        table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
+        columns: which column of a table holds image, mask, grade, subject, age or sex. Default: None.
+        modalities: the modalities to use, in this order; all if not given. Default: None.
+        on_error: what to do about a file that cannot be used: stop, or go on and list it in left_out.csv.
+            Default: 'raise'.
+
+    What to write:
+        probabilities: write the probability of each class, too, beside the masks. Default: False.
+
+    Machine:
+        progress: show a progress bar, and a line about the result. Default: True.
+        accelerator: device, by Lightning's name: cpu, gpu, mps or auto. Default: 'auto'.
+    """
+    ...
+
+def experiment(
+    description: str | os.PathLike[str] | Experiment,
+    out: str | os.PathLike[str],
+    *,
+    progress: bool = True,
+    ray: str | None = None,
+    cpus: int = 1,
+    gpus: float = 0.0,
+) -> Answer:
+    """Make all runs of an experiment, and say what they show; raises `InputError` for one that cannot be run.
+
+    Machine:
+        progress: show a progress bar, and a line about the result. Default: True.
+        ray: local for all cores of this machine; auto, or the address of a Ray cluster; one run at a time if
+            not given. Default: None.
+        cpus: cores for each run on Ray (from 1). Default: 1.
+        gpus: GPUs for each run on Ray (from 0). Default: 0.0.
+    """
+    ...
+
+def pretrain(
+    task: Literal['rotation', 'location', 'jigsaw', 'exemplar', 'cpc'],
+    images: str | os.PathLike[str] | Sequence | Iterable,
+    out: str | os.PathLike[str],
+    *,
+    encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
+    architecture: str = 'unet',
+    widths: Sequence[int] = (32, 64, 128, 256, 512),
+    slices: bool = False,
+    preset: Optional[Literal['paper']] = None,
+    options: dict[str, Any] | None = None,
+    epochs: int = 100,
+    steps: int | None = None,
+    batch_size: int | None = 4,
+    lr: float | None = None,
+    probe: Optional[Literal['grade', 'sex', 'age', 'mask']] = None,
+    probe_every: int = 100,
+    keep: Literal['last', 'probe'] = 'last',
+    fold: tuple[int, int] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    accelerator: str = 'auto',
+    devices: int = 1,
+    precision: Literal['32-true', '16-mixed', 'bf16-mixed'] = '32-true',
+) -> Run:
+    """Train an encoder on a proxy task and keep it in a run folder; returns the run (paper, sections 3 and A).
+
+    Images are tensors (C, *space) with values in [0, 1]. A probe reads labels of training people and is scored on
+    validation people; the training does not see it. Raises `InputError` for images, a task or an option that cannot be
+    used, and for a folder of another run.
+
+    Start from:
+        encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`;
+            random weights if not given. Default: None.
+
+    Network:
+        architecture: of the encoder: unet, dynunet, densenet121, densenet121-batchnorm, resnet18, resnet50,
+            swinunetr or segresnet. Default: 'unet'.
+        widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
+        slices: train a 2D network on axial slices of volumes. Default: False.
+
+    What to learn:
+        preset: the paper's values for what is not given. Default: None.
+        options: options of the task's class; they go before the preset's. Default: None.
+
+    How long:
+        epochs: passes over the training cases, in full batches (from 1). Default: 100.
+        steps: optimiser steps, in place of epochs (from 1). Default: None.
+        batch_size: cases per step; 4 to pretrain, 2 to segment and 8 to classify or regress if not given (from
+            1). Default: 4.
+        lr: learning rate of Adam; 1e-3 if not given, 5e-4 to pretrain on pictures (above 0). Default: None.
+
+    Watch:
+        probe: linear probe: what to read from the encoder while it trains, for validation subjects, into
+            observed.csv. Default: None.
+        probe_every: steps between two probes (from 1). Default: 100.
+        keep: which checkpoint is kept: the last, or the one with the best validation probe score. Default:
+            'last'.
+
+    Who is tested:
+        fold: cross-validation fold to test on: its index from 0, and the number of folds; the store's own test
+            subjects if not given (from 0). Default: None.
+
+    Chance:
+        seed: the number that all chance is drawn from: split, label subset, first weights, order, questions
+            (from 0). Default: 0.
+
+    Machine:
+        progress: show a progress bar, and a line about the result. Default: True.
+        accelerator: device, by Lightning's name: cpu, gpu, mps or auto. Default: 'auto'.
+        devices: how many devices share each step; on a CPU, processes (from 1). Default: 1.
+        precision: numeric precision, by Lightning's name. Default: '32-true'.
+    """
+    ...
