@@ -6,6 +6,7 @@
 __all__ = ['save_weights', 'save_encoder', 'load_weights', 'load_encoder', 'input_convolutions', 'widen']
 
 # %% ../../nbs/33_weights.ipynb #4f43d1c9
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -15,7 +16,7 @@ from torch import nn
 from ..errors import InputError
 from ..files import Folder, write_json, write_whole
 from .cards import read_card
-from .encoders import UNetEncoder, make_encoder, maps_of
+from .encoders import ENCODERS, UNetEncoder, make_encoder, maps_of
 
 # %% ../../nbs/33_weights.ipynb #cb41d16e
 def save_weights(module: nn.Module, file: Path) -> None:
@@ -25,14 +26,17 @@ def save_weights(module: nn.Module, file: Path) -> None:
 
 # %% ../../nbs/33_weights.ipynb #b14df0bf
 def save_encoder(
-    encoder: nn.Module,  # from `make_encoder`
+    encoder: nn.Module,  # from `make_encoder` or `as_encoder`
     folder: Path,  # where `encoder.safetensors` and `encoder.json` go
     card: dict,  # how it was made; what it is gets added
 ) -> None:
     """Write an encoder's weights, then the card that says what they are."""
     save_weights(encoder, folder / "encoder.safetensors")
+    kind = getattr(encoder, "kind", type(encoder).__name__)
+    own = {} if encoder.architecture in ENCODERS else {"network": kind}  # of somebody's own
     write_json(folder / "encoder.json", {"architecture": encoder.architecture, "spatial_dims": encoder.spatial_dims,
-                                         "in_channels": encoder.in_channels, "widths": list(encoder.channels)} | card)
+                                         "in_channels": encoder.in_channels, "widths": list(encoder.channels)}
+               | own | card)
 
 # %% ../../nbs/33_weights.ipynb #607e4390
 def load_weights(module: nn.Module, file: Path) -> None:
@@ -56,23 +60,37 @@ def load_weights(module: nn.Module, file: Path) -> None:
 
 def load_encoder(folder: Folder) -> nn.Module:
     """The encoder of a pretraining run, with its weights; raises `InputError` where anything does not fit."""
-    card = read_card(folder)
+    card, file = read_card(folder), Path(folder) / "encoder.safetensors"
+    if card["architecture"] not in ENCODERS:
+        raise InputError(f"{folder}: its encoder is a network of somebody's own ({card.get('network', 'not named')}), "
+                         "which is not kept here. Make the network, wrap it by ssl3d.as_encoder(network, example), and "
+                         f"load its weights by ssl3d.networks.weights.load_weights(encoder, Path({str(file)!r})).")
     encoder = make_encoder(card["architecture"], card["spatial_dims"], card["in_channels"], card["widths"], seed=0)
-    load_weights(encoder, Path(folder) / "encoder.safetensors")
+    load_weights(encoder, file)
     return encoder
 
 # %% ../../nbs/33_weights.ipynb #e8c1f058
+def _blank(encoder: nn.Module) -> torch.Tensor:
+    """A black image that an encoder takes, where it is."""
+    space = getattr(encoder, "space", [max(32, encoder.min_side)] * encoder.spatial_dims)
+    return next(encoder.parameters(), torch.zeros(0)).new_zeros(1, encoder.in_channels, *space)
+
+
 def input_convolutions(encoder: nn.Module) -> dict[str, nn.Module]:  # name -> convolution
     """The convolutions that read the image itself, found by watching one go through (a residual block has two)."""
-    found, hooks = {}, []
-    image = torch.zeros(1, encoder.in_channels, *[max(32, encoder.min_side)] * encoder.spatial_dims)
+    found, hooks, image = {}, [], _blank(encoder)
+    def look(module, inputs, name):
+        if inputs and inputs[0] is image:
+            found[name] = module
+
     for name, module in encoder.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            hooks.append(module.register_forward_pre_hook(
-                lambda module, inputs, name=name: found.update({name: module}) if inputs[0] is image else None))
-    maps_of(encoder, image)
-    for hook in hooks:
-        hook.remove()
+            hooks.append(module.register_forward_pre_hook(partial(look, name=name)))
+    try:
+        maps_of(encoder, image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return found
 
 # %% ../../nbs/33_weights.ipynb #767628b3
@@ -95,8 +113,12 @@ def widen(
     if in_channels != old and isinstance(encoder, UNetEncoder) and old == encoder.channels[0]:
         raise InputError(f"the encoder's first block adds the image to its {old} maps, and takes {old} channels only. "
                          "Pretrain with wider widths.")
-    changed = []
-    for name, layer in input_convolutions(encoder).items():
+    changed, layers = [], input_convolutions(encoder)
+    if not layers or any(layer.groups > 1 for layer in layers.values()):
+        raise InputError("no convolution of this network reads the whole image itself: give your network its new "
+                         "channels yourself, and wrap it again by ssl3d.as_encoder.")
+    before = [(layer, layer.weight) for layer in layers.values()]
+    for name, layer in layers.items():
         weight = layer.weight.detach()[:, list(sources)].clone()
         if scaled:
             copies = torch.tensor([sources.count(k) for k in sources], dtype=weight.dtype, device=weight.device)
@@ -104,4 +126,12 @@ def widen(
         layer.weight, layer.in_channels = nn.Parameter(weight), in_channels
         changed.append(f"{name}.weight")
     encoder.in_channels = in_channels
+    try:
+        maps_of(encoder, _blank(encoder))
+    except Exception as e:
+        for layer, weight in before:
+            layer.weight, layer.in_channels = weight, old
+        encoder.in_channels = old
+        raise InputError(f"the network does not take {in_channels} channels ({type(e).__name__}: {e}), and was left "
+                         "as it was. Give it its new channels yourself, and wrap it again by ssl3d.as_encoder.") from e
     return changed

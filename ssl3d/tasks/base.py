@@ -134,7 +134,7 @@ class ProxyTask(nn.Module):
         """Draw what the network gets of images as `make` takes them; `how` goes to the task's `draw`."""
         return self.draw(self.as_batch(images, subjects), **how)
 
-    def draw(self, batch: Batch, **how: Any) -> list:  # of axes
+    def draw(self, batch: Batch) -> list:  # of axes
         """A picture of a checked batch: what each task brings."""
         raise NotImplementedError
 
