@@ -16,8 +16,6 @@ from ssl3d.networks.weights import load_encoder, load_weights, save_encoder, wid
 from ssl3d.tasks import NAMES, TASKS
 from ssl3d.tasks.base import Batch
 
-pytestmark = pytest.mark.quick
-
 CONV, NORM = {2: nn.Conv2d, 3: nn.Conv3d}, {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -166,6 +164,7 @@ class TestEveryNetwork:
                 network(image(dims, side + 1))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("network", ["list", "classifier", "dynunet"])
 @pytest.mark.parametrize("name", NAMES)
@@ -234,13 +233,14 @@ class Gives(nn.Module):
 @pytest.mark.parametrize(
     "give, layers, said",
     [
-        (lambda net, y: y.mean(dim=(2, 3)), None, "shape .1, 4..*layers="),
+        (lambda net, y: y.mean(dim=(2, 3)), None, "shape .1, 4..*layers=.*Its layers: act, conv"),
         (lambda net, y: y.flatten(2).transpose(1, 2), None, "tokens.*made maps"),
         (lambda net, y: y[0], None, "shape .4, 16, 16."),
         (lambda net, y: [y, y.argmax(dim=1, keepdim=True)], None, "torch.int64"),
         (lambda net, y: [y[:, :, ::2, ::2], y], None, "fine to coarse"),
         (lambda net, y: nn.functional.interpolate(y, scale_factor=4), None, "none is finer than the image"),
         (lambda net, y: [], None, "no map"),
+        (lambda net, y: y.movedim(1, -1).repeat(1, 1, 1, 5), None, "channels came last.*movedim"),
         (lambda net, y: {"maps": y, "loss": None}, None, "gives a NoneType"),
         (lambda net, y: y, ["cnov"], "no layer 'cnov'.*: conv"),
         (lambda net, y: y, ["act"], "'act' is called 2 times"),
@@ -277,9 +277,11 @@ def test_what_is_no_network_or_no_image_is_refused(network, example, said):
         as_encoder(network, example)
 
 
+@pytest.mark.quick
 def test_lists_within_lists_and_an_encoder_itself():
     network = Gives(lambda net, y: {"maps": (y, [y[:, :, ::2, ::2]])})
     assert as_encoder(network, image(2)).strides == ((2, 2), (4, 4))
+    assert as_encoder(Gives(lambda net, y: [y[:, :0], y]), image(2)).channels == (4,), "a level filled with nothing"
     encoder = make_encoder("unet", 2, 1, (4, 8))
     assert as_encoder(encoder, image(2)) is encoder
 

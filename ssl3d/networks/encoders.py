@@ -87,18 +87,22 @@ def maps_of(encoder: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 def kept_maps(
     found: Sequence[torch.Tensor],  # what a network gave
     image: torch.Tensor,  # (B, C, *space), of which
-    whose: str,  # name of the network, for the message
+    network: nn.Module,  # which gave it, for the message
 ) -> tuple[int, ...]:  # which of them count: the last one of each size, and never the image itself
     """The maps among the outputs of a network; raises `InputError` for outputs that are none."""
-    kept: list[int] = []
+    whose, kept = type(network).__name__, list[int]()
     for i, each in enumerate(found):
-        if each is image:
+        if each is image or each.ndim == image.ndim and not each.shape[1]:  # some libraries fill a level with nothing
             continue
         said = f"{whose}: output {i + 1} of {len(found)} is of shape {tuple(each.shape)}"
         if each.ndim != image.ndim or len(each) != len(image):
             raise InputError(f"{said}, and a map of an image {tuple(image.shape)} has as many axes and images. Name "
                              "layers that give maps, as layers=['layer1', 'layer2']; tokens and vectors have to be "
-                             "made maps (B, K, *coarse) in the network's forward.")
+                             "made maps (B, K, *coarse) in the network's forward. Its layers: "
+                             f"{', '.join(name for name, _ in network.named_children()) or 'none'}.")
+        if _channels_last(each, image):
+            raise InputError(f"{said}, as if its channels came last: put them second, by .movedim(-1, 1) in the "
+                             "network's forward.")
         if not each.is_floating_point():
             raise InputError(f"{said} and of {each.dtype}, and a map holds decimal numbers.")
         before = found[kept[-1]] if kept else image
@@ -111,6 +115,13 @@ def kept_maps(
     if not kept:
         raise InputError(f"{whose}: gives no map of an image, other than the image itself.")
     return tuple(kept)
+
+
+def _channels_last(each: torch.Tensor, image: torch.Tensor) -> bool:
+    """True where the sides of a map fit those of the image from its second axis on, and from its third they do not."""
+    second, third = ({side / own for side, own in zip(image.shape[2:], sides)}
+                     for sides in (each.shape[1:-1], each.shape[2:]))
+    return len(second) == 1 < len(third)
 
 # %% ../../nbs/30_encoders.ipynb #5822f76c
 def strides_of(
@@ -151,7 +162,7 @@ class AdaptedEncoder(nn.Module):
         except Exception as e:
             raise InputError(f"{self.kind}: cannot take an example of {tuple(image.shape)} and {image.dtype}: "
                              f"{type(e).__name__}: {e}") from e
-        self.kept = kept_maps(found, image, self.kind)
+        self.kept = kept_maps(found, image, network)
         found = [found[i] for i in self.kept]
         self.channels = tuple(m.shape[1] for m in found)
         self.strides = strides_of(self.space, found)
