@@ -12,6 +12,7 @@ From arrays to an encoder
     tasks             the proxy tasks: tasks.Rotation, Location, Jigsaw, Exemplar, CPC
     pretrain          train an encoder by a proxy task
     make_encoder      a fresh encoder by its name, from a seed
+    as_encoder        any torch module of your own as an encoder
     load_encoder      the encoder of a pretraining run
     live              watch runs while they train, in JupyterLab
     Run               a run folder, opened: summary(), plot(), encoder, features(scans), predict(scans, out)
@@ -57,7 +58,7 @@ _MODULES = {  # for mypy and editors, tools/make_stub.py writes them into __init
     "evidence.answer": ("Answer", "experiment"),
     "evidence.experiments": ("Experiment", "read_experiment", "run_experiment"),
     "evidence.statistics": ("verdict",),
-    "networks.encoders": ("make_encoder",),
+    "networks.encoders": ("as_encoder", "make_encoder"),
     "networks.unet": ("Segmenter",),
     "networks.weights": ("load_encoder",),
     "plots.slices": ("planes",),

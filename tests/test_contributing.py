@@ -13,7 +13,7 @@ from ssl3d import tasks
 from ssl3d.data.prepare import prepare
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.weights import load_encoder
-from ssl3d.tasks.base import Batch, evaluate, fit_plainly
+from ssl3d.tasks.base import evaluate, fit_plainly
 from ssl3d.training import pretrain as pretrain_module
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
@@ -43,10 +43,10 @@ def test_the_sixth_task_can_be_learned(mirror, dims):
     images[:, :, :8] += 0.8  # something lies on the left
     torch.manual_seed(0)
     task = mirror(make_encoder("unet", dims, 1, SMALL, seed=0))
-    fit_plainly(task, Batch(images[:8], torch.arange(8)), n_steps=40)
-    unseen = evaluate(task, Batch(images[8:], torch.arange(4)))
+    fit_plainly(task, images[:8], n_steps=40)
+    unseen = evaluate(task, images[8:])
     assert unseen.low > unseen.chance - 0.01 and unseen.accuracy > 0.9
-    assert len(task.show(Batch(images, torch.arange(12)))) == 2
+    assert len(task.show(images)) == 2
 
 
 def test_the_sixth_task_pretrains(mirror, tmp_path):

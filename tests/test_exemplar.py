@@ -178,7 +178,7 @@ def test_values_stay_in_range(dims):
     lively = Batch(noise(40, 2, *[8] * dims).round(), torch.arange(40))  # black and white
     inputs = make_task(dims, colour=1).make(lively, rng()).inputs
     assert inputs.min() == 0 and inputs.max() == 1
-    white = Batch(torch.ones(40, 1, *[8] * dims), torch.arange(40))
+    white = Batch(torch.ones(40, 2, *[8] * dims), torch.arange(40))
     assert make_task(dims, colour=0, rotate=1, zoom=1).make(white, rng()).inputs.max() <= 1
 
 

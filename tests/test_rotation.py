@@ -44,7 +44,7 @@ def test_a_turned_voxel_goes_where_its_matrix_sends_it():
 
 def test_unequal_sides_are_refused():
     with pytest.raises(InputError, match="equal"):
-        make_task("rotation", 3).make(Batch(torch.rand(1, 2, 16, 16, 8), torch.zeros(1)))
+        make_task("rotation", 3).make(torch.rand(1, 2, 16, 16, 8))
     with pytest.raises(InputError, match="10 or 24"):
         make_task("rotation", 3, n_rotations=12)
 

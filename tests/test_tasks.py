@@ -11,7 +11,7 @@ from ssl3d.errors import InputError
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.seeds import seeded
 from ssl3d.tasks import NAMES, TASKS
-from ssl3d.tasks.base import Batch, hits
+from ssl3d.tasks.base import Batch, evaluate, fit_plainly, hits
 
 pytestmark = pytest.mark.quick
 
@@ -48,6 +48,50 @@ class TestEveryTask:
         assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
         assert not torch.equal(a.inputs, c.inputs) or not torch.equal(a.targets, c.targets)
         assert not a.inputs.requires_grad
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_a_tensor_asks_what_a_batch_asks(self, name, dims, channels_last):
+        task, images = self.new(name, dims, samples_per_image=2), batch(dims, size=SIDE)
+        if channels_last:
+            layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+            images = Batch(images.image.to(memory_format=layout), images.subject)
+        said = {"subjects": [0, 1, 2]} if name == "exemplar" else {}
+        a = task.make(images, torch.Generator().manual_seed(0))
+        b = task.make(images.image, torch.Generator().manual_seed(0), **said)
+        assert torch.equal(a.inputs, b.inputs) and torch.equal(a.targets, b.targets)
+        asked = images.image.clone().requires_grad_()
+        assert not task.make(asked, torch.Generator().manual_seed(0), **said).inputs.requires_grad
+        assert evaluate(task, images, n_rounds=1) == evaluate(task, images.image, n_rounds=1, **said)
+
+    def test_wrong_images_are_refused_before_the_first_question(self, name, dims):
+        task, image = self.new(name, dims), batch(dims, size=SIDE).image
+        task.ask = None  # it is not reached
+        for wrong, said in (
+            (image.numpy(), "type ndarray.*from_numpy"),
+            ([image], "type list.*Batch"),
+            ((image * 255).byte(), r"torch.uint8.*float\(\) / 255"),
+            (image[0], r"wants \(images, channels, x, y.*images\[None\]"),
+            (image[:, 0], r"images\[:, None\]"),
+            (image[..., None], r"shape \(3, 2, 30, .*wants"),
+            (image[:, :1], r"with 1 channel\(s\).*reads 2.*widen"),
+            (image[:0], "none among them"),
+            (Batch(image[0], torch.arange(3)), "wants"),
+            (Batch(image, torch.arange(2)), r"shape \(2,\).*3 image"),
+            (Batch(image, torch.rand(3)), r"whole numbers.*\[0, 0, 1, 1\]"),
+            (Batch(image, torch.arange(3)[:, None]), r"shape \(3, 1\)"),
+        ):
+            with pytest.raises(InputError, match=said):
+                task.make(wrong)
+        for subjects in (["anna", "bert", "carl"], [True, False, True], [0.5, 1, 2], "abc", [[0], [1, 2]]):
+            with pytest.raises(InputError, match="give whole numbers"):
+                task.make(image, subjects=subjects)
+        with pytest.raises(InputError, match="1 image|3 image"):
+            task.make(image, subjects=3)
+        with pytest.raises(InputError, match="a Batch says who"):
+            task.make(Batch(image, torch.arange(3)), subjects=[0, 1, 2])
+        for generator in (0, np.random.default_rng(0)):
+            with pytest.raises(InputError, match="generator is .*torch.Generator"):
+                task.make(Batch(image, torch.arange(3)), generator)
 
     def test_the_global_generator_is_left_alone(self, name, dims):
         task, images = self.new(name, dims), batch(dims, size=SIDE)
@@ -150,6 +194,28 @@ class TestEveryTask:
             assert axes and min(sides) > channels, "not a channel as an axis of space"
             matplotlib.pyplot.close("all")
         assert torch.equal(state, torch.random.get_rng_state()), "a picture changes no later weights"
+
+
+def test_who_is_seen_has_to_be_said_where_people_are_compared():
+    images = batch(2, n=4, size=SIDE).image
+    tasks = [make_task("exemplar", 2, code_size=8), make_task("cpc", 2, context_size=8, negatives="batch")]
+    for task in tasks:
+        for use in (task.make, task.show, lambda x, t=task: evaluate(t, x), lambda x, t=task: fit_plainly(t, x, 1)):
+            with pytest.raises(InputError, match=r"compares people.*subjects=\[0, 0, 1, 1\], one whole"):
+                use(images)
+        for subjects in ([0, 0, 1, 1], np.array([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1], dtype=torch.uint8)):
+            wanted = task.make(Batch(images, torch.tensor([0, 0, 1, 1])), torch.Generator().manual_seed(0))
+            found = task.make(images, torch.Generator().manual_seed(0), subjects=subjects)
+            assert torch.equal(wanted.inputs, found.inputs) and torch.equal(wanted.targets, found.targets)
+        assert evaluate(task, images, n_rounds=1, subjects=[0, 0, 1, 1]).accuracy >= 0
+        assert np.isfinite(fit_plainly(task, images, 2, subjects=[0, 0, 1, 1])["loss"]).all()
+
+
+def test_every_image_of_a_tensor_is_a_person():
+    task, images = make_task("rotation", 2), batch(2, n=6).image
+    assert task.as_batch(images).subject.tolist() == [0, 1, 2, 3, 4, 5]
+    alone, together = evaluate(task, images), evaluate(task, images, subjects=[0] * 6)
+    assert alone.accuracy == pytest.approx(together.accuracy) and alone.high - alone.low < together.high - together.low
 
 
 def test_the_papers_constants():

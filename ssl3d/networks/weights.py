@@ -11,6 +11,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
@@ -32,14 +33,17 @@ def save_weights(module: nn.Module, file: Path) -> None:
 
 # %% ../../nbs/33_weights.ipynb #b14df0bf
 def save_encoder(
-    encoder: nn.Module,  # from `make_encoder`
+    encoder: nn.Module,  # from `make_encoder` or `as_encoder`
     folder: Path,  # where `encoder.safetensors` and `encoder.json` go
     card: dict,  # how it was made; what it is gets added
 ) -> None:
     """Write an encoder's weights, then the card that says what they are."""
     save_weights(encoder, folder / "encoder.safetensors")
+    kind = getattr(encoder, "kind", type(encoder).__name__)
+    own = {} if encoder.architecture in ENCODERS else {"network": kind}  # of somebody's own
     write_json(folder / "encoder.json", {"architecture": encoder.architecture, "spatial_dims": encoder.spatial_dims,
-                                         "in_channels": encoder.in_channels, "widths": list(encoder.channels)} | card)
+                                         "in_channels": encoder.in_channels, "widths": list(encoder.channels)}
+               | own | card)
 
 # %% ../../nbs/33_weights.ipynb #607e4390
 def load_weights(module: nn.Module, file: Path) -> None:
@@ -66,13 +70,14 @@ def load_encoder(
     own: nn.Module | None = None,  # an encoder of your own, where the run was trained with it; it is copied
 ) -> nn.Module:
     """The encoder of a run, with its weights and its `card`; raises `InputError` where anything does not fit."""
-    card, encoder = read_card(folder), copy.deepcopy(own)
+    card, encoder, file = read_card(folder), copy.deepcopy(own), as_folder(folder, "encoder") / "encoder.safetensors"
+    if encoder is None and card["architecture"] not in ENCODERS:
+        raise InputError(f"{folder}: its encoder is a network of your own ({card.get('network', 'not named')}), which "
+                         "is not kept here. Make the network, wrap it by ssl3d.as_encoder(network, example), and open the "
+                         "run as ssl3d.Run(folder, encoder=encoder).")
     if encoder is None:
-        if card["architecture"] not in ENCODERS:
-            raise InputError(f"{folder}: was trained with an encoder of your own ({card['architecture']}), which only "
-                             "you can build. Open it as ssl3d.Run(folder, encoder=your_encoder).")
         encoder = make_encoder(card["architecture"], card["spatial_dims"], card["in_channels"], card["widths"], seed=0)
-    load_weights(encoder, as_folder(folder, "encoder") / "encoder.safetensors")
+    load_weights(encoder, file)
     encoder.card = card
     return encoder
 
@@ -120,17 +125,27 @@ def encoder_origin(encoder: Folder | Callable | None) -> str | None:
     return f"own {digest.hexdigest()[:16]}"
 
 # %% ../../nbs/33_weights.ipynb #e8c1f058
+def _blank(encoder: nn.Module) -> torch.Tensor:
+    """A black image that an encoder takes, where it is."""
+    space = getattr(encoder, "space", [max(32, encoder.min_side)] * encoder.spatial_dims)
+    return next(encoder.parameters(), torch.zeros(0)).new_zeros(1, encoder.in_channels, *space)
+
+
 def input_convolutions(encoder: nn.Module) -> dict[str, nn.Module]:  # name -> convolution
     """The convolutions that read the image itself, found by watching one go through (a residual block has two)."""
-    found, hooks = {}, []
-    image = torch.zeros(1, encoder.in_channels, *[max(32, encoder.min_side)] * encoder.spatial_dims)
+    found, hooks, image = {}, [], _blank(encoder)
+    def look(module, inputs, name):
+        if inputs and inputs[0] is image:
+            found[name] = module
+
     for name, module in encoder.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            hooks.append(module.register_forward_pre_hook(
-                lambda module, inputs, name=name: found.update({name: module}) if inputs[0] is image else None))
-    maps_of(encoder, image)
-    for hook in hooks:
-        hook.remove()
+            hooks.append(module.register_forward_pre_hook(partial(look, name=name)))
+    try:
+        maps_of(encoder, image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return found
 
 # %% ../../nbs/33_weights.ipynb #767628b3
@@ -153,8 +168,12 @@ def widen(
     if in_channels != old and isinstance(encoder, UNetEncoder) and old == encoder.channels[0]:
         raise InputError(f"the encoder's first block adds the image to its {old} maps, and takes {old} channels only. "
                          "Pretrain with wider widths.")
-    changed = []
-    for name, layer in input_convolutions(encoder).items():
+    changed, layers = [], input_convolutions(encoder)
+    if not layers or any(layer.groups > 1 for layer in layers.values()):
+        raise InputError("no convolution of this network reads the whole image itself: give your network its new "
+                         "channels yourself, and wrap it again by ssl3d.as_encoder.")
+    before = [(layer, layer.weight) for layer in layers.values()]
+    for name, layer in layers.items():
         weight = layer.weight.detach()[:, list(sources)].clone()
         if scaled:
             copies = torch.tensor([sources.count(k) for k in sources], dtype=weight.dtype, device=weight.device)
@@ -162,4 +181,12 @@ def widen(
         layer.weight, layer.in_channels = nn.Parameter(weight), in_channels
         changed.append(f"{name}.weight")
     encoder.in_channels = in_channels
+    try:
+        maps_of(encoder, _blank(encoder))
+    except Exception as e:
+        for layer, weight in before:
+            layer.weight, layer.in_channels = weight, old
+        encoder.in_channels = old
+        raise InputError(f"the network does not take {in_channels} channels ({type(e).__name__}: {e}), and was left "
+                         "as it was. Give it its new channels yourself, and wrap it again by ssl3d.as_encoder.") from e
     return changed

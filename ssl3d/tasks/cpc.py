@@ -323,8 +323,7 @@ class CPC(ProxyTask):
             negatives = self.n_places * rows + drawn % self.n_places
         return torch.cat([start + self.positives[:, None], negatives], dim=2)
 
-    @torch.no_grad()
-    def make(self, batch: Batch, generator: torch.Generator | None = None) -> Example:
+    def ask(self, batch: Batch, generator: torch.Generator | None) -> Example:
         """Patches (B * samples_per_image, grid**dims, C, *patch) in the order of the scan, and candidates.
 
         The candidates (rows, questions, n_classes) are numbers of patches, counted through all rows. The first one
@@ -378,7 +377,7 @@ class CPC(ProxyTask):
         return {"context": context[:-1], "the patch": context[-1:], "targets": self.positives[mine],
                 "negatives": negatives[negatives < self.n_places]}
 
-    def show(self, batch: Batch, place: Sequence[int] | None = None) -> list:  # of axes
+    def draw(self, batch: Batch, place: Sequence[int] | None = None) -> list:  # of axes
         """A patch of the first image with its context, targets and negatives: the grid, and slices of the image.
 
         `place` is the row of the patch and its place in the row; a patch in the middle where it is None.
@@ -488,7 +487,7 @@ def play_cpc(
 
     def draw(what, **place):
         at = tuple(place.values())
-        task.show(batch, at) if what == "roles" else draw_predictions(image, task, at)
+        task.show(batch, place=at) if what == "roles" else draw_predictions(image, task, at)
 
     last, middle = task.grid - 1, task.grid // 2
     axes = ("left to right", "back to front", "feet to head") if image.ndim == 4 else ("top to bottom", "left to right")

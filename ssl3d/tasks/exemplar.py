@@ -225,8 +225,7 @@ class Exemplar(ProxyTask):
         self.head = PooledHead(encoder.channels[-1], whole_number(code_size=code_size))
         self.memory = Memory(whole_number(0, memory=memory), code_size)
 
-    @torch.no_grad()
-    def make(self, batch: Batch, generator: torch.Generator | None = None) -> Example:
+    def ask(self, batch: Batch, generator: torch.Generator | None) -> Example:
         """Anchors and positives (B * samples_per_image, 2, C, *space); whose they are, and a lot for the negative."""
         image, subjects = batch.image, batch.subject.repeat_interleave(self.samples_per_image)
         if len(batch.subject.unique()) < 2:
@@ -292,7 +291,7 @@ class Exemplar(ProxyTask):
             "active": (hinge(positive, negative, self.margin) > 0).float().mean().item(),
             "positive_distance": positive.mean().item(), "negative_distance": negative.mean().item()}
 
-    def show(self, batch: Batch) -> list:  # of axes
+    def draw(self, batch: Batch) -> list:  # of axes
         """One image under each transformation, then anchors and positives, each beside another person's anchor."""
         from ssl3d.plots.slices import drawable, row, write_directions  # not needed to list or to train tasks
 
@@ -302,7 +301,7 @@ class Exemplar(ProxyTask):
         examples = {"image": View(np.eye(dims)), "flip": View(flip), "right angle": View(turns_of(image.shape[1:])[-1]),
                     "any angle": View(oblique), "zoom": View(zoom), "grey values": View(np.eye(dims), 1.4, -0.1)}
         shown = [transform(image, view, torch.empty_like(image)) for view in examples.values()]
-        inputs, targets = self.make(batch, torch.Generator().manual_seed(0))
+        inputs, targets = self.ask(batch, torch.Generator().manual_seed(0))
         allowed = _others(targets[:, 0], targets[:, 0])
         for i in range(2):
             k = pick_negatives("random", None, None, allowed, targets[:, 1])[i]

@@ -227,8 +227,7 @@ class Jigsaw(ProxyTask):
         self.permutations = torch.from_numpy(permutation_set(self.n_tiles, n_permutations))
         self.head = PatchHead(encoder.channels[-1], self.n_tiles, n_permutations)
 
-    @torch.no_grad()
-    def make(self, batch: Batch, generator: torch.Generator | None = None) -> Example:
+    def ask(self, batch: Batch, generator: torch.Generator | None) -> Example:
         """Shuffled tiles (B * samples_per_image, grid**dims, C, *patch) and the numbers of their permutations."""
         space, n = batch.image.shape[2:], len(batch.image) * self.samples_per_image
         least = getattr(self.encoder, "min_side", 1)
@@ -244,9 +243,9 @@ class Jigsaw(ProxyTask):
         tiles = inputs.flatten(0, 1)
         return self.head(self.encoder(standardise(tiles) if self.even else tiles))
 
-    def show(self, batch: Batch) -> list:  # of axes
+    def draw(self, batch: Batch) -> list:  # of axes
         """A puzzle of the first image, solved and shuffled, with the tiles as the network gets them."""
-        tiles, classes = self.make(Batch(batch.image[:1], batch.subject[:1]), torch.Generator().manual_seed(0))
+        tiles, classes = self.ask(Batch(batch.image[:1], batch.subject[:1]), torch.Generator().manual_seed(0))
         tiles = standardise(tiles[0]).clamp(-2, 2) if self.even else tiles[0]  # for the eye: no extremes
         return draw_puzzle(solve(tiles, self.permutations[classes[0]]), tiles, self.grid)
 

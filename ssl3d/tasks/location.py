@@ -73,8 +73,7 @@ class Location(ProxyTask):
         pair = torch.stack([corners[:, self.n_classes // 2], query], dim=1)
         return classes, pair, tuple(patch for patch, _, _ in sides)
 
-    @torch.no_grad()
-    def make(self, batch: Batch, generator: torch.Generator | None = None) -> Example:
+    def ask(self, batch: Batch, generator: torch.Generator | None) -> Example:
         """Centre and query patches (B * samples_per_image, 2, C, *patch) and the classes of the queries."""
         rows = torch.arange(len(batch.image)).repeat_interleave(self.samples_per_image)
         classes, pair, patch = self.places(batch.image.shape[2:], len(rows), generator)
@@ -99,12 +98,12 @@ class Location(ProxyTask):
         """Accuracy, the accuracy from the query alone, and that of a guess."""
         return super().scores(outputs, targets) | {"query_only": hits(outputs[:, 1], targets).mean().item()}
 
-    def show(self, batch: Batch) -> list:  # of axes
+    def draw(self, batch: Batch) -> list:  # of axes
         """Some questions about the first image, as the network gets them."""
         from ssl3d.plots.slices import drawable, row, write_directions
 
         five = Batch(batch.image[:1].expand(5, *batch.image.shape[1:]), batch.subject[:1].expand(5))
-        patches, classes = (x[:: self.samples_per_image] for x in self.make(five, torch.Generator().manual_seed(0)))
+        patches, classes = (x[:: self.samples_per_image] for x in self.ask(five, torch.Generator().manual_seed(0)))
         shown = standardise(patches.flatten(0, 1)).clamp(-2, 2) if self.even else patches.flatten(0, 1)
         shown = [drawable(patch) for patch in (*shown[0::2], *shown[1::2])]
         dims = self.encoder.spatial_dims

@@ -113,8 +113,7 @@ class Rotation(ProxyTask):
         self.matrices = rotations(encoder.spatial_dims)[: self.n_classes]
         self.head = PooledHead(encoder.channels[-1], self.n_classes)
 
-    @torch.no_grad()
-    def make(self, batch: Batch, generator: torch.Generator | None = None) -> Example:
+    def ask(self, batch: Batch, generator: torch.Generator | None) -> Example:
         """Turned images (B * samples_per_image, C, *space) and their classes."""
         image, space = batch.image, batch.image.shape[2:]
         if len(set(space)) > 1:
@@ -131,7 +130,7 @@ class Rotation(ProxyTask):
         """Logits (rows, n_classes)."""
         return self.head(self.encoder(inputs))
 
-    def show(self, batch: Batch) -> list:  # of axes
+    def draw(self, batch: Batch) -> list:  # of axes
         """The first image of a batch in each of the rotations, with its class."""
         from ssl3d.plots.slices import drawable, row, write_directions  # not needed to list or to train tasks
 
