@@ -11,6 +11,10 @@ from conftest import ROOT, SMALL
 
 from ssl3d import tasks
 from ssl3d.data.prepare import prepare
+from ssl3d.downstream import finetune as finetune_module
+from ssl3d.downstream import goals
+from ssl3d.errors import InputError
+from ssl3d.files import read_table
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.weights import load_encoder
 from ssl3d.tasks.base import evaluate, fit_plainly
@@ -19,16 +23,22 @@ from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
 
 
+def from_page(package, place, monkeypatch):
+    """The name, the class and the module of the code at a place of the page, and of the line after it."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code, line = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[place : place + 2]
+    (name, kind), *more = eval("{" + line + "}").items()
+    assert not more
+    module = types.ModuleType(f"{package}.{name}")
+    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return name, kind, module
+
+
 @pytest.fixture
 def mirror(monkeypatch):
     """The class from the page, under the name that the page's line gives to it."""
-    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    code, line = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    (name, kind), *more = eval("{" + line + "}").items()
-    assert not more
-    module = types.ModuleType(f"ssl3d.tasks.{name}")
-    exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    name, kind, module = from_page("ssl3d.tasks", 0, monkeypatch)
     monkeypatch.setitem(tasks.NAMES, name, kind)
     monkeypatch.delitem(vars(tasks), "TASKS", raising=False)  # it is put together anew from the names ...
     monkeypatch.setattr(pretrain_module, "TASKS", tasks.TASKS)  # ... and pretrain has an old one
@@ -62,6 +72,54 @@ def test_the_sixth_task_pretrains(mirror, tmp_path):
         options={"samples_per_image": 2},
     )
     assert load_encoder(run).channels == SMALL and read_log(run)["chance"][0] == 0.5
+
+
+@pytest.fixture
+def volume(monkeypatch):
+    """The fourth goal of the page, in the list of goals, and `finetune` as it is with that list."""
+    name, kind, module = from_page("ssl3d.downstream", 2, monkeypatch)
+    monkeypatch.setitem(goals.GOALS, name, kind)
+    importlib.reload(finetune_module)
+    yield getattr(module, kind)
+    monkeypatch.undo()
+    importlib.reload(finetune_module)
+
+
+def test_the_fourth_goal_is_fine_tuned_and_predicts(volume, store, tmp_path):
+    finetune = finetune_module.finetune
+    assert "first_code: count the codes of the mask from this one" in finetune.__doc__
+    how = {"goal": "volume", "widths": SMALL, "warmup": 0, "batch_size": 8, "lr": 1e-2, "progress": False}
+    run = finetune(store, tmp_path / "run", steps=120, track=60, **how)
+    rows = read_table(run / "predictions.csv")
+    truth = {name: 100 * float((store.mask(name) > 0).mean()) for name in store.split("test")}
+    assert {row["case"]: float(row["volume"]) for row in rows} == pytest.approx(truth)
+    assert run.scores[0]["cases"] == 6 and read_log(run, "observed.csv")["r2"][-1] == pytest.approx(run.scores[0]["r2"])
+    assert "r2" in run.summary() and "6 test cases" in run.summary()
+    (file,) = run.predict(store, tmp_path / "out", progress=False)
+    again = {row["case"]: row["guess"] for row in read_table(file)}
+    assert again == pytest.approx({row["case"]: row["guess"] for row in rows}, abs=1e-3)
+    other = finetune(store, tmp_path / "other", steps=1, first_code=3, **how)
+    assert other.settings["first_code"] == 3 and other.settings["facts"]["mean"] < run.settings["facts"]["mean"]
+    with pytest.raises(InputError, match="first_code is an option of volume, and the goal is segmentation"):
+        finetune(store, tmp_path / "x", first_code=3)
+
+
+def test_the_fourth_goal_is_compared_in_an_experiment(volume, tmp_path, monkeypatch):
+    from ssl3d.evidence import experiments
+
+    monkeypatch.setattr(experiments, "finetune", finetune_module.finetune)
+    cohort = {"source": str(ROOT / "data_samples" / "Task01_TumourBrains"), "size": 16}
+    described = experiments.Experiment(
+        cohort,
+        {"scratch": {}, "rotation": {"task": "rotation", "steps": 2}},
+        "volume",
+        label_fractions=[0.5],
+        seeds=1,
+        network={"widths": list(SMALL)},
+        finetuning={"steps": 2, "first_code": 2},
+    )
+    rows = experiments.run_experiment(described, tmp_path / "out", progress=False)
+    assert {row["arm"] for row in rows} == {"scratch", "rotation"} and len(rows) == 12
 
 
 def test_the_benchmark_runs(monkeypatch, tmp_path):

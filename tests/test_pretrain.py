@@ -180,3 +180,154 @@ def test_unknown_task_and_option(store, tmp_path):
     with pytest.raises(InputError, match="no option"):
         pretrain("rotation", store.folder, tmp_path / "x", options={"n_turns": 3})
     assert not (tmp_path / "x").exists()
+
+# Images that are in no store
+
+
+class Items(torch.utils.data.Dataset):
+    """Ten volumes, as somebody's dataset has them."""
+
+    def __init__(self, subject=False):
+        self.subject = subject
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, i):
+        image = torch.rand(2, 16, 16, 16, generator=torch.Generator().manual_seed(i))
+        return {"image": image, "subject": f"p{i // 2}"} if self.subject else image
+
+
+HOW = {"batch_size": 4, "widths": SMALL, "progress": False, "accelerator": "cpu"}
+
+
+def bytes_of(run):
+    return [(run / name).read_bytes() for name in ("encoder.safetensors", "log.csv")]
+
+
+def test_a_dataset_a_list_and_a_tensor_are_one(tmp_path):
+    items = Items()
+    images = torch.stack([items[i] for i in range(10)])
+    runs = [
+        pretrain("rotation", given, tmp_path / str(i), epochs=2, **HOW)
+        for i, given in enumerate((items, list(images), images, Items(subject=True)))
+    ]
+    assert all(bytes_of(run) == bytes_of(runs[0]) for run in runs) and len(runs[0].log["step"]) == 4
+    card = runs[0].card
+    assert card["in_channels"] == 2 and card["people"] == [] and card["trained_on"] == []
+    assert "who was seen" in card["unknown"] and "Items of 10 images" in card["unknown"]
+    with pytest.raises(InputError, match="not trained on a store"):
+        runs[0].prepare("x.nii")
+    assert runs[0].encoder(images[:1])[-1].shape[1] == SMALL[-1]
+
+
+def test_a_run_on_a_dataset_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
+    whole = pretrain("rotation", Items(), tmp_path / "whole", steps=60, **HOW)
+    from ssl3d.tasks.rotation import Rotation
+
+    real, calls = Rotation.loss, []
+
+    def stop_once(self, *args):
+        calls.append(1)
+        if len(calls) == 55:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(Rotation, "loss", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("rotation", Items(), tmp_path / "cut", steps=60, **HOW)
+    assert not (tmp_path / "cut/encoder.json").exists() and (tmp_path / "cut/last.ckpt").exists()
+    with pytest.raises(InputError, match="store was"):
+        pretrain("rotation", [torch.rand(2, 16, 16, 16)] * 5, tmp_path / "cut", steps=60, **HOW)
+    with pytest.raises(InputError, match="cannot be read again"):
+        pretrain("rotation", iter([torch.rand(4, 2, 16, 16, 16)]), tmp_path / "cut", steps=60, **HOW)
+    assert bytes_of(pretrain("rotation", Items(), tmp_path / "cut", steps=60, **HOW)) == bytes_of(whole)
+
+
+def test_batches_of_a_loader(tmp_path):
+    loader = torch.utils.data.DataLoader(Items(), batch_size=5)
+    run = pretrain("rotation", loader, tmp_path / "loader", epochs=3, widths=SMALL, progress=False)
+    assert len(run.log["step"]) == 6 and "DataLoader" in run.settings["store"]
+    batches = (batch for batch in loader)
+    with pytest.raises(InputError, match="does not say how many batches.*Give steps"):
+        pretrain("rotation", batches, tmp_path / "g", widths=SMALL, progress=False)
+    with pytest.raises(InputError, match="no batch for step 3"):
+        pretrain("rotation", (b for b in loader), tmp_path / "h", steps=3, widths=SMALL, progress=False)
+    twice = pretrain("rotation", (b for b in [*loader] * 2), tmp_path / "i", steps=3, widths=SMALL, progress=False)
+    assert twice.log["loss"].tolist() == run.log["loss"][:3].tolist()
+
+
+def test_who_is_seen_matters_where_people_are_compared(tmp_path):
+    with pytest.raises(InputError, match="does not say whom an image shows.*'subject'"):
+        pretrain("exemplar", Items(), tmp_path / "x", steps=1, **HOW)
+    run = pretrain("exemplar", Items(subject=True), tmp_path / "y", steps=2, **HOW)
+    assert len(run.log["step"]) == 2
+    loader = torch.utils.data.DataLoader(Items(), batch_size=5)
+    with pytest.raises(InputError, match="does not say whom an image shows"):
+        pretrain("exemplar", loader, tmp_path / "z", steps=1, **HOW)
+
+
+@pytest.mark.parametrize(
+    "images, how, said",
+    [
+        (Items(), {"slices": True}, "slices is about a prepared store"),
+        (Items(), {"probe": "mask"}, "probe is about a prepared store"),
+        (Items(), {"fold": (0, 2)}, "fold is about a prepared store"),
+        ([], {}, "images are empty"),
+        (["a.nii", "b.nii"], {}, "gives a str"),
+        ([torch.zeros(1, 16, 16, 16, dtype=torch.int16)], {}, "floating point"),
+        ([{"img": torch.rand(1, 8, 8, 8)}], {}, "as 'image'"),
+        (7, {}, "images are of type int"),
+        (iter([torch.rand(2, 1, 16, 16, 16)]), {"devices": 2, "steps": 1}, "several devices"),
+        ([torch.rand(1, 4, 4, 4)] * 4, {"widths": (4, 8, 8, 8, 8)}, "needs 5 a side"),
+    ],
+)
+def test_images_that_cannot_be_used(tmp_path, images, how, said):
+    with pytest.raises(InputError, match=said):
+        pretrain("rotation", images, tmp_path / "x", **{"epochs": 1, "widths": SMALL, "progress": False} | how)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_encoder_of_ones_own_is_copied_trained_and_used(store, tmp_path):
+    import ssl3d
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv3d(4, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv3d(8, 16, 3, 2, 1))
+    encoder = ssl3d.as_encoder(network, example=torch.rand(1, 4, 16, 16, 16))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    how = {"encoder": encoder, "steps": 2, "progress": False}
+    run, again = (pretrain("rotation", store, tmp_path / name, **how) for name in ("a", "b"))
+    assert bytes_of(run) == bytes_of(again), "the module itself does not move"
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    trained = run.encoder.network.state_dict()
+    assert not all(torch.equal(before[k], v) for k, v in trained.items()) and run.card["network"] == "Sequential"
+    few = ssl3d.finetune(store, tmp_path / "few", encoder=run.encoder, steps=2, warmup=2, progress=False)
+    assert "4 loaded" in few.summary() and few.card["people"] == run.card["people"], "it remembers whom it saw"
+    assert all(torch.equal(trained[k], v) for k, v in few.encoder.network.state_dict().items()), "it was frozen"
+    (mask,) = few.predict(SAMPLES / "imagesTr/brain_001.nii.gz", tmp_path / "masks", progress=False)
+    assert mask.name == "brain_001.nii.gz" and few.network is not None
+    alone = ssl3d.Run(tmp_path / "few")
+    with pytest.raises(InputError, match="network of your own.*ssl3d.Run.folder, encoder=encoder"):
+        alone.encoder  # noqa: B018
+    with pytest.raises(InputError, match="network of your own.*ssl3d.Run.folder, encoder=encoder"):
+        alone.network  # noqa: B018
+    filled = ssl3d.Run(tmp_path / "few", encoder=encoder)
+    assert torch.equal(filled.encoder.network[0].weight, few.encoder.network[0].weight)
+    assert torch.equal(filled.network.encoder.network[0].weight, few.encoder.network[0].weight)
+    with pytest.raises(InputError, match="takes 4 channel.s. in 3D, and the images have 2 in 3D"):
+        pretrain("rotation", Items(), tmp_path / "x", encoder=encoder, progress=False)
+    with pytest.raises(InputError, match="without spatial_dims.*Wrap it"):
+        pretrain("rotation", store, tmp_path / "x", encoder=network, progress=False)
+    other = ssl3d.Store(store, fold=(0, 2))
+    with pytest.raises(InputError, match="keeps for testing"):
+        ssl3d.finetune(other, tmp_path / "leak", encoder=run.encoder, steps=1, progress=False)
+
+
+def test_pretraining_goes_on_from_another_run(store, tmp_path):
+    how = {"steps": 2, "progress": False}
+    first = pretrain("rotation", store, tmp_path / "first", widths=SMALL, fold=(0, 3), **how)
+    second = pretrain("location", store, tmp_path / "second", encoder=first, fold=(1, 3), **how)
+    assert second.settings["encoder"].startswith("rotation ") and second.settings["widths"] == list(SMALL)
+    assert set(first.card["people"]) < set(second.card["people"]), "it remembers whom the first one saw"
+    with pytest.raises(InputError, match="widths is .4, 8., and the encoder that is given has .8, 16, 32."):
+        pretrain("location", store, tmp_path / "x", encoder=first, widths=(4, 8), **how)

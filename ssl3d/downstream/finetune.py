@@ -8,7 +8,6 @@ __all__ = ['freeze', 'warm_up', 'filled', 'plan_steps', 'parts', 'starting_encod
            'told_origins', 'summary', 'network_so_far', 'draw_case']
 
 # %% ../../nbs/65_finetune.ipynb #3a577aee
-import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -22,7 +21,7 @@ from torch import nn
 from .. import __version__
 from ..data.splits import label_subset
 from ..data.store import Store
-from .goals import Goal, goal_options, make_goal
+from .goals import GOALS, Goal, goal_options, make_goal
 from .segmentation import score, segment
 from ..errors import InputError
 from ..files import Folder, as_folder, read_json, write_json, write_table
@@ -30,6 +29,7 @@ from ..networks.cards import check_card, provenance, seen_dimensions
 from ..networks.encoders import make_encoder
 from ssl3d.networks.weights import (
     check_shape,
+    empty_encoder,
     encoder_origin,
     given_card,
     given_encoder,
@@ -40,14 +40,7 @@ from ssl3d.networks.weights import (
 )
 from ..plots.slices import busiest, row
 from ..seeds import generator_for, seeded
-from ssl3d.settings import (
-    ClassificationOptions,
-    Finetuning,
-    RegressionOptions,
-    SegmentationOptions,
-    Training,
-    takes,
-)
+from ..settings import Finetuning, Training, takes
 from ..training.loop import check_devices, images_of_step, steps_per_epoch, train
 from ..training.runs import Run, begin_run, finished_run, read_settings
 
@@ -169,7 +162,7 @@ def keep_trained(network: nn.Module, out: Path, settings: dict, seen: dict, orig
     save_encoder(network.encoder, out, {"task": settings["goal"], "steps": settings["steps"]} | seen)
 
 # %% ../../nbs/65_finetune.ipynb #69b0d3b5
-@takes(Finetuning, SegmentationOptions, ClassificationOptions, RegressionOptions)
+@takes(Finetuning, *map(goal_options, GOALS))
 def finetune(
     store: Folder,  # a prepared store, or its folder
     out: Folder,  # folder of the run; one that was begun with the same settings goes on
@@ -240,13 +233,10 @@ def goal_of(settings: dict) -> Goal:
     return make_goal(settings["goal"], {name: value for name, value in own.items() if value is not None})
 
 
-def _empty_network(settings: dict, encoder: nn.Module | None) -> tuple[nn.Module, Goal]:
-    """The network of a run without its weights; `encoder` is one of the user's own, for a run that had it."""
-    goal, base = goal_of(settings), encoder
-    if base is None:
-        base = make_encoder(settings["architecture"], settings["spatial_dims"], settings["in_channels"],
-                            tuple(settings["widths"]), seed=0)
-    return goal.network(base, settings["facts"], settings["size"]), goal
+def _empty_network(settings: dict, own: nn.Module | None, run: Folder) -> tuple[nn.Module, Goal]:
+    """The network of a run without its weights; `own` is an encoder of the user's, for a run that had it."""
+    goal = goal_of(settings)
+    return goal.network(empty_encoder(settings, own, run), settings["facts"], settings["size"]), goal
 
 
 def read_network_card(run: Folder) -> dict:
@@ -265,8 +255,8 @@ def load_network(
     encoder: nn.Module | None = None,  # one of your own, where the run was trained with it
 ) -> nn.Module:  # (B, C, *space) to outputs, for whole images
     """The trained network of a run; raises `InputError` where anything does not fit."""
-    card, own = read_network_card(run), copy.deepcopy(encoder)
-    network, goal = _empty_network(card, own)
+    card = read_network_card(run)
+    network, goal = _empty_network(card, encoder, run)
     load_weights(network, as_folder(run, "run") / "network.safetensors")
     return goal.whole(network, card["slices"])
 
@@ -307,7 +297,7 @@ def network_so_far(
     if not (folder / "last.ckpt").exists():
         raise InputError(f"{folder}: has no checkpoint yet. The first one comes after 50 steps, or when the run is "
                          "stopped.")
-    network, goal = _empty_network(settings, None)
+    network, goal = _empty_network(settings, None, folder)
     kept = torch.load(folder / "last.ckpt", weights_only=True, map_location="cpu")["state_dict"]
     trained = goal.trained(network, settings["slices"])
     trained.load_state_dict({name.removeprefix("network."): weight for name, weight in kept.items()})
