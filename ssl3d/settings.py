@@ -158,7 +158,7 @@ def settings_from(kind: type[_Made], given: Mapping[str, Any], what: str) -> _Ma
 GROUPS = ("what to read", "what is kept", "start from", "network", "what to learn", "how long", "watch",
           "who is tested", "chance", "what to write", "machine")  # the headings of the help, in this order
 
-# %% ../nbs/04_settings.ipynb #e01a2e48
+# %% ../nbs/04_settings.ipynb #28e6427f
 def _explained(kinds: tuple[type, ...]) -> str:
     """The part of a docstring that lists the options by group."""
     lines, group = [], None
@@ -194,9 +194,9 @@ def takes(
             if len(args) > len(places):
                 raise InputError(f"{function.__name__} takes only {', '.join(places)} by position. Give the others by "
                                  f"name, as {next(iter(options_of(kind, *more)))}=...")
-            mine = {p.name: given.pop(p.name) for p in own if p.name in given}
+            mine = dict(zip(places, args)) | {p.name: given.pop(p.name) for p in own if p.name in given}
             further = {name: given.pop(name) for name in options_of(*more) if name in given} if more else {}
-            return function(*args, **mine, how=settings_from(kind, given, function.__name__), **further)
+            return function(**mine, how=settings_from(kind, given, function.__name__), **further)
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hint)
                     for name, (f, hint) in options_of(kind, *more).items()]
         made = inspect.signature(function).replace(parameters=[*own, *keywords])

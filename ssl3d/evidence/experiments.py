@@ -155,6 +155,12 @@ def _check_list(what: str, values: list[float] | tuple[float, ...], low: float, 
         raise InputError(f"{what} are {values!r}. Give a list of different numbers above {low:g} and up to {high:g}.")
 
 
+def _goal(experiment: Experiment) -> Goal:
+    """The goal of every arm, with its options."""
+    own = {f.name for f in fields(goal_options(experiment.goal))}
+    return make_goal(experiment.goal, {k: v for k, v in experiment.finetuning.items() if k in own})
+
+
 def check_experiment(experiment: Experiment) -> None:
     """Refuse what is known to be wrong before anything is read or trained."""
     one_of(GOALS, goal=experiment.goal)
@@ -326,12 +332,6 @@ def choose_lr(experiment: Experiment, cell: Cell, stores: dict[str, Store], out:
         found = goal.score(run)
         scores[lr] = -1.0 if np.isnan(found) else found  # a kappa that is not defined is the worst
     return max(scores, key=scores.__getitem__)
-
-
-def _goal(experiment: Experiment) -> Goal:
-    """The goal of every arm, with its options."""
-    own = {f.name for f in fields(goal_options(experiment.goal))}
-    return make_goal(experiment.goal, {k: v for k, v in experiment.finetuning.items() if k in own})
 
 
 def run_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> Path:
