@@ -1,9 +1,9 @@
-"""A proxy task in a LightningModule of your own, and its encoder fine-tuned with a few masks.
+"""A proxy task in a LightningModule of your own, and its encoder fine-tuned with few masks.
 
     python examples/with_lightning.py [SCANS] [OUT]
 
 SCANS is a folder of scans with masks (the sample brains if not given), OUT is where everything goes
-(runs/with_lightning). The network is MONAI's BasicUNet, of which the way down is trained.
+(runs/with_lightning). The network is MONAI's BasicUNet, of which only the way down is trained.
 """
 
 import sys
@@ -28,31 +28,31 @@ class Turned(L.LightningModule):
     def __init__(self, encoder):
         super().__init__()
         self.task = ssl3d.tasks.Rotation(encoder)  # the encoder, and a head on top
-        self.turns = torch.Generator().manual_seed(0)
 
     def training_step(self, images, batch_idx):
-        inputs, targets = self.task.make(images, self.turns)
+        inputs, targets = self.task.make(images)  # chance is PyTorch's own; a generator may be given
         outputs = self.task(inputs)
         loss = self.task.loss(outputs, targets)
-        self.log_dict({"loss": loss} | self.task.scores(outputs, targets), on_step=False, on_epoch=True)
+        self.log_dict({"loss": loss, **self.task.scores(outputs, targets)}, on_step=False, on_epoch=True)
         return loss
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 
-store = ssl3d.prepare(scans, out / "store", size=32, progress=False)
-images = torch.stack([torch.tensor(store.image(case)).float() / store.unit for case in store.split("train")])
+# Prepared once: arrays of one size with values from 0 to 1. `finetune` tests on people who are not in "train".
+store = ssl3d.prepare(scans, out / "store", size=24, progress=False)
+images = torch.stack([torch.tensor(store.image(case)).float() for case in store.split("train")]) / store.unit
 loader = DataLoader(images, batch_size=8, shuffle=True)
 
-unet = BasicUNet(3, store.channels, features=(8, 8, 16, 32, 64, 8), norm=("group", {"num_groups": 4}))
-encoder = ssl3d.as_encoder(unet, images[:1], layers=["conv_0", "down_1", "down_2", "down_3", "down_4"])
+# Norms over the batch: after those over an instance, BasicUNet's default, all means are alike, and the head reads means.
+unet = BasicUNet(in_channels=store.channels, features=(8, 16, 32, 64, 64, 8), norm="batch")
+encoder = ssl3d.as_encoder(unet, images[:1], layers=["conv_0", "down_1", "down_2", "down_3"])  # fine to coarse
 
-trainer = L.Trainer(max_epochs=20, accelerator="cpu", default_root_dir=out, logger=False, enable_progress_bar=False)
+trainer = L.Trainer(max_epochs=20, default_root_dir=out, logger=False, enable_progress_bar=False)
 trainer.fit(Turned(encoder), loader)
-print("rotation:", *(f"{name} {value.item():.3f}" for name, value in trainer.callback_metrics.items()))
+print("rotation,", ", ".join(f"{name} {value:.3f}" for name, value in trainer.callback_metrics.items()))
 
-# The masks of half of the training people, a decoder on top of the encoder, and scores on people that neither saw.
-run = ssl3d.finetune(store, out / "masks", encoder=encoder, labels=0.5, steps=40, lr=5e-3, progress=False)
+run = ssl3d.finetune(store, out / "masks", encoder=encoder, labels=0.5, steps=60, lr=5e-3, progress=False)
 print(run.summary())
-print(run.network(images[:1]).shape)  # scores of each class
+print("scores of the classes of a brain:", tuple(run.network(images[:1]).shape))

@@ -44,8 +44,8 @@ def answers(features: dict[str, np.ndarray], store: Store, target: str, label_fr
         said = {n: np.clip(guess, min(ages), max(ages)) for n, guess in said.items()}
     code = {"F": 0, "M": 1}
     return [{"subject": store.cases[n]["subject"], "case": n} | (
-        {"age": truth[n], "guess": round(float(said[n]), 3)} if target == "age" else
-        {"sex": code[truth[n]], "predicted": code[said[n]]}) for n in test]
+        {"metric": "R² of age", "age": truth[n], "guess": round(float(said[n]), 3)} if target == "age" else
+        {"metric": "kappa of sex", "sex": code[truth[n]], "predicted": code[said[n]]}) for n in test]
 
 
 def main(run: Path) -> None:

@@ -15,9 +15,9 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -103,7 +103,7 @@ def refuse_difference(folder: Path, before: dict, now: dict) -> None:
 # %% ../nbs/02_files.ipynb #95e51107
 def write_table(
     file: Path,
-    rows: list[dict],  # one per case and class: case, class, dice, and what else there is
+    rows: Sequence[Mapping[str, Any]],  # one per case and class: case, class, dice, and what else there is
 ) -> None:
     """Write a table of scores as CSV, whole or not at all; packed if the name ends in `.gz`."""
     text = io.StringIO(newline="")

@@ -5,6 +5,7 @@ import re
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL
@@ -13,7 +14,9 @@ from ssl3d import tasks
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream import finetune as finetune_module
 from ssl3d.downstream import goals
+from ssl3d.downstream.metrics import read_scores
 from ssl3d.errors import InputError
+from ssl3d.evidence.statistics import verdict
 from ssl3d.files import read_table
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.weights import load_encoder
@@ -120,6 +123,9 @@ def test_the_fourth_goal_is_compared_in_an_experiment(volume, tmp_path, monkeypa
     )
     rows = experiments.run_experiment(described, tmp_path / "out", progress=False)
     assert {row["arm"] for row in rows} == {"scratch", "rotation"} and len(rows) == 12
+    assert {row["metric"] for row in rows} == {"R² of volume"}
+    (answer,) = verdict(read_scores(tmp_path / "out/results.csv"))
+    assert answer["metric"] == "R²" and np.isfinite(answer["difference"])
 
 
 def test_the_benchmark_runs(monkeypatch, tmp_path):

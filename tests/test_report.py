@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from ssl3d.downstream.metrics import read_scores
 from ssl3d.evidence.curves import convergence, data_efficiency, per_method
 from ssl3d.evidence.report import html_report, in_short, in_words, keep_answer, speed_in_words
 from ssl3d.evidence.statistics import steps_to_reach, verdict
-from ssl3d.files import read_table, write_table
+from ssl3d.files import write_table
 
 
 def rows_of(arms, label_fractions=(0.1, 1.0), seeds=3, people=4, gain=0.0):
     rng = np.random.default_rng(0)
     return [
         {"arm": a, "label_fraction": sh, "seed": s, "fold": "", "subject": f"p{p}", "case": f"c{p}", "class": "x",
-         "dice": 0.4 + gain * (i > 0) + 0.02 * rng.normal(), "hausdorff95": 1.0}
+         "metric": "Dice", "dice": 0.4 + gain * (i > 0) + 0.02 * rng.normal(), "hausdorff95": 1.0}
         for i, a in enumerate(arms) for sh in label_fractions for s in range(seeds) for p in range(people)
     ]  # fmt: skip
 
@@ -111,5 +112,5 @@ def test_committed_answers_follow_from_their_tables():
     for folder in sorted(p.parent for p in (ROOT / "results").glob("*/results.csv")):
         from ssl3d.evidence.statistics import verdict_table
 
-        table = verdict_table(verdict(read_table(folder / "results.csv"), "scratch"))
+        table = verdict_table(verdict(read_scores(folder / "results.csv"), "scratch"))
         assert table in Path(folder / "summary.txt").read_text(), folder.name

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.quick
 def dice_rows(gain, arms=("scratch", "x"), seeds=5, people=10, label_fractions=(0.1,)):
     return [
         {"arm": a, "label_fraction": f, "seed": s, "subject": f"p{c:02d}", "case": f"c{c}", "class": k}
-        | {"dice": gain(a, s, c)}
+        | {"metric": "Dice", "dice": gain(a, s, c)}
         for f in label_fractions
         for a in arms
         for s in range(seeds)
@@ -189,7 +189,7 @@ def test_holm_against_its_definition():
 def grade_rows(predicted, grades, arm="scratch", seed=0, label_fraction=1.0):
     return [
         {"arm": arm, "label_fraction": label_fraction, "seed": seed, "subject": f"p{i:03d}"}
-        | {"grade": int(g), "predicted": int(p)}
+        | {"metric": "kappa of grade", "grade": int(g), "predicted": int(p)}
         for i, (p, g) in enumerate(zip(predicted, grades))
     ]
 
@@ -222,7 +222,7 @@ def test_r2_by_person_is_r2():
     ages = rng.uniform(20, 80, size=40)
     rows = [
         {"arm": arm, "label_fraction": 0.1, "seed": s, "subject": f"p{i:02d}", "case": f"c{i}"}
-        | {"age": age, "guess": age + off}
+        | {"metric": "R² of age", "age": age, "guess": age + off}
         for arm, noise in (("scratch", 12), ("x", 6))
         for s in range(5)
         for i, (age, off) in enumerate(zip(ages, rng.normal(size=40) * noise))

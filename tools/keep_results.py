@@ -16,12 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ssl3d.data.store import Store
+from ssl3d.downstream.metrics import read_scores
 from ssl3d.evidence.experiments import cells_of, read_diary, read_experiment
-from ssl3d.files import read_table, write_table
+from ssl3d.files import write_table
 from ssl3d.training.runs import read_settings
 
-KEPT = ("arm", "label_fraction", "seed", "fold", "subject", "class", "dice", "grade", "sex", "predicted", "age",
-        "guess")
+KEPT = ("arm", "label_fraction", "seed", "fold", "subject", "metric", "class", "dice", "grade", "sex", "predicted",
+        "age", "guess")
 
 
 def processor() -> str:
@@ -68,7 +69,7 @@ def main(run: Path, where: str) -> None:
     out = Path("results") / run.name
     out.mkdir(parents=True, exist_ok=True)
     rows = [{key: f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in KEPT if key in row}
-            for row in read_table(run / "results.csv")]
+            for row in read_scores(run / "results.csv")]
     write_table(out / "results.csv.gz", rows)
     for name in ("learning_curves.csv", "summary.txt", "curves.png"):
         if (run / name).exists():

@@ -149,7 +149,8 @@ def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: 
     encoder = network.encoder
     shape = {"architecture": getattr(encoder, "architecture", "own"), "widths": encoder.channels,
              "spatial_dims": encoder.spatial_dims, "in_channels": encoder.in_channels}
-    return plain({"command": "finetune", "goal": how.goal, "store": store.hash, "encoder": encoder_origin(how.encoder),
+    return plain({"command": "finetune", "goal": how.goal, "metric": goal.judged_by, "store": store.hash,
+                  "encoder": encoder_origin(how.encoder),
                   "steps": n_steps, "warmup_steps": warmup_steps, **own, **shared, **shape, "fold": store.fold,
                   "size": store.settings["size"], "facts": facts})
 

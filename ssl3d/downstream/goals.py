@@ -34,6 +34,12 @@ class Goal:
     part: ClassVar[str] = "head"  # what is put on top of the encoder; its first weights have a seed of this name
     voxelwise: ClassVar[bool] = False  # whether the answer is a mask; if so, the network may see slices of volumes
 
+    @property
+    def judged_by(self) -> str:
+        """The metric as the rows of results carry it, with what it is of: "Dice", "kappa of grade", "R² of age"."""
+        name = {"dice": "Dice", "r2": "R²"}.get(self.metric, self.metric)
+        return f"{name} of {self.asked}" if hasattr(self, "asked") else name
+
     def labelled(self, store: Store, case_ids: list[str]) -> dict[str, Any]:  # case id -> its truth
         """The truth of each case, as far as it is known."""
         raise NotImplementedError

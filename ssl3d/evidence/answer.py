@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..downstream.metrics import ScoreRow
 from ..errors import InputError
 from .cluster import run_on_ray
 from .experiments import Experiment, failed_cells, read_experiment, run_experiment
@@ -24,7 +25,7 @@ class Answer(os.PathLike[str]):
     """What an experiment found; it stands for the experiment's folder wherever a path is taken."""
 
     folder: Path  # of the experiment
-    rows: list[dict]  # every score: arm, label_fraction, seed, fold, subject, case, and what was scored
+    rows: list[ScoreRow]  # every score: arm, label_fraction, seed, fold, subject, case, and what was scored
     verdicts: list[dict]  # one per arm and label fraction, see `ssl3d.evidence.statistics.verdict`
     failed: list[dict]  # cells that could not be made: cell, error
     summary: str  # the table and its words, as in summary.txt

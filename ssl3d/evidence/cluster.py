@@ -16,6 +16,7 @@ from filelock import Timeout
 from tqdm.auto import tqdm
 
 from ..data.store import Store
+from ..downstream.metrics import ScoreRow
 from ..errors import InputError, whole_number
 from ssl3d.evidence.experiments import (
     Cell,
@@ -56,7 +57,7 @@ def run_on_ray(
     cpus: int = 1,  # cores for each cell; sums depend on the number of threads in their last digits
     gpus: float = 0,  # GPUs for each cell; 0.5 lets two share one
     progress: bool = True,  # say how long it will take, and show a progress bar
-) -> list[dict]:  # as `ssl3d.evidence.experiments.run_experiment`
+) -> list[ScoreRow]:  # as `ssl3d.evidence.experiments.run_experiment`
     """Make every cell that is not made on the workers of a Ray cluster, and write `results.csv`.
 
     Raises `InputError` where Ray is not installed or cannot be reached, and where `run_experiment` does.

@@ -14,6 +14,7 @@ from scipy import stats
 
 from ssl3d.evidence.statistics import (
     METRICS,
+    Rows,
     arm_rows,
     bootstrap_interval,
     in_common,
@@ -27,7 +28,7 @@ from ..plots.slices import COLOURS
 from ..tasks import arm_looks
 
 # %% ../../nbs/73_curves.ipynb #bbf1453f
-def _points(rows: list[dict], arm: str) -> dict[float, np.ndarray]:  # label fraction -> (seeds, people)
+def _points(rows: Rows, arm: str) -> dict[float, np.ndarray]:  # label fraction -> (seeds, people)
     """The scores of an arm at each share that it was tried with."""
     tables = {fraction: arm_rows(rows, arm, fraction) for fraction in sorted({row["label_fraction"] for row in rows})}
     matrices = {fraction: score_matrix(table, *in_common(table)) for fraction, table in tables.items() if table}
@@ -46,7 +47,7 @@ def _no_further(ax: Axes, metric: str) -> None:
 
 
 def data_efficiency(
-    rows: list[dict],  # from `ssl3d.evidence.experiments.run_experiment`
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     title: str = "",
     baseline: str | None = None,  # what the others are compared with; the first arm if None
 ) -> list[Axes]:
@@ -83,7 +84,7 @@ def data_efficiency(
 
 # %% ../../nbs/73_curves.ipynb #e1affc3d
 def per_method(
-    rows: list[dict],  # from `ssl3d.evidence.experiments.run_experiment`
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     baseline: str | None = None,  # in every panel; the first arm if None
 ) -> list[Axes]:
     """Score against label share, a panel for each arm (with its 2D twin) beside the baseline; 95 % intervals."""
@@ -121,7 +122,7 @@ def per_method(
 
 # %% ../../nbs/73_curves.ipynb #42ceb2eb
 def convergence(
-    learning_curves: list[dict],  # rows of an experiment's learning_curves.csv
+    learning_curves: Rows,  # rows of an experiment's learning_curves.csv
     fraction: float,  # of the labels
     baseline: str | None = None,  # what the others have to reach; the first arm if None
     ylabel: str = "score",  # what they hold, such as "mean Dice"

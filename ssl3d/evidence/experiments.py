@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import yaml
@@ -30,6 +30,7 @@ from ..data.prepare import prepare
 from ..data.store import Store
 from ..downstream.finetune import finetune
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
+from ..downstream.metrics import ScoreRow
 from ..errors import InputError, check_numbers, one_of, whole_number
 from ..files import is_file_name, is_free, read_table, refuse_difference, write_table, write_whole
 from ..networks.cards import read_card
@@ -340,13 +341,14 @@ def run_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: 
     return _finetune_cell(experiment, cell, stores, out, out / "cells" / cell.name, **best)
 
 
-def _rows(experiment: Experiment, cell: Cell, store: Store, out: Path) -> list[dict]:
+def _rows(experiment: Experiment, cell: Cell, store: Store, out: Path) -> list[ScoreRow]:
     """What the results say of one finished cell: a row per case, and class or region."""
     goal, run = _goal(experiment), out / "cells" / cell.name
     rows = read_table(goal.counted(run))
     known = goal.labelled(store, [row["case"] for row in rows])
-    return [{**cell.columns, "subject": store.cases[row["case"]]["subject"], **row}
-            for row in rows if row["case"] in known]
+    found = [{**cell.columns, "subject": store.cases[row["case"]]["subject"], "metric": goal.judged_by, **row}
+             for row in rows if row["case"] in known]
+    return cast(list[ScoreRow], found)
 
 # %% ../../nbs/70_experiments.ipynb #aefc350f
 def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
@@ -527,7 +529,7 @@ def run_experiment(
     out: str | Path,  # its folder; one that was begun goes on
     *,
     progress: bool = True,  # say how long it will take, and show a progress bar
-) -> list[dict]:  # a row per arm, share, seed, fold, case, and class or region; one per case for grades
+) -> list[ScoreRow]:  # a row per arm, share, seed, fold, case, and class or region; one per case for grades
     """Make every cell that is not made, and write what all of them found to `results.csv`.
 
     A cell that fails is noted in `cells.csv`, and tried again by the next call. Raises `InputError` for an experiment
@@ -552,7 +554,7 @@ def run_experiment(
     return collect(experiment, stores, out)
 
 
-def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list[dict]:
+def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list[ScoreRow]:
     """Write the rows of all cells that are made to `results.csv`, arm after arm, and `learning_curves.csv`."""
     cells = sorted(cells_of(experiment), key=lambda cell: [*experiment.arms].index(cell.arm))  # the baseline first
     failed = {line["cell"]: line for line in failed_cells(experiment, out)}

@@ -18,9 +18,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from filelock import FileLock
 
+from ..downstream.metrics import read_scores
 from .curves import convergence, data_efficiency, per_method
 from .experiments import read_diary
-from .statistics import METRICS, metric_of, steps_to_reach, verdict, verdict_table
+from .statistics import METRICS, Rows, metric_of, steps_to_reach, verdict, verdict_table
 from ..files import read_table, write_whole
 
 # %% ../../nbs/74_report.ipynb #18e4dfe0
@@ -54,7 +55,7 @@ def in_short(answers: list[dict]) -> str:
     return f"In {n}, {shown}.{few}"
 
 # %% ../../nbs/74_report.ipynb #9145c644
-def speed_in_words(learning_curves: list[dict], arm: str, baseline: str, fraction: float) -> str:
+def speed_in_words(learning_curves: Rows, arm: str, baseline: str, fraction: float) -> str:
     """When an arm was as good as the baseline at its end, over the seeds, as a sentence."""
     reached = steps_to_reach(learning_curves, arm, baseline, fraction)
     steps = [step for step in reached.values() if step is not None]
@@ -103,7 +104,7 @@ def _versions() -> str:
         f", on {platform.system()} {platform.machine()} with {os.cpu_count()} cores"
 
 # %% ../../nbs/74_report.ipynb #02c35fff
-def _sections(rows: list[dict], learning_curves: list[dict], baseline: str) -> list[str]:
+def _sections(rows: Rows, learning_curves: Rows, baseline: str) -> list[str]:
     """What was found: words, figures and table."""
     answers = verdict(rows, baseline)
     page = ["<h2>What was found</h2>", f"<p><b>{html.escape(in_short(answers))}</b></p>"]
@@ -133,7 +134,7 @@ def _sections(rows: list[dict], learning_curves: list[dict], baseline: str) -> l
 def html_report(out: str | Path, title: str, baseline: str | None = None) -> str:
     """The page of an experiment, from its folder."""
     out = Path(out)
-    rows, diary = read_table(out / "results.csv"), read_diary(out)
+    rows, diary = read_scores(out / "results.csv"), read_diary(out)
     learning_curves = read_table(out / "learning_curves.csv") if (out / "learning_curves.csv").exists() else []
     baseline = baseline or rows[0]["arm"]
     last = {line["cell"]: line for line in diary}
@@ -155,7 +156,7 @@ def html_report(out: str | Path, title: str, baseline: str | None = None) -> str
 
 # %% ../../nbs/74_report.ipynb #1fb59b94
 def keep_answer(
-    rows: list[dict],  # from `ssl3d.evidence.experiments.run_experiment`
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     out: Path,  # folder of the experiment, with its results.csv
     title: str = "",
     about: str = "",  # what stands above the table

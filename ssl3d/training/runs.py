@@ -143,10 +143,10 @@ class Run(os.PathLike[str]):
 
     @property
     def scores(self) -> list[dict]:
-        """The rows of scores.csv; raises `InputError` where there is none."""
+        """The rows of scores.csv, each with its `metric`; raises `InputError` where there is none."""
         if not (self.folder / "scores.csv").exists():
             raise InputError(f"{self.folder}: has no scores.csv. A fine-tuning run has one when it is finished.")
-        return read_table(self.folder / "scores.csv")
+        return [row | {"metric": self.settings["metric"]} for row in read_table(self.folder / "scores.csv")]
 
     @property
     def encoder(self) -> "torch.nn.Module":
