@@ -21,42 +21,39 @@ torch.manual_seed(0)
 
 
 def block(before: int, after: int) -> nn.Sequential:
-    """Half the side, `after` maps."""
     return nn.Sequential(nn.Conv3d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU())
 
 
 def network(channels: int) -> nn.Sequential:
-    """Any module will do whose output is a map (B, K, x, y, z), or a list of such maps."""
+    """Any module will do whose output is a map (B, K, x, y, z), or a list of maps from fine to coarse."""
     return nn.Sequential(block(channels, 16), block(16, 32), block(32, 64), block(64, 128))
 
 
-# Scans of any layout as arrays of one size with values from 0 to 1, split by person; a tensor of each part.
-store = ssl3d.prepare(scans, out / "store", size=32, progress=False)
-train, test = (torch.stack([torch.tensor(store.image(case)).float() for case in store.split(part)]) / store.unit
-               for part in ("train", "test"))  # (B, C, 32, 32, 32)
-loader = DataLoader(train, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(0))
+store = ssl3d.prepare(scans, out / "store", size=32, progress=False)  # arrays with values in [0, 1], split by person
+brains = {case: torch.tensor(store.image(case)).float() / store.unit for case in store.cases}  # (C, 32, 32, 32) each
+train, test = (torch.stack([brains[case] for case in store.split(part)]) for part in ("train", "test"))
+loader = DataLoader(train, batch_size=8, shuffle=True)
 
 mine = network(store.channels)
-task = ssl3d.tasks.Rotation(ssl3d.as_encoder(mine, example=train[:1]))  # as_encoder asks `mine` for its maps
-optimiser = torch.optim.Adam(task.parameters(), lr=1e-3)  # of the network, and of the task's own head
-generator = torch.Generator().manual_seed(0)  # of the turns
-
+task = ssl3d.tasks.Rotation(ssl3d.as_encoder(mine, example=train[:1]))  # your network, and a head on top
+optimiser = torch.optim.Adam(task.parameters(), lr=1e-3)
 for epoch in range(1, 41):
+    task.train()
     for images in loader:
-        inputs, targets = task.make(images, generator)  # turned brains, and by which of ten turns
+        inputs, targets = task.make(images)  # brains that are turned, and the numbers of the turns
         loss = task.loss(task(inputs), targets)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    if epoch % 10 == 0:
-        with torch.no_grad():  # the test brains, five times each
-            inputs, targets = task.make(test.repeat_interleave(5, dim=0), torch.Generator().manual_seed(1))
-            seen = task.scores(task(inputs), targets)
-        print(f"epoch {epoch}: loss {loss.item():.3f}, accuracy on new brains {seen['accuracy']:.3f}, "
-              f"by chance {seen['chance']:.3f}")
+    if epoch % 10 == 0:  # ask about brains that were not trained on, each five times, with a seed of their own
+        task.eval()
+        with torch.no_grad():
+            inputs, targets = task.make(test.repeat(5, 1, 1, 1, 1), torch.Generator().manual_seed(1))
+            scores = task.scores(task(inputs), targets)
+        print(f"epoch {epoch}: loss {loss:.3f}, accuracy {scores['accuracy']:.3f}, chance {scores['chance']:.3f}")
 
-torch.save(mine.state_dict(), out / "mine.pt")  # the weights are your network's own: names as you gave them
+torch.save(mine.state_dict(), out / "mine.pt")  # the weights have the names that they have in your network
 again = network(store.channels)
 again.load_state_dict(torch.load(out / "mine.pt", weights_only=True))
 assert torch.equal(again(test), mine(test))
-print(f"{out / 'mine.pt'}: {len(mine.state_dict())} weights, a fresh network with them gives the same maps")
+print(f"{out / 'mine.pt'}: {len(mine.state_dict())} weights; a fresh network with them gives the same maps")

@@ -45,11 +45,11 @@ store = ssl3d.prepare(scans, out / "store", size=24, progress=False)
 images = torch.stack([torch.tensor(store.image(case)).float() for case in store.split("train")]) / store.unit
 loader = DataLoader(images, batch_size=8, shuffle=True)
 
-# Norms over the batch: after those over an instance, BasicUNet's default, all means are alike, and the head reads means.
+# norm="batch": after BasicUNet's own norms over an instance, the mean of each map, which the head reads, says little.
 unet = BasicUNet(in_channels=store.channels, features=(8, 16, 32, 64, 64, 8), norm="batch")
 encoder = ssl3d.as_encoder(unet, images[:1], layers=["conv_0", "down_1", "down_2", "down_3"])  # fine to coarse
 
-trainer = L.Trainer(max_epochs=20, default_root_dir=out, logger=False, enable_progress_bar=False)
+trainer = L.Trainer(max_epochs=20, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 trainer.fit(Turned(encoder), loader)
 print("rotation,", ", ".join(f"{name} {value:.3f}" for name, value in trainer.callback_metrics.items()))
 

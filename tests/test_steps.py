@@ -125,3 +125,22 @@ def test_an_experiment_ends_in_an_answer(tmp_path):
     assert answer.report().read_text().startswith("<") and str(answer) == (tmp_path / "out/summary.txt").read_text()
     described = ssl3d.read_experiment(tmp_path / "mine.yaml")
     assert ssl3d.experiment(described, tmp_path / "out", progress=False).rows == answer.rows
+
+
+def test_bare_mistakes_are_named(walked, tmp_path):
+    store, _, few = walked
+    row = {"label_fraction": 1, "seed": 0, "subject": "p", "dice": 1}
+    for call, said in (
+        (lambda: store.split("tset"), "part is 'tset', and has to be one of train, test, validation"),
+        (lambda: store.image("brain_01"), "has no case 'brain_01'. There are 32, one of them 'brain_0"),
+        (lambda: store.spacing(3), "has no case 3"),
+        (lambda: ssl3d.read_log(3), "run is of type int"),
+        (lambda: ssl3d.run_experiment("my.yaml", tmp_path / "x"), "the experiment is of type str"),
+        (lambda: ssl3d.make_encoder("unet", 5, 1), "spatial_dims is 5, and has to be one of 2, 3"),
+        (lambda: ssl3d.planes(store.image("brain_001")), "give .X, Y, Z."),
+        (lambda: ssl3d.verdict([]), "There are: none"),
+        (lambda: ssl3d.verdict([row | {"arm": arm} for arm in "ab"]), "have no metric"),
+        (lambda: ssl3d.Run(few).prepare("nowhere.nii"), "nowhere.nii"),
+    ):
+        with pytest.raises(ssl3d.InputError, match=said):
+            call()

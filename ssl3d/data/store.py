@@ -6,6 +6,7 @@
 __all__ = ['UNITS', 'NOTES', 'write_split', 'read_split', 'labels_of', 'array_digest', 'Store']
 
 # %% ../../nbs/15_store.ipynb #50375f51
+import difflib
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .splits import fold_subjects, split_subjects
-from ..errors import InputError
+from ..errors import InputError, one_of
 from ..files import Folder, as_folder, read_json, read_sealed, write_json
 
 # %% ../../nbs/15_store.ipynb #2409d985
@@ -129,6 +130,7 @@ class Store:
 
     def split(self, part: str) -> list[str]:  # "train", "test" or "validation" -> case ids
         """The cases whose subjects are kept for `part`; those for validation are a fifth of those for training."""
+        one_of(("train", "test", "validation"), part=part)
         cases, seed = [*self.cases.values()], self.settings["seed"]
         if part == "validation":
             cases = [self.cases[name] for name in self.split("train")]
@@ -144,7 +146,7 @@ class Store:
 
     def spacing(self, name: str) -> tuple[float, ...]:  # mm (of a picture: of its own pixels) per voxel kept
         """How far it is from one voxel of a case to the next, along each axis."""
-        case, size = self.cases[name], self.settings["size"]
+        case, size = self._case(name), self.settings["size"]
         return tuple(n * mm / size for n, mm in zip(case["shape"], case["spacing"]))
 
     def image(self, name: str) -> np.ndarray:  # (C, *size) from 0 to `unit`, in the store's dtype
@@ -153,16 +155,23 @@ class Store:
 
     def content(self, name: str) -> np.ndarray:  # (C, *size) from 0 to `unit`, in the store's dtype
         """One case cropped to its content, mapped into memory."""
-        return self._open("content" if self.cases[name]["cropped"] else "images", name)
+        return self._open("content" if self._case(name)["cropped"] else "images", name)
 
     def mask(self, name: str) -> np.ndarray:  # (*size) uint8
         """The segmentation of one case, mapped into memory."""
-        if not self.cases[name]["classes"]:
+        if not self._case(name)["classes"]:
             raise InputError(f"{self.folder}: '{name}' has no mask.")
         return self._open("masks", name)
 
+    def _case(self, name: str) -> dict:
+        """What is known of a case; raises `InputError` for one that is not there."""
+        if name not in self.cases:
+            near = difflib.get_close_matches(str(name), [*self.cases], n=1) or [*self.cases][:1]
+            raise InputError(f"{self.folder}: has no case {name!r}. There are {len(self)}, one of them '{near[0]}'.")
+        return self.cases[name]
+
     def _open(self, kind: str, name: str) -> np.ndarray:
-        path, stored = self.folder / kind / f"{name}.npy", self.cases[name]["stored"]
+        path, stored = self.folder / kind / f"{name}.npy", self._case(name)["stored"]
         shape, dtype = (stored[1:], np.uint8) if kind == "masks" else (stored, self.settings["dtype"])
         try:
             header = path.stat().st_size - math.prod(shape) * np.dtype(dtype).itemsize  # the values come last

@@ -32,7 +32,7 @@ from ..downstream.finetune import finetune
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError, check_numbers, one_of, whole_number
-from ..files import is_file_name, is_free, read_table, refuse_difference, write_table, write_whole
+from ..files import as_folder, is_file_name, is_free, read_table, refuse_difference, write_table, write_whole
 from ..networks.cards import read_card
 from ..networks.encoders import ENCODERS, WIDTHS
 from ..networks.weights import encoder_origin
@@ -535,7 +535,10 @@ def run_experiment(
     A cell that fails is noted in `cells.csv`, and tried again by the next call. Raises `InputError` for an experiment
     that cannot be run, for a folder of another one, and where no cell could be made.
     """
-    out = Path(out)
+    if not isinstance(experiment, Experiment):
+        raise InputError(f"the experiment is of type {type(experiment).__name__}. Give an `Experiment`, as "
+                         "ssl3d.read_experiment(FILE) returns it, or the file to ssl3d.experiment.")
+    out = as_folder(out, "out")
     stores, known = open_experiment(experiment, out, progress), len(read_diary(out))
     waiting = cells_of(experiment)
     with tqdm(total=len(waiting), desc=out.name, unit="run", disable=not progress) as bar:

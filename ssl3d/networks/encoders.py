@@ -17,7 +17,7 @@ from monai.networks.blocks.dynunet_block import UnetResBlock
 from monai.networks.nets import DenseNet121, DynUNet, SegResNet, SwinUNETR, resnet18, resnet50
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, one_of, whole_number
 from ..seeds import seeded
 from ..settings import Training
 
@@ -274,6 +274,8 @@ def make_encoder(
     seed: int = 0,  # of the first weights
 ) -> nn.Module:
     """A fresh encoder whose weights are a function of `seed`; raises `InputError` for an unknown architecture."""
+    one_of((2, 3), spatial_dims=spatial_dims)
+    whole_number(1, in_channels=in_channels)
     if architecture not in ENCODERS:
         raise InputError(f"'{architecture}' is not an encoder. Known are: {', '.join(ENCODERS)}.")
     with seeded(seed, "encoder"):

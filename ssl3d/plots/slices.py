@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from ..errors import InputError
+
 # %% ../../nbs/20_slices.ipynb #944a4069
 COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#999999")
 CLASS_COLOURS = tuple(COLOURS[k] for k in (0, 1, 5, 4, 6, 3, 2, 7))  # of a mask: class 1 has the first, class 9 again
@@ -107,6 +109,9 @@ def planes(
     anatomical: bool = True,  # False for a volume whose axes are not RAS
 ) -> list[Axes]:
     """Sagittal, coronal and axial slice side by side: through the middle, or through most of the mask."""
+    if np.ndim(volume) != 3 or mask is not None and np.shape(mask) != np.shape(volume):
+        raise InputError(f"a volume of shape {np.shape(volume)} with a mask of {np.shape(mask)}: give (X, Y, Z), one "
+                         "channel without its axis, and a mask on the same grid.")
     fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), dpi=72, layout="constrained")
     for ax, plane in zip(axes, PLANES):
         draw_slice(ax, volume, plane, None if mask is None else busiest(mask, plane), mask, anatomical)

@@ -72,9 +72,9 @@ def _log_rows(file: Path) -> list[list[str]]:
     return [row for row in rows if len(row) == len(rows[0])]
 
 
-def read_log(out: str | Path, file: str = "log.csv") -> dict[str, np.ndarray]:  # column -> its values
+def read_log(out: Folder, file: str = "log.csv") -> dict[str, np.ndarray]:  # column -> its values
     """The columns of a run's log, or of `observed.csv`, what was found now and then while it trained."""
-    rows = _log_rows(Path(out) / file)
+    rows = _log_rows(as_folder(out, "run") / file)
     if not rows:
         raise InputError(f"{out}: has no {file}. Is this the folder of a run" + (
             "?" if file == "log.csv" else ", and was it asked to look at itself while it trained?"))
