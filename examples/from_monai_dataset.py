@@ -13,7 +13,6 @@ from monai.data import CacheDataset
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
-    EnsureTyped,
     LoadImaged,
     Orientationd,
     Resized,
@@ -35,7 +34,6 @@ transforms = Compose(
         Orientationd("image", axcodes="RAS", labels=None),
         Resized("image", spatial_size=(32, 32, 32)),
         ScaleIntensityd("image", channel_wise=True),
-        EnsureTyped("image", track_meta=False),  # a plain tensor
     ]
 )
 items = [{"image": case.images[0], "subject": case.subject} for case in ssl3d.open_cohort(scans).cases]
@@ -49,8 +47,8 @@ run = ssl3d.pretrain(
 print(run.summary())
 run.plot()[0].figure.savefig(out / "curve.png")
 
-images, encoder = torch.stack([item["image"] for item in dataset]), run.encoder.eval()
-with torch.no_grad():
-    features = encoder(images)[-1].mean(dim=(2, 3, 4))  # of the coarsest of its maps, the mean over space
-torch.save({"subject": [item["subject"] for item in items], "features": features}, out / "features.pt")
+# One vector for each image: the mean over space of the encoder's coarsest map.
+_, features = run.features(torch.stack([item["image"] for item in dataset]))
+kept = {"subject": [item["subject"] for item in items], "features": torch.from_numpy(features)}
+torch.save(kept, out / "features.pt")
 print(f"{out / 'features.pt'}: one vector for each of {len(features)} scans, of {features.shape[1]} numbers")

@@ -87,8 +87,10 @@ _OR = {"store": ", or what `prepare` returned", "encoder": ", or what `pretrain`
 
 def as_folder(given: object, what: str) -> Path:
     """The path of what stands for a folder; raises `InputError` for anything that does not."""
-    if isinstance(given, (str, os.PathLike)):
+    if isinstance(given, (str, os.PathLike)) and os.fspath(given):
         return Path(given)
+    if isinstance(given, (str, os.PathLike)):
+        raise InputError(f"{what} is an empty path. Is a variable not set? Give '.' for the folder you are in.")
     raise InputError(f"{what} is of type {type(given).__name__}. Give a path{_OR.get(what, '')}.")
 
 # %% ../nbs/02_files.ipynb #ce0890cf

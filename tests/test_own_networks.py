@@ -358,3 +358,17 @@ def test_autocast_and_batches():
     inputs, targets = task.make(Batch(image(2, n=3), torch.arange(3)), torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.isfinite(task.loss(task(inputs), targets))
+
+
+def test_images_of_another_precision_and_kind_are_taken():
+    from monai.data import MetaTensor
+
+    encoder = make_encoder("unet", 3, 1, (4, 8), seed=0)
+    task = TASKS["rotation"](encoder)
+    images = torch.rand(2, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    expected = task.make(images.float(), torch.Generator().manual_seed(0)).inputs
+    for given in (images, images.double(), MetaTensor(images)):
+        inputs, _ = task.make(given, torch.Generator().manual_seed(0))
+        assert type(inputs) is torch.Tensor and torch.equal(inputs, expected) and task(inputs).shape == (2, 10)
+    with pytest.raises(InputError, match="does not say the strides"):
+        Segmenter(torch.nn.Conv3d(1, 4, 3), 2)

@@ -276,7 +276,10 @@ def test_who_is_seen_matters_where_people_are_compared(tmp_path):
         ([], {}, "images are empty"),
         (["a.nii", "b.nii"], {}, "gives a str"),
         ([torch.zeros(1, 16, 16, 16, dtype=torch.int16)], {}, "floating point"),
-        ([{"img": torch.rand(1, 8, 8, 8)}], {}, "as 'image'"),
+        ([{"img": torch.rand(1, 8, 8, 8)}], {}, "dictionary with 'img'.*as 'image'"),
+        ([torch.rand(1, 16, 16, 16), torch.rand(1, 24, 16, 16)], {}, "image . is of shape .*Give images of one size"),
+        ([torch.rand(1, 16, 16, 16) * 255] * 2, {}, "values from .* to 25.*from 0 to 1"),
+        ([torch.full((1, 16, 16, 16), torch.nan)] * 2, {}, "values from nan"),
         (7, {}, "images are of type int"),
         (iter([torch.rand(2, 1, 16, 16, 16)]), {"devices": 2, "steps": 1}, "several devices"),
         ([torch.rand(1, 4, 4, 4)] * 4, {"widths": (4, 8, 8, 8, 8)}, "needs 5 a side"),
@@ -331,3 +334,38 @@ def test_pretraining_goes_on_from_another_run(store, tmp_path):
     assert set(first.card["people"]) < set(second.card["people"]), "it remembers whom the first one saw"
     with pytest.raises(InputError, match="widths is .4, 8., and the encoder that is given has .8, 16, 32."):
         pretrain("location", store, tmp_path / "x", encoder=first, widths=(4, 8), **how)
+
+
+def test_monai_tensors_and_names_of_people(tmp_path):
+    from monai.data import MetaTensor
+
+    items = [{"image": MetaTensor(Items()[i]), "subject": f"p{i // 2}"} for i in range(10)]
+    plain = pretrain("rotation", [item["image"].as_tensor() for item in items], tmp_path / "plain", epochs=1, **HOW)
+    assert bytes_of(pretrain("rotation", items, tmp_path / "monai", epochs=1, **HOW)) == bytes_of(plain)
+    loader = torch.utils.data.DataLoader(items, batch_size=5)
+    run = pretrain("exemplar", loader, tmp_path / "names", steps=2, widths=SMALL, progress=False)
+    assert len(run.log["step"]) == 2, "names of people stand for numbers"
+    ids, features = run.features(torch.stack([item["image"] for item in items]), progress=False)
+    assert ids == [str(i) for i in range(10)] and features.shape == (10, SMALL[-1])
+    with pytest.raises(InputError, match="give features the tensor"):
+        run.features("scans", progress=False)
+
+
+def test_a_run_with_an_encoder_of_ones_own_begins_the_next_step(store, tmp_path):
+    import ssl3d
+
+    network = torch.nn.Sequential(torch.nn.Conv3d(4, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv3d(8, 16, 3, 2, 1))
+    encoder = ssl3d.as_encoder(network, example=torch.rand(1, 4, 16, 16, 16))
+    run = pretrain("rotation", store, tmp_path / "run", encoder=encoder, steps=1, progress=False)
+    few = ssl3d.finetune(store, tmp_path / "few", encoder=run, steps=1, warmup=1, progress=False)
+    assert "4 loaded" in few.summary() and few.network is not None
+    assert torch.equal(few.encoder.network[0].weight, run.encoder.network[0].weight)
+    with pytest.raises(InputError, match="Sequential without spatial_dims.*Wrap it"):
+        ssl3d.Run(tmp_path / "run", encoder=network).encoder  # noqa: B018
+    with pytest.raises(InputError, match="is not a task"):
+        pretrain(ssl3d.tasks.Rotation(encoder), store, tmp_path / "x", steps=1, progress=False)
+
+
+def test_a_loss_that_is_no_number_is_said(store, tmp_path):
+    run = pretrain("rotation", store, tmp_path / "run", steps=12, lr=1e30, widths=SMALL, progress=False)
+    assert "the loss is nan" in run.summary() and "nothing was learned" in run.summary()

@@ -135,6 +135,8 @@ def test_bare_mistakes_are_named(walked, tmp_path):
         (lambda: store.image("brain_01"), "has no case 'brain_01'. There are 32, one of them 'brain_0"),
         (lambda: store.spacing(3), "has no case 3"),
         (lambda: ssl3d.read_log(3), "run is of type int"),
+        (lambda: ssl3d.open_cohort(""), "source is an empty path"),
+        (lambda: ssl3d.prepare("", tmp_path / "x"), "source is an empty path"),
         (lambda: ssl3d.run_experiment("my.yaml", tmp_path / "x"), "the experiment is of type str"),
         (lambda: ssl3d.make_encoder("unet", 5, 1), "spatial_dims is 5, and has to be one of 2, 3"),
         (lambda: ssl3d.planes(store.image("brain_001")), "give .X, Y, Z."),

@@ -194,7 +194,7 @@ def finetune(
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
     chosen.trained(network, how.slices)
     begin_run(folder, settings)
-    own_encoder = how.encoder if isinstance(how.encoder, nn.Module) else None
+    own_encoder = how.encoder if isinstance(how.encoder, nn.Module) else getattr(how.encoder, "own_encoder", None)
     if not (folder / "scores.csv").exists():
         before = given_card(how.encoder) or None
         _learn(network, opened, chosen, settings, truths["train"], case_ids, cases["test"], folder, how)

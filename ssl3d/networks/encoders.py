@@ -356,7 +356,9 @@ def as_encoder(
     """A network of your own as an encoder, for every task and `Segmenter`; its weights are the same tensors.
 
     The example goes through once, and a small image to find the smallest side; the network stays as it was. Of several
-    maps of one size the last one is kept, and the image itself is left out. Raises `InputError` for what is no map.
+    maps of one size the last one is kept, and the image itself is left out. A coarsest map with instance normalisation
+    has the same mean for every image, and most heads look at that mean: choose another norm there. Raises `InputError`
+    for what is no map.
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"the network is {module!r:.60}: give an nn.Module, made, not its class.")

@@ -64,11 +64,11 @@ class Segmenter(nn.Module):
 
     def __init__(self, encoder: nn.Module, n_classes: int):
         super().__init__()
-        self.encoder, self.full, self.between = encoder, None, nn.ModuleList()
-        dims, channels, norm = encoder.spatial_dims, tuple(encoder.channels), getattr(encoder, "norm", None)
         if not hasattr(encoder, "strides"):
             raise InputError(f"{type(encoder).__name__} does not say the strides of its maps. Make it an encoder by "
                              "ssl3d.as_encoder(network, example).")
+        self.encoder, self.full, self.between = encoder, None, nn.ModuleList()
+        dims, channels, norm = encoder.spatial_dims, tuple(encoder.channels), getattr(encoder, "norm", None)
         if not getattr(encoder, "whole", True):
             raise InputError(f"of an image of {encoder.space} the maps of {encoder.kind} are no whole fractions, and a "
                              "decoder joins each map with one of the same size. Pad in its convolutions.")

@@ -100,6 +100,7 @@ class ProxyTask(nn.Module):
             raise InputError("a Batch says who is seen: leave subjects= out, or give its images alone.")
         image, whose = images if isinstance(images, Batch) else (images, subjects)
         check_images(image, self.encoder)
+        image = image.as_subclass(torch.Tensor).to(next(self.encoder.parameters(), image).dtype)  # MONAI's, too
         if whose is None and self.min_subjects > 1:
             raise InputError(f"{type(self).__name__} compares people: say who each image shows, as "
                              "subjects=[0, 0, 1, 1], one whole number an image.")

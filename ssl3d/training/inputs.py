@@ -24,6 +24,7 @@ from ..data.store import UNITS, Store
 from ..errors import InputError
 from ..files import Folder, as_folder
 from ..settings import Embedding, Reading
+from ..tasks.base import check_images
 from .loop import pairs, read_batch
 from .probes import pool
 from .runs import Run
@@ -60,8 +61,8 @@ def preparation_of(run: Folder) -> Preparation:
     card = opened.card
     how = card.get("preparation")
     if not how or "image_channels" not in card:
-        raise InputError(f"{opened}: was not trained on a store, so how its images were prepared is not known. Give "
-                         "tensors to `run.encoder` yourself.")
+        raise InputError(f"{opened}: was not trained on a store, so how its images were prepared is not known. Prepare "
+                         "them as for its training, and give features the tensor (images, channels, *space).")
     content = opened.settings["command"] == "pretrain" and how["crop"]
     return Preparation(how["size"], how["percentiles"] and tuple(how["percentiles"]), how["dtype"], content,
                        card["image_dims"], card["image_channels"], tuple(card["channel_names"]))
@@ -162,12 +163,17 @@ def device_of(accelerator: str) -> torch.device:
 @torch.no_grad()
 def features_of(
     run: Run,
-    scans: Folder | list[Folder] | tuple[Folder, ...] | Cohort,  # see `open_scans`
+    scans: Folder | list[Folder] | tuple[Folder, ...] | Cohort | torch.Tensor,  # see `open_scans`; or prepared images
     how: Embedding,
 ) -> tuple[list[str], np.ndarray]:  # case ids, and (cases, width) float32
     """One vector for each scan, from the encoder of a run; raises `InputError` for a scan that cannot be read."""
-    opened, preparation = open_scans(scans, run, how), preparation_of(run)
     encoder, rows = run.encoder.to(device_of(how.accelerator)), []
+    if isinstance(scans, torch.Tensor):
+        check_images(scans, encoder)
+        with eval_mode(encoder):
+            rows = [pool(encoder, each[None].float()).cpu().numpy() for each in scans.as_subclass(torch.Tensor)]
+        return [str(i) for i in range(len(scans))], np.concatenate(rows)
+    opened, preparation = open_scans(scans, run, how), preparation_of(run)
     cases = {case.id: case for case in opened.cases}
     bar = tqdm(total=len(cases), desc=f"features {opened.source.name}", unit="scan", disable=not how.progress)
     with eval_mode(encoder), bar:

@@ -60,7 +60,7 @@ def make_task(
 ) -> ProxyTask:
     """A task with a fresh head; raises `InputError` for a task or an option that is not known."""
     if task not in TASKS:
-        raise InputError(f"'{task}' is not a task. Known are: {', '.join(TASKS)}.")
+        raise InputError(f"{task!r:.60} is not a task. Known are: {', '.join(TASKS)}.")
     known = list(inspect.signature(TASKS[task]).parameters)[1:]
     if wrong := sorted(set(options or {}) - set(known)):
         raise InputError(f"task '{task}' has no option '{wrong[0]}'. It has: {', '.join(known)}.")
@@ -156,9 +156,17 @@ def _image_and_subject(item: Any, what: str) -> tuple[torch.Tensor, Any]:
     """The image of an item, (C, *space) or a batch of them, and whom it shows, if the item has a `subject`."""
     image = item.get("image") if isinstance(item, Mapping) else item[0] if isinstance(item, (tuple, list)) else item
     if not isinstance(image, torch.Tensor) or not image.is_floating_point():
-        raise InputError(f"{what} gives a {type(item).__name__}. Give floating point tensors with values in [0, 1], or "
-                         "dictionaries that have one as 'image' (and, where a task compares people, a 'subject').")
-    return torch.as_tensor(image), item.get("subject") if isinstance(item, Mapping) else None
+        found = f"dictionary with {', '.join(map(repr, item))}" if isinstance(item, Mapping) else type(item).__name__
+        raise InputError(f"{what} gives a {found}. Give floating point tensors with values in [0, 1], or dictionaries "
+                         "that have one as 'image' (and, where a task compares people, a 'subject'): one image an "
+                         "item of a dataset, several in a batch.")
+    return image.as_subclass(torch.Tensor), item.get("subject") if isinstance(item, Mapping) else None
+
+
+def _numbers_of(subjects: Sequence, known: dict[Any, int]) -> torch.Tensor:
+    """A number for each subject, whatever it is called; the same one in every batch."""
+    names = [each.item() if isinstance(each, torch.Tensor) else each for each in subjects]
+    return torch.tensor([known.setdefault(name, len(known)) for name in names])
 
 
 def _unknown(what: str) -> dict:
@@ -182,9 +190,12 @@ def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
     def read(step: int) -> Batch:
         places = images_of_step(len(items), n, how.seed, step)
         found = [_image_and_subject(items[i], "the dataset") for i in places]
-        whose = [i if who is None else numbers.setdefault(subject, len(numbers))
-                 for i, (_, subject) in zip(places, found)]
-        return Batch(torch.stack([image.float() for image, _ in found]), torch.tensor(whose))
+        for i, (image, _) in zip(places, found):
+            if image.shape != first.shape:
+                raise InputError(f"{what}: image {i} is of shape {tuple(image.shape)}, and the first of "
+                                 f"{tuple(first.shape)}. Give images of one size.")
+        whose = torch.tensor(places) if who is None else _numbers_of([subject for _, subject in found], numbers)
+        return Batch(torch.stack([image.float() for image, _ in found]), whose)
     digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()[:16]
     return Images(read, f"{what}, {digest}", min(n, len(items)), steps_per_epoch(len(items), n), first.ndim - 1,
                   len(first), _unknown(what))
@@ -194,6 +205,7 @@ def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
     """The images of anything that gives batches (B, C, *space), from its beginning again when it ends."""
     what, left = f"a {type(batches).__name__}", iter(batches)
     kept: list[Batch] = []  # the first one, which is looked at before the training begins
+    numbers: dict[Any, int] = {}
 
     def read(step: int) -> Batch:
         nonlocal left
@@ -210,7 +222,8 @@ def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
         if subjects is None and compares:
             raise InputError(f"{what} does not say whom an image shows, and the task compares people. Give batches as "
                              "{'image': tensor, 'subject': numbers}.")
-        return Batch(image.float(), torch.arange(len(image)) if subjects is None else torch.as_tensor(subjects))
+        whose = torch.arange(len(image)) if subjects is None else _numbers_of(subjects, numbers)
+        return Batch(image.float(), whose)
     first = read(0)
     kept.append(first)
     per_epoch = len(batches) if isinstance(batches, Sized) else None
@@ -280,7 +293,8 @@ def pretrain(
         save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
                                        "steps": best} | seen.about | people)
         (folder / "best.safetensors").unlink(missing_ok=True)
-    return finished_run(folder, how.progress, how.encoder if isinstance(how.encoder, nn.Module) else None)
+    own = how.encoder if isinstance(how.encoder, nn.Module) else getattr(how.encoder, "own_encoder", None)
+    return finished_run(folder, how.progress, own)
 
 
 def _new_encoder(seen: Images, how: Pretraining) -> tuple[nn.Module, dict]:  # and the card of the one given
@@ -298,6 +312,10 @@ def _new_encoder(seen: Images, how: Pretraining) -> tuple[nn.Module, dict]:  # a
 def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
     """The number of steps; raises `InputError` where the task cannot be made of these images."""
     first = seen.read(0)
+    low, high = first.image.min().item(), first.image.max().item()
+    if not (low > -1e-3 and high < 1 + 1e-3):
+        raise InputError(f"the first images have values from {low:g} to {high:g}. Give finite numbers from 0 to 1, as "
+                         "MONAI's ScaleIntensity makes them.")
     network.make(first, generator_for(how.seed, "questions", 0))
     least, shape = network.encoder.min_side, tuple(first.image.shape[2:])
     if min(shape) < least:

@@ -106,7 +106,7 @@ class Run(os.PathLike[str]):
     ):
         self.folder = as_folder(folder, "run")
         self.settings = read_settings(self.folder)  # everything that made the run
-        self._own = encoder
+        self.own_encoder = encoder
 
     def __fspath__(self) -> str:
         return os.fspath(self.folder)
@@ -153,14 +153,14 @@ class Run(os.PathLike[str]):
         """The encoder with its weights; raises `InputError` as long as the run is not finished."""
         from ssl3d.networks.weights import load_encoder
 
-        return load_encoder(self.folder, self._own)
+        return load_encoder(self.folder, self.own_encoder)
 
     @property
     def network(self) -> "torch.nn.Module":
         """The trained network of a fine-tuning run, (B, C, *space) to outputs; `InputError` where there is none."""
         from ssl3d.downstream.finetune import load_network
 
-        return load_network(self.folder, self._own)
+        return load_network(self.folder, self.own_encoder)
 
     def summary(self) -> str:
         """One line in plain words: what was learned beside chance, or which scores were reached."""
@@ -190,7 +190,7 @@ class Run(os.PathLike[str]):
     @takes(Embedding)
     def features(
         self,
-        scans: object,  # a file, a list of files, a folder, a cohort, or a store
+        scans: object,  # a file, files, a folder, a cohort, a store; or prepared images, a tensor (B, C, *space)
         how: Embedding,
     ) -> tuple[list[str], np.ndarray]:  # case ids, and (cases, width) float32
         """One feature vector for each scan: the mean of the encoder's coarsest map over space."""
@@ -219,6 +219,9 @@ def _learned(run: Run) -> str:
     found = f"{end.mean():.2f} of the questions are answered right at the end, {chance:.2f} would be by chance"
     if steps < run.settings["steps"]:
         return f"{run}: not finished, {steps} of {run.settings['steps']} steps: {found}. The same command goes on."
+    if not np.isfinite(log["loss"][-1]):
+        return f"{run}: the loss is {log['loss'][-1]} after {steps} steps, so nothing was learned. Try a lower " \
+            "learning rate."
     if end.mean() <= chance + luck:
         return f"{run}: nothing was learned in {steps} steps: {found}. Try more steps, or another learning rate."
     return f"{run}: learned {run.settings['task']} in {steps} steps: {found}."
