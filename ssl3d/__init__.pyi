@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
 from ssl3d import tasks as tasks
+from ssl3d.files import Folder
+from ssl3d.training.runs import Run as _Run
 from ssl3d.data.cohorts import Case as Case
 from ssl3d.data.cohorts import Cohort as Cohort
 from ssl3d.data.layouts import download_msd as download_msd
@@ -24,7 +30,6 @@ from ssl3d.networks.weights import load_encoder as load_encoder
 from ssl3d.plots.slices import planes as planes
 from ssl3d.plots.widgets import view as view
 from ssl3d.training.monitor import live as live
-from ssl3d.training.runs import Run as Run
 from ssl3d.training.runs import read_log as read_log
 
 __version__: str
@@ -33,7 +38,7 @@ __all__: list[str]
 def open_cohort(
     source: str | os.PathLike[str],
     *,
-    layout: str | None = None,
+    layout: Optional[Literal['msd', 'brats', 'ukb', 'ixi', 'bids', 'aptos', 'idrid', 'medmnist', 'csv', 'dicom', 'folder']] = None,
     images: str | dict[str, str] | None = None,
     masks: str | None = None,
     table: str | None = None,
@@ -44,8 +49,7 @@ def open_cohort(
     """The table of cases at `source`; raises `InputError` for what is missing, empty or of no known layout.
 
     What to read:
-        layout: public layout of the folder: msd, brats, ukb, ixi, bids, aptos, idrid, medmnist, csv, dicom or
-            folder; recognised if not given. Default: None.
+        layout: public layout of the folder; recognised if not given. Default: None.
         images: pattern of the image files, or one pattern for each modality. Default: None.
         masks: pattern of the mask files. Default: None.
         table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
@@ -60,7 +64,7 @@ def prepare(
     source: str | os.PathLike[str] | Cohort,
     out: str | os.PathLike[str],
     *,
-    layout: str | None = None,
+    layout: Optional[Literal['msd', 'brats', 'ukb', 'ixi', 'bids', 'aptos', 'idrid', 'medmnist', 'csv', 'dicom', 'folder']] = None,
     images: str | dict[str, str] | None = None,
     masks: str | None = None,
     table: str | None = None,
@@ -81,8 +85,7 @@ def prepare(
     Raises `InputError` for a file that cannot be used, for cases that are not alike, and for a folder that is taken.
 
     What to read:
-        layout: public layout of the folder: msd, brats, ukb, ixi, bids, aptos, idrid, medmnist, csv, dicom or
-            folder; recognised if not given. Default: None.
+        layout: public layout of the folder; recognised if not given. Default: None.
         images: pattern of the image files, or one pattern for each modality. Default: None.
         masks: pattern of the mask files. Default: None.
         table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
@@ -93,7 +96,7 @@ def prepare(
 
     What is kept:
         size: voxels (pixels) per axis (from 8). Default: 128.
-        crop: keep a version cropped to its content, too, for pretraining. Default: True.
+        crop: keep a second version that is cropped to its content, for pretraining. Default: True.
         percentiles: clip intensities to these two percentiles; to minimum and maximum if not given (from 0 up
             to 100). Default: None.
         dtype: number format of the images; uint8 takes half the space. Default: 'float16'.
@@ -103,8 +106,8 @@ def prepare(
             1). Default: 0.2.
 
     Chance:
-        seed: the number that all chance is drawn from: split, label subset, first weights, order, questions
-            (from 0). Default: 0.
+        seed: random seed: of the split, the label subset, the first weights, the order and the questions (from
+            0). Default: 0.
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.
@@ -126,7 +129,7 @@ def demo(
     How long:
         seeds: repetitions (from 1). Default: 3.
         steps: optimiser steps, in place of epochs (from 1). Default: 200.
-        epochs: passes over the training cases, in full batches (from 1). Default: 30.
+        epochs: passes over the training cases; an incomplete last batch is left out (from 1). Default: 30.
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.
@@ -141,7 +144,7 @@ def finetune(
     labels: float = 1.0,
     sources: Sequence[int] | None = None,
     scaled: bool | None = None,
-    architecture: str = 'unet',
+    architecture: Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet'] = 'unet',
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
@@ -177,18 +180,17 @@ def finetune(
     encoder or option that cannot be used, and for a taken folder.
 
     Start from:
-        encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`;
-            random weights if not given. Default: None.
+        encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of
+            which a copy is trained; random weights if not given. Default: None.
         labels: label fraction: share of the labelled training cases to use; subsets of one seed are nested
             (above 0 up to 1). Default: 1.0.
-        sources: for each modality, the channel of the pretrained encoder whose weights it gets; in turn if not
-            given (from 0). Default: None.
-        scaled: divide copied weights by the number of copies; true if not given, false in the paper. Default:
-            None.
+        sources: for each modality of the store, the channel of the pretrained encoder that its first weights
+            are copied from; if not given, in turn (from 0). Default: None.
+        scaled: where one channel is copied to several modalities, divide its weights by the number of copies;
+            true if not given, false in the paper. Default: None.
 
     Network:
-        architecture: of the encoder: unet, dynunet, densenet121, densenet121-batchnorm, resnet18, resnet50,
-            swinunetr or segresnet. Default: 'unet'.
+        architecture: encoder (backbone) network. Default: 'unet'.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
 
@@ -197,11 +199,11 @@ def finetune(
         goal: downstream task: segmentation, classification or regression. Default: 'segmentation'.
 
     How long:
-        epochs: passes over the training cases, in full batches (from 1). Default: 100.
+        epochs: passes over the training cases; an incomplete last batch is left out (from 1). Default: 100.
         steps: optimiser steps, in place of epochs (from 1). Default: None.
-        batch_size: cases per step; 4 to pretrain, 2 to segment and 8 to classify or regress if not given (from
+        batch_size: cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify or regress) (from
             1). Default: None.
-        lr: learning rate of Adam; 1e-3 if not given, 5e-4 to pretrain on pictures (above 0). Default: None.
+        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4) (above 0). Default: None.
         warmup: epochs (steps, if steps are given) at the beginning with a frozen encoder; a quarter of the
             training if not given (from 0). Default: None.
 
@@ -212,14 +214,14 @@ def finetune(
     Who is tested:
         fold: cross-validation fold to test on: its index from 0, and the number of folds; the store's own test
             subjects if not given (from 0). Default: None.
-        allow_seen: test on subjects that pretraining has seen: names, where equal names are other people; all,
-            where it is intended. Default: None.
+        allow_seen: allow test subjects whom pretraining has seen: names (subjects of equal names are other
+            people), or all (it is intended). Default: None.
         validate: score on the validation subjects, a fifth of those for training, and train on the others.
             Default: False.
 
     Chance:
-        seed: the number that all chance is drawn from: split, label subset, first weights, order, questions
-            (from 0). Default: 0.
+        seed: random seed: of the split, the label subset, the first weights, the order and the questions (from
+            0). Default: 0.
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.
@@ -236,8 +238,8 @@ def finetune(
             layout. Default: None.
 
     Classification and regression:
-        target: what to tell of an image: grade or sex to classify, age to regress; grade and age if not given.
-            Default: None.
+        target: what to tell of an image: grade (if not given, for classification), sex, or age (for
+            regression). Default: None.
         head: layers after the encoder: one hidden layer of 256, or linear only. Default: 'hidden'.
 
     Classification:
@@ -251,7 +253,7 @@ def predict(
     scans: str | os.PathLike[str] | list[str | os.PathLike[str]] | tuple[str | os.PathLike[str], ...] | Cohort,
     out: str | os.PathLike[str],
     *,
-    layout: str | None = None,
+    layout: Optional[Literal['msd', 'brats', 'ukb', 'ixi', 'bids', 'aptos', 'idrid', 'medmnist', 'csv', 'dicom', 'folder']] = None,
     images: str | dict[str, str] | None = None,
     masks: str | None = None,
     table: str | None = None,
@@ -271,8 +273,7 @@ def predict(
     already is kept. Raises `InputError` where anything does not fit, or a scan is missing or has changed.
 
     What to read:
-        layout: public layout of the folder: msd, brats, ukb, ixi, bids, aptos, idrid, medmnist, csv, dicom or
-            folder; recognised if not given. Default: None.
+        layout: public layout of the folder; recognised if not given. Default: None.
         images: pattern of the image files, or one pattern for each modality. Default: None.
         masks: pattern of the mask files. Default: None.
         table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
@@ -312,11 +313,11 @@ def experiment(
 
 def pretrain(
     task: Literal['rotation', 'location', 'jigsaw', 'exemplar', 'cpc'],
-    images: str | os.PathLike[str] | Sequence | Iterable,
+    images: str | os.PathLike[str] | Sequence[Any] | Iterable[Any] | Dataset[Any],
     out: str | os.PathLike[str],
     *,
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
-    architecture: str = 'unet',
+    architecture: Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet'] = 'unet',
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
@@ -337,30 +338,30 @@ def pretrain(
 ) -> Run:
     """Train an encoder on a proxy task and keep it in a run folder; returns the run (paper, sections 3 and A).
 
-    Images are tensors (C, *space) with values in [0, 1]. A probe reads labels of training people and is scored on
-    validation people; the training does not see it. Raises `InputError` for images, a task or an option that cannot be
-    used, and for a folder of another run.
+    Images are tensors (C, *space) with values in [0, 1]: of a prepared store, a PyTorch `Dataset` or a list; or batches
+    (B, C, *space) of a `DataLoader` or another iterable, which has a `batch_size` of its own. A probe reads labels of
+    training people and is scored on validation people; the training does not see it. Raises `InputError` for images, a
+    task or an option that cannot be used, and for a folder of another run.
 
     Start from:
-        encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`;
-            random weights if not given. Default: None.
+        encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of
+            which a copy is trained; random weights if not given. Default: None.
 
     Network:
-        architecture: of the encoder: unet, dynunet, densenet121, densenet121-batchnorm, resnet18, resnet50,
-            swinunetr or segresnet. Default: 'unet'.
+        architecture: encoder (backbone) network. Default: 'unet'.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
 
     What to learn:
         preset: the paper's values for what is not given. Default: None.
-        options: options of the task's class; they go before the preset's. Default: None.
+        options: options of the proxy task; they take precedence over the preset's. Default: None.
 
     How long:
-        epochs: passes over the training cases, in full batches (from 1). Default: 100.
+        epochs: passes over the training cases; an incomplete last batch is left out (from 1). Default: 100.
         steps: optimiser steps, in place of epochs (from 1). Default: None.
-        batch_size: cases per step; 4 to pretrain, 2 to segment and 8 to classify or regress if not given (from
+        batch_size: cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify or regress) (from
             1). Default: 4.
-        lr: learning rate of Adam; 1e-3 if not given, 5e-4 to pretrain on pictures (above 0). Default: None.
+        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4) (above 0). Default: None.
 
     Watch:
         probe: linear probe: what to read from the encoder while it trains, for validation subjects, into
@@ -374,8 +375,8 @@ def pretrain(
             subjects if not given (from 0). Default: None.
 
     Chance:
-        seed: the number that all chance is drawn from: split, label subset, first weights, order, questions
-            (from 0). Default: 0.
+        seed: random seed: of the split, the label subset, the first weights, the order and the questions (from
+            0). Default: 0.
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.
@@ -384,3 +385,73 @@ def pretrain(
         precision: numeric precision, by Lightning's name. Default: '32-true'.
     """
     ...
+
+class Run(_Run):
+    def features(
+        self,
+        scans: Folder | Sequence[Folder] | Cohort | torch.Tensor,
+        *,
+        layout: Optional[Literal['msd', 'brats', 'ukb', 'ixi', 'bids', 'aptos', 'idrid', 'medmnist', 'csv', 'dicom', 'folder']] = None,
+        images: str | dict[str, str] | None = None,
+        masks: str | None = None,
+        table: str | None = None,
+        columns: dict[str, str] | None = None,
+        modalities: str | Sequence[str] | None = None,
+        on_error: Literal['raise', 'skip'] = 'raise',
+        progress: bool = True,
+        accelerator: str = 'auto',
+    ) -> tuple[list[str], np.ndarray]:
+        """One feature vector for each scan: the mean of the encoder's coarsest map over space.
+
+        What to read:
+            layout: public layout of the folder; recognised if not given. Default: None.
+            images: pattern of the image files, or one pattern for each modality. Default: None.
+            masks: pattern of the mask files. Default: None.
+            table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
+            columns: which column of a table holds image, mask, grade, subject, age or sex. Default: None.
+            modalities: the modalities to use, in this order; all if not given. Default: None.
+            on_error: what to do about a file that cannot be used: stop, or go on and list it in left_out.csv.
+                Default: 'raise'.
+
+        Machine:
+            progress: show a progress bar, and a line about the result. Default: True.
+            accelerator: device, by Lightning's name: cpu, gpu, mps or auto. Default: 'auto'.
+        """
+        ...
+
+    def predict(
+        self,
+        scans: Folder | Sequence[Folder] | Cohort,
+        out: str | os.PathLike[str],
+        *,
+        layout: Optional[Literal['msd', 'brats', 'ukb', 'ixi', 'bids', 'aptos', 'idrid', 'medmnist', 'csv', 'dicom', 'folder']] = None,
+        images: str | dict[str, str] | None = None,
+        masks: str | None = None,
+        table: str | None = None,
+        columns: dict[str, str] | None = None,
+        modalities: str | Sequence[str] | None = None,
+        on_error: Literal['raise', 'skip'] = 'raise',
+        probabilities: bool = False,
+        progress: bool = True,
+        accelerator: str = 'auto',
+    ) -> list[Path]:
+        """Masks in the grid of each scan, or a table with the answer for each scan; see `ssl3d.predict`.
+
+        What to read:
+            layout: public layout of the folder; recognised if not given. Default: None.
+            images: pattern of the image files, or one pattern for each modality. Default: None.
+            masks: pattern of the mask files. Default: None.
+            table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
+            columns: which column of a table holds image, mask, grade, subject, age or sex. Default: None.
+            modalities: the modalities to use, in this order; all if not given. Default: None.
+            on_error: what to do about a file that cannot be used: stop, or go on and list it in left_out.csv.
+                Default: 'raise'.
+
+        What to write:
+            probabilities: write the probability of each class, too, beside the masks. Default: False.
+
+        Machine:
+            progress: show a progress bar, and a line about the result. Default: True.
+            accelerator: device, by Lightning's name: cpu, gpu, mps or auto. Default: 'auto'.
+        """
+        ...

@@ -104,13 +104,13 @@ def finetune_command(store: str, out: str, given: dict[str, Any]) -> None:
 
     finetune(store, out, **given)
 
-# %% ../nbs/81_cli.ipynb #6f847a8c
-def predict_command(run: str, scans: list[str], out: str, given: dict[str, Any]) -> None:
+# %% ../nbs/81_cli.ipynb #e759556e
+def predict_command(trained: str, scans: list[str], out: str, given: dict[str, Any]) -> None:
     """Apply a fine-tuned network to scans: masks in the grid of each scan, or a table of answers."""
-    read_card(run)
+    read_card(trained)
     from ssl3d.downstream.predict import predict
 
-    files = predict(run, scans if len(scans) > 1 else scans[0], out, **given)
+    files = predict(trained, scans if len(scans) > 1 else scans[0], out, **given)
     print(f"{out}: {len(files)} file(s), the first is {files[0].name}")
 
 
@@ -157,7 +157,7 @@ def demo_command(scans: str | None, out: str, given: dict[str, Any]) -> None:
 
     demo(scans, out, **given)
 
-# %% ../nbs/81_cli.ipynb #ae9fe398
+# %% ../nbs/81_cli.ipynb #f5940a9d
 class Command(NamedTuple):
     """One command of the shell."""
 
@@ -179,7 +179,7 @@ def commands() -> dict[str, Command]:
                             "rotation runs/scans --out runs/rotation --epochs 100"),
         "finetune": Command(finetune_command, {"store": None}, (Finetuning, *goals), "out", None,
                             "runs/scans --encoder runs/rotation --labels 0.1 --out runs/few"),
-        "predict": Command(predict_command, {"run": None, "scans": "+"}, (Predicting,), "out", None,
+        "predict": Command(predict_command, {"trained": None, "scans": "+"}, (Predicting,), "out", None,
                            "runs/few NEW_SCANS --out masks"),
         "features": Command(features_command, {"run": None, "scans": "+"}, (Embedding,), "file", None,
                             "runs/rotation NEW_SCANS --out features.csv"),

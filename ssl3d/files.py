@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Folder', 'write_whole', 'write_json', 'read_json', 'write_sealed', 'read_sealed', 'is_free', 'is_file_name',
-           'as_folder', 'refuse_difference', 'write_table', 'read_table', 'read_archive']
+           'as_folder', 'refuse_difference', 'write_table', 'read_table', 'read_yaml', 'read_archive']
 
 # %% ../nbs/02_files.ipynb #200b4340
 import csv
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import yaml
 
 from .errors import InputError
 
@@ -126,6 +127,22 @@ def read_table(file: Path) -> list[dict]:
     numbers["sex"] = lambda text: int(text) if text.isdigit() else float(text)  # 0 or 1; or how often it was told
     with (gzip.open if Path(file).suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8") as f:
         return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]
+
+# %% ../nbs/02_files.ipynb #5ccfbaa2
+class _Numbers(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number."""
+
+
+_Numbers.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+                               list("-+0123456789"))
+
+
+def read_yaml(text: str) -> Any:
+    """The content of a YAML text; raises `ValueError` in one line where it is none."""
+    try:
+        return yaml.load(text, _Numbers)
+    except yaml.YAMLError as e:
+        raise ValueError(" ".join(str(e).split())) from None
 
 # %% ../nbs/02_files.ipynb #a60b3772
 def read_archive(file: Path, key: str) -> np.ndarray:

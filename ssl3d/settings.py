@@ -65,7 +65,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
     return True if kind is Any else isinstance(value, origin or kind)
 
-# %% ../nbs/04_settings.ipynb #139144c1
+# %% ../nbs/04_settings.ipynb #109dda46
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None"}
 _MANY = {int: "whole numbers", float: "numbers", str: "texts"}
 
@@ -78,7 +78,7 @@ def _in_words(kind: Any) -> str:
         paths = "a path, a run" in words
         return " or ".join(word for word in words if not (paths and word == "a text"))
     if origin is Literal:
-        return " or ".join(map(repr, parts))
+        return " or ".join(map(repr, parts)) if len(parts) < 4 else f"one of {', '.join(map(str, parts))}"
     if origin is tuple and parts[-1] is not Ellipsis:
         return f"{len(parts)} {_MANY[parts[0]]}"
     if origin in (list, tuple, Sequence):
@@ -205,7 +205,7 @@ def takes(
         return call
     return give
 
-# %% ../nbs/04_settings.ipynb #5abfc5f7
+# %% ../nbs/04_settings.ipynb #26d781b8
 def from_text(kind: Any, text: str) -> Any:
     """The value that a text in a shell means for an option of a type; the text itself where it means none."""
     origin, parts = get_origin(kind), get_args(kind)
@@ -215,22 +215,22 @@ def from_text(kind: Any, text: str) -> Any:
     if origin in (list, tuple, Sequence):
         return tuple(from_text(parts[0], each.strip()) for each in text.strip("[]()").split(","))
     if origin in (dict, Mapping):
-        import yaml
+        from ssl3d.files import read_yaml
         try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
+            return read_yaml(text)
+        except ValueError:
             return text
     try:
         return kind(text) if kind in (int, float) else text
     except ValueError:
         return text
 
-# %% ../nbs/04_settings.ipynb #675aeff0
+# %% ../nbs/04_settings.ipynb #19cf899c
 @dataclass(frozen=True)
 class Seeded(Settings):
     """Where chance comes from."""
 
-    seed: int = option(0, "the number that all chance is drawn from: split, label subset, first weights, order, "
+    seed: int = option(0, "random seed: of the split, the label subset, the first weights, the order and the "
                        "questions", "chance", least=0)
 
 
@@ -247,13 +247,14 @@ class Running(Shown):
 
     accelerator: str = option("auto", "device, by Lightning's name: cpu, gpu, mps or auto", "machine")
 
-# %% ../nbs/04_settings.ipynb #ca51bd45
+# %% ../nbs/04_settings.ipynb #a7548188
 @dataclass(frozen=True)
 class Reading(Settings):
     """How a folder of scans is read, see `ssl3d.data.layouts.open_cohort`."""
 
-    layout: str | None = option(None, "public layout of the folder: msd, brats, ukb, ixi, bids, aptos, idrid, "
-                                "medmnist, csv, dicom or folder; recognised if not given", "what to read")
+    layout: Literal["msd", "brats", "ukb", "ixi", "bids", "aptos", "idrid", "medmnist", "csv", "dicom",
+                    "folder"] | None = option(None, "public layout of the folder; recognised if not given",
+                                              "what to read")
     images: str | dict[str, str] | None = option(
         None, "pattern of the image files, or one pattern for each modality", "what to read",
         example="'{subject}/{session}/T1.nii.gz' or '{T1: ..., T2: ...}'")
@@ -275,7 +276,7 @@ class Preparing(Reading, Seeded, Shown):
     """Options of `ssl3d.prepare`."""
 
     size: int = option(128, "voxels (pixels) per axis", "what is kept", least=8)
-    crop: bool = option(True, "keep a version cropped to its content, too, for pretraining", "what is kept")
+    crop: bool = option(True, "keep a second version that is cropped to its content, for pretraining", "what is kept")
     percentiles: tuple[float, float] | None = option(
         None, "clip intensities to these two percentiles; to minimum and maximum if not given", "what is kept",
         least=0, most=100, example="0.5,99.5")
@@ -285,24 +286,25 @@ class Preparing(Reading, Seeded, Shown):
                          "who is tested", least=0, most=1)
     workers: int | None = option(None, "cases prepared at a time; one per core if not given", "machine", least=1)
 
-# %% ../nbs/04_settings.ipynb #247e890f
+# %% ../nbs/04_settings.ipynb #126b02f8
 @dataclass(frozen=True)
 class Training(Seeded, Running):
     """Options that pretraining and fine-tuning share."""
 
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = option(
-        None, "what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`; random "
-        "weights if not given", "start from")
-    architecture: str = option("unet", "of the encoder: unet, dynunet, densenet121, densenet121-batchnorm, resnet18, "
-                               "resnet50, swinunetr or segresnet", "network")
+        None, "what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of which "
+        "a copy is trained; random weights if not given", "start from")
+    architecture: Literal["unet", "dynunet", "densenet121", "densenet121-batchnorm", "resnet18", "resnet50",
+                          "swinunetr", "segresnet"] = option("unet", "encoder (backbone) network", "network")
     widths: tuple[int, ...] = option((32, 64, 128, 256, 512), "filters (channels) per level of a U-Net's encoder",
                                      "network", least=2, example="8,16,32,64,128")
     slices: bool = option(False, "train a 2D network on axial slices of volumes", "network")
-    epochs: int = option(100, "passes over the training cases, in full batches", "how long", least=1)
+    epochs: int = option(100, "passes over the training cases; an incomplete last batch is left out", "how long",
+                         least=1)
     steps: int | None = option(None, "optimiser steps, in place of epochs", "how long", least=1)
-    batch_size: int | None = option(None, "cases per step; 4 to pretrain, 2 to segment and 8 to classify or regress "
-                                    "if not given", "how long", least=1)
-    lr: float | None = option(None, "learning rate of Adam; 1e-3 if not given, 5e-4 to pretrain on pictures",
+    batch_size: int | None = option(None, "cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify "
+                                    "or regress)", "how long", least=1)
+    lr: float | None = option(None, "learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4)",
                               "how long", above=0)
     preset: Literal["paper"] | None = option(None, "the paper's values for what is not given", "what to learn")
     fold: tuple[int, int] | None = option(
@@ -323,7 +325,7 @@ class Pretraining(Training):
     """Options of `ssl3d.pretrain`."""
 
     batch_size: int | None = again(Training, "batch_size", 4)
-    options: dict[str, Any] | None = option(None, "options of the task's class; they go before the preset's",
+    options: dict[str, Any] | None = option(None, "options of the proxy task; they take precedence over the preset's",
                                             "what to learn", example="'{samples_per_image: 2}'")
     probe: Literal["grade", "sex", "age", "mask"] | None = option(
         None, "linear probe: what to read from the encoder while it trains, for validation subjects, into observed.csv",
@@ -344,19 +346,20 @@ class Finetuning(Training):
         None, "epochs (steps, if steps are given) at the beginning with a frozen encoder; a quarter of the training if "
         "not given", "how long", least=0)
     sources: tuple[int, ...] | None = option(
-        None, "for each modality, the channel of the pretrained encoder whose weights it gets; in turn if not given",
+        None, "for each modality of the store, the channel of the pretrained encoder that its first weights are "
+        "copied from; if not given, in turn",
         "start from", least=0, example="0,0,1")
-    scaled: bool | None = option(None, "divide copied weights by the number of copies; true if not given, false in the "
-                                 "paper", "start from")
+    scaled: bool | None = option(None, "where one channel is copied to several modalities, divide its weights by the "
+                                 "number of copies; true if not given, false in the paper", "start from")
     allow_seen: Literal["names", "all"] | None = option(
-        None, "test on subjects that pretraining has seen: names, where equal names are other people; all, where it is "
-        "intended", "who is tested")
+        None, "allow test subjects whom pretraining has seen: names (subjects of equal names are other people), or all "
+        "(it is intended)", "who is tested")
     validate: bool = option(False, "score on the validation subjects, a fifth of those for training, and train on the "
                             "others", "who is tested")
     track: int | None = option(None, "steps between two scorings while it trains, into observed.csv; none if not given",
                                "watch", least=1)
 
-# %% ../nbs/04_settings.ipynb #1950be4f
+# %% ../nbs/04_settings.ipynb #cd01d3ca
 @dataclass(frozen=True)
 class SegmentationOptions(Settings):
     """Options of the goal "segmentation"."""
@@ -376,7 +379,7 @@ class ImageOptions(Settings):
     """Options of the goals that tell something of a whole image."""
 
     target: Literal["grade", "sex", "age"] | None = option(
-        None, "what to tell of an image: grade or sex to classify, age to regress; grade and age if not given",
+        None, "what to tell of an image: grade (if not given, for classification), sex, or age (for regression)",
         "classification and regression")
     head: Literal["hidden", "linear"] = option(
         "hidden", "layers after the encoder: one hidden layer of 256, or linear only", "classification and regression")
@@ -433,12 +436,13 @@ class Demonstrating(Shown):
     steps: int = again(Training, "steps", 200)
     epochs: int = again(Training, "epochs", 30)
 
-# %% ../nbs/04_settings.ipynb #7aa69bf1
+# %% ../nbs/04_settings.ipynb #91f32060
 PLACES = {
     "scans": "scans: a folder in any layout, a file, a CSV table, or a MedMNIST archive",
     "task": "proxy task: rotation, location, jigsaw, exemplar or cpc",
     "store": "prepared store: what `ssl3d prepare` wrote",
     "run": "run: what `ssl3d pretrain` or `ssl3d finetune` wrote",
+    "trained": "fine-tuning run: what `ssl3d finetune` wrote",
     "description": "YAML file with the cohort, the arms, the label fractions, the seeds and their options",
     "name": "name of a task of the Medical Segmentation Decathlon, as Task04_Hippocampus",
     "out": "folder for what is made; one that was begun with the same options goes on",

@@ -5,13 +5,14 @@ import inspect
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, python
 
 import ssl3d
-from ssl3d.settings import options_of
+from ssl3d.settings import Reading, Training, options_of
 
 pytestmark = pytest.mark.quick
 
@@ -122,6 +123,38 @@ def test_a_script_of_three_lines_passes_strict_mypy(tmp_path):
     said, _, _ = mypy.run([*options, str(script)])
     assert "script.py:4" in said and "finetoon" in said, "a name that is not there is found"
     assert "script.py:3" in said and "label" in said, "a wrong name is found"
+
+
+def test_the_methods_of_a_run_are_typed(tmp_path):
+    mypy = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\nimport ssl3d\n"
+        "data = torch.utils.data.TensorDataset(torch.rand(4, 1, 16, 16, 16))\n"
+        'run = ssl3d.pretrain("rotation", data, "runs/rotation", steps=1, widths=[8, 16])\n'
+        'few = ssl3d.finetune("runs/store", "runs/few", encoder=run, goal="regression", fold=(0, 5))\n'
+        'masks = few.predict("SCANS", "masks", accelerator="cpu")\n'
+        'ids, features = run.features(["a.nii", "b.nii"], progress=False)\n'
+        'few.predict("SCANS")\n'
+        'few.predict("SCANS", "masks", probability=True)\n'
+        'few.predict(5, "masks")\n'
+        'ssl3d.pretrain("rotation", data, "x", architecture="resnet")\n'
+    )
+    options = ["--strict", "--no-incremental", "--config-file", str(ROOT / "mypy.ini")]
+    said, _, _ = mypy.run([*options, str(script)])
+    wrong = sorted({int(line.split(":")[1]) for line in said.splitlines() if "script.py:" in line and "error" in line})
+    assert wrong == [8, 9, 10, 11], said
+
+
+def test_fixed_lists_are_those_of_the_code():
+    from ssl3d.data.layouts import LAYOUTS
+    from ssl3d.networks.encoders import ENCODERS
+
+    def choices(kind, name):
+        return [c for part in typing.get_args(options_of(kind)[name][1]) for c in (typing.get_args(part) or [part])]
+
+    assert choices(Training, "architecture") == [*ENCODERS]
+    assert set(choices(Reading, "layout")) - {type(None)} == {*LAYOUTS, "csv"}
 
 
 def test_as_a_module():

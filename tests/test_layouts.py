@@ -181,7 +181,7 @@ def test_patterns_and_a_table(tmp_path):
         (dict(masks="{id}.nii"), "images"),
         (dict(images="{id}_T1.nii.gz", masks="{id}_seg.nii.gz"), "no file for masks"),
         (dict(images="{subject}_*.nii.gz"), "fits"),
-        (dict(layout="nifti"), "not a layout"),
+        (dict(layout="nifti"), "one of msd, brats, ukb"),
         (dict(images="{id}_T1.nii.gz", table="others.csv"), "no column with the ids"),
         (dict(images="{id}_T1.nii.gz", table="none.csv"), "none.csv"),
         (dict(on_error="go"), "on_error"),
@@ -340,7 +340,7 @@ def test_missing_and_empty_folders(tmp_path):
         open_cohort(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no scan"):
         open_cohort(tmp_path)
-    with pytest.raises(InputError, match="not a layout"):
+    with pytest.raises(InputError, match="one of msd, brats, ukb"):
         open_cohort(tmp_path, layout="nifti")
 
 

@@ -102,7 +102,7 @@ def test_the_wrong_kind_of_folder_is_refused(walked, tmp_path):
     store, run, few = walked
     for call, said in (
         (lambda: ssl3d.pretrain("rotation", run, tmp_path / "x", steps=1, **QUICK), "rotation: is a run, and no store"),
-        (lambda: ssl3d.finetune(store, tmp_path / "x", encoder=store, steps=1, **QUICK), "store: holds no encoder"),
+        (lambda: ssl3d.finetune(store, tmp_path / "x", encoder=store, steps=1, **QUICK), "prepared store, and no run"),
         (lambda: ssl3d.predict(run, store, tmp_path / "x"), "rotation: holds no network"),
         (lambda: ssl3d.predict(store, few, tmp_path / "x"), "store: has no settings.yaml"),
         (lambda: ssl3d.prepare(store, tmp_path / "x"), "is a prepared store already"),

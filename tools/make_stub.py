@@ -21,8 +21,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
 from ssl3d import tasks as tasks
+from ssl3d.files import Folder
+from ssl3d.training.runs import Run as _Run
 '''
+GENERIC = {"Dataset": "[Any]", "Callable": "[..., Any]", "Sequence": "[Any]", "Iterable": "[Any]"}
 CHOICES = {"task": NAMES, "goal": GOALS}  # what is a text in the code, and one of these names for a type checker
 
 
@@ -34,7 +41,9 @@ def annotation(kind: Any, name: str = "") -> str:
         return kind
     text = inspect.formatannotation(kind).replace("NoneType", "None")
     text = re.sub(r"tuple\[(\w+), \.\.\.\]", r"Sequence[\1]", text)
-    text = re.sub(r"\b(collections\.abc|typing|pathlib)\.", "", text)
+    text = re.sub(r"\b(collections\.abc|typing|pathlib|torch\.utils\.data\.dataset)\.", "", text)
+    text = text.replace("numpy.", "np.")
+    text = re.sub(r"\b(Dataset|Callable|Sequence|Iterable)(?!\[|\w)", lambda m: m.group(1) + GENERIC[m.group(1)], text)
     return re.sub(r"\bssl3d(\.\w+)+\.(\w+)", r"\2", text)
 
 
@@ -46,11 +55,20 @@ def definition(name: str, function: Any) -> str:
             lines.append("    *,")
             starred = True
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
-        lines.append(f"    {parameter.name}: {annotation(parameter.annotation, parameter.name)}{default},")
+        known = parameter.annotation is not parameter.empty
+        kind = f": {annotation(parameter.annotation, parameter.name)}" if known else ""
+        lines.append(f"    {parameter.name}{kind}{default},")
     lines.append(f") -> {annotation(signature.return_annotation)}:")
     text = "\n".join("    " + line if line else "" for line in (inspect.getdoc(function) or "").splitlines())
     lines += ['    """' + text.strip() + '\n    """', "    ..."]
     return "\n".join(lines)
+
+
+def with_steps(kind: type) -> str:
+    """A class whose methods take options, as a subclass of itself that has their signatures."""
+    methods = [definition(name, method) for name, method in vars(kind).items() if hasattr(method, "__options__")]
+    body = "\n\n".join("    " + line if line else "" for method in methods for line in [*method.splitlines(), ""])
+    return f"class {kind.__name__}(_{kind.__name__}):\n" + re.sub(r"\n\n", "\n", body).rstrip()
 
 
 def stub() -> str:
@@ -58,7 +76,9 @@ def stub() -> str:
     imports, steps = [], []
     for name, home in sorted(ssl3d._HOME.items(), key=lambda pair: (pair[1], pair[0])):
         found = getattr(ssl3d, name)
-        if hasattr(found, "__options__"):
+        if name == "Run":
+            steps.append(with_steps(found))
+        elif hasattr(found, "__options__"):
             steps.append(definition(name, found))
         else:
             imports.append(f"from ssl3d.{home} import {name} as {name}")

@@ -245,8 +245,6 @@ def open_cohort(
 def _check_call(source: Path, how: Reading) -> None:
     """Refuse a call of `open_cohort` that cannot be followed."""
     layout, images, masks = how.layout, how.images, how.masks
-    if layout is not None and layout not in LAYOUTS:
-        raise InputError(f"'{layout}' is not a layout. Known are: {', '.join(LAYOUTS)}.")
     if how.columns and not (how.table or layout == "csv" or layout is None and source.is_file()):
         raise InputError(f"columns {how.columns} are named, but no table that has them: give table=..., too.")
     if masks and not images:

@@ -122,9 +122,12 @@ class ImageGoal(Goal):
     def check(self, store: Store, train: dict[str, Any], test: dict[str, Any], least: int = 1) -> None:
         differ = len({*train.values(), *test.values()})
         if not train or len(test) < least or differ < 2:
+            known = [name for name in ("grade", "sex", "age") if any(case[name] is not None
+                                                                     for case in store.cases.values())]
             raise InputError(f"{store.folder}: knows the {self.asked} of {len(train)} training and {len(test)} test "
-                             f"case(s), {differ} different ones. Both are needed (for ages two to test on), and two "
-                             "that differ.")
+                             f"case(s), {differ} different ones. Training and test cases are needed (for ages two to "
+                             "test on), and two values that differ. This store has "
+                             f"{' and '.join(known) or 'masks only, for the goal segmentation'}.")
 
     def headed(self, encoder: nn.Module, n_out: int, size: int) -> Classifier:
         """A network with `n_out` outputs for images of `size` a side."""
@@ -158,6 +161,8 @@ class Classification(ClassificationOptions, ImageGoal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.target == "sex" and self.ordinal:
+            raise InputError("ordinal is about grades, which have an order; a sex has none. Leave it out.")
         if self.target == "age":
             raise InputError("target is 'age', which is a number and no class. Give the goal regression for it.")
 
@@ -174,7 +179,8 @@ class Classification(ClassificationOptions, ImageGoal):
         n_grades = 1 + int(max([*truths["train"].values(), *truths["test"].values()]))
         grades = [int(truths["train"][name]) for name in case_ids]
         weights = balance(grades, n_grades, self.ordinal).tolist() if self.balanced else None
-        return {"n_grades": n_grades, "weights": weights}
+        names = {"names": ["F", "M"]} if self.asked == "sex" else {}
+        return {"n_grades": n_grades, "weights": weights} | names
 
     def network(self, encoder: nn.Module, facts: dict, size: int) -> Classifier:
         return self.headed(encoder, facts["n_grades"] - self.ordinal, size)
@@ -193,10 +199,11 @@ class Classification(ClassificationOptions, ImageGoal):
         return measure
 
     def answer(self, outputs: torch.Tensor, facts: dict) -> dict[str, Any]:
-        """The predicted grade (of sex 0 for F, 1 for M), and the probability of each: predicted, p0, p1, ..."""
+        """The predicted grade (of sex 0 for F, 1 for M, and its `name`), and the probability of each: p0, p1, ..."""
         found = grade_probabilities(outputs.float(), self.ordinal)
-        return {"predicted": int(likely_grade(found, self.ordinal).item())} | {
-            f"p{k}": round(p, 6) for k, p in enumerate(found[0].tolist())}
+        predicted = int(likely_grade(found, self.ordinal).item())
+        name = {"name": facts["names"][predicted]} if "names" in facts else {}
+        return {"predicted": predicted} | name | {f"p{k}": round(p, 6) for k, p in enumerate(found[0].tolist())}
 
     def scored(self, rows: list[dict], facts: dict) -> dict[str, float]:
         """Quadratic weighted kappa, and accuracy."""

@@ -244,10 +244,10 @@ def read_network_card(run: Folder) -> dict:
     """What the network of a finished run is; raises `InputError` where there is none."""
     folder = as_folder(run, "run")
     if not (folder / "network.json").is_file():
-        begun = (folder / "settings.yaml").exists()
-        raise InputError(f"{folder}: holds no network. " + (
-            "It is not finished, or no fine-tuning run: give the command that began it again." if begun
-            else "Give the folder of a finished fine-tuning run."))
+        if (folder / "settings.yaml").exists() and read_settings(folder)["command"] == "pretrain":
+            raise InputError(f"{folder}: holds no network for masks or grades, since it is a pretraining run. "
+                             "Fine-tune it first: ssl3d.finetune(store, out, encoder=run).")
+        raise InputError(f"{folder}: holds no network. Give the folder of a finished fine-tuning run.")
     return read_json(folder / "network.json")
 
 

@@ -32,7 +32,16 @@ from ..downstream.finetune import finetune
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError, check_numbers, one_of, whole_number
-from ..files import as_folder, is_file_name, is_free, read_table, refuse_difference, write_table, write_whole
+from ssl3d.files import (
+    as_folder,
+    is_file_name,
+    is_free,
+    read_table,
+    read_yaml,
+    refuse_difference,
+    write_table,
+    write_whole,
+)
 from ..networks.cards import read_card
 from ..networks.encoders import ENCODERS, WIDTHS
 from ..networks.weights import encoder_origin
@@ -76,7 +85,7 @@ _FORMER = {"shares": "label_fractions", "elsewhere": "pretraining_cohort"}  # wh
 def read_experiment(file: str | Path) -> Experiment:
     """The experiment that a YAML file describes; raises `InputError` for one that cannot be run."""
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = read_yaml(Path(file).read_text(encoding="utf-8"))
         known = [f.name for f in fields(Experiment)]
         wrong = [name for name in content if name not in known]
         if wrong:
@@ -116,6 +125,9 @@ def _check_settings(what: str, given: dict, *kinds: type[Settings], ours: set[st
     if not isinstance(given, dict):
         raise InputError(f"{what} is {given!r}, and has to be settings by name.")
     known = {name: each for name, each in options_of(*kinds).items() if name not in ours}
+    for name in ("architecture", "widths"):
+        if name in given and name not in known:
+            raise InputError(f"{what} has '{name}', which every arm shares. Give it under network.")
     check_names(what, given, [*more, *known])
     for name, value in given.items():
         if name in known:

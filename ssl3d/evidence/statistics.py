@@ -209,6 +209,9 @@ def verdict(
     Scores are of the seeds and people that the arm and the baseline share; an arm without any is left out. Raises
     `InputError` for a baseline that there is not.
     """
+    if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Mapping) and "arm" in row for row in rows):
+        raise InputError("these are no rows of an experiment, which have an arm, a label_fraction, a seed and a "
+                         "subject. Give the rows of an Answer, or what ssl3d.downstream.metrics.read_scores reads.")
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     baseline = baseline or (arms or [""])[0]
     if baseline not in arms:

@@ -19,10 +19,11 @@ def read_card(
     """The card of the encoder in a run folder; raises `InputError` where there is none."""
     place = as_folder(folder, "encoder")
     if not (place / "encoder.json").is_file() or not (place / "encoder.safetensors").is_file():
-        begun = (place / "settings.yaml").exists()
-        raise InputError(f"{place}: holds no encoder. " + (
-            "Its run is not finished: give the command that began it again, and it goes on." if begun
-            else "Give the folder of a finished pretraining run (`ssl3d pretrain TASK STORE --out FOLDER`)."))
+        if (place / "settings.yaml").exists():
+            raise InputError(f"{place}: holds no encoder. Its run is not finished: give the command that began it "
+                             "again, and it goes on.")
+        kind = "is a prepared store, and no run" if (place / "manifest.json").exists() else "holds no encoder"
+        raise InputError(f"{place}: {kind}. Give the folder of a finished run (`ssl3d pretrain TASK STORE --out RUN`).")
     return read_json(place / "encoder.json")
 
 # %% ../../nbs/32_cards.ipynb #9f204425

@@ -276,6 +276,7 @@ def make_encoder(
     """A fresh encoder whose weights are a function of `seed`; raises `InputError` for an unknown architecture."""
     one_of((2, 3), spatial_dims=spatial_dims)
     whole_number(1, in_channels=in_channels)
+    whole_number(0, seed=seed)
     if architecture not in ENCODERS:
         raise InputError(f"'{architecture}' is not an encoder. Known are: {', '.join(ENCODERS)}.")
     with seeded(seed, "encoder"):

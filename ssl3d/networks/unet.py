@@ -14,7 +14,7 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, Unet
 from monai.networks.nets import DynUNet
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, whole_number
 from .encoders import group_norm
 
 # %% ../../nbs/31_unet.ipynb #4e97851e
@@ -67,6 +67,7 @@ class Segmenter(nn.Module):
         if not hasattr(encoder, "strides"):
             raise InputError(f"{type(encoder).__name__} does not say the strides of its maps. Make it an encoder by "
                              "ssl3d.as_encoder(network, example).")
+        whole_number(2, n_classes=n_classes)
         self.encoder, self.full, self.between = encoder, None, nn.ModuleList()
         dims, channels, norm = encoder.spatial_dims, tuple(encoder.channels), getattr(encoder, "norm", None)
         if not getattr(encoder, "whole", True):

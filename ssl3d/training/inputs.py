@@ -6,6 +6,7 @@
 __all__ = ['Preparation', 'preparation_of', 'Scans', 'open_scans', 'check_source', 'device_of', 'features_of']
 
 # %% ../../nbs/55_inputs.ipynb #02071463
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from ..data.store import UNITS, Store
 from ..errors import InputError
 from ..files import Folder, as_folder
 from ..settings import Embedding, Reading
-from ..tasks.base import check_images
+from ..tasks.base import check_images, check_range
 from .loop import pairs, read_batch
 from .probes import pool
 from .runs import Run
@@ -115,7 +116,7 @@ def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
 
 # %% ../../nbs/55_inputs.ipynb #ef855b45
 def open_scans(
-    scans: Folder | list[Folder] | tuple[Folder, ...] | Cohort,  # a file, files, a folder, a cohort or a store
+    scans: Folder | Sequence[Folder] | Cohort,  # a file, files, a folder, a cohort or a store
     run: Run,  # whose network is to look at them
     how: Reading,  # how a folder is read
 ) -> Scans:
@@ -163,13 +164,14 @@ def device_of(accelerator: str) -> torch.device:
 @torch.no_grad()
 def features_of(
     run: Run,
-    scans: Folder | list[Folder] | tuple[Folder, ...] | Cohort | torch.Tensor,  # see `open_scans`; or prepared images
+    scans: Folder | Sequence[Folder] | Cohort | torch.Tensor,  # see `open_scans`; or prepared images
     how: Embedding,
 ) -> tuple[list[str], np.ndarray]:  # case ids, and (cases, width) float32
     """One vector for each scan, from the encoder of a run; raises `InputError` for a scan that cannot be read."""
     encoder, rows = run.encoder.to(device_of(how.accelerator)), []
     if isinstance(scans, torch.Tensor):
         check_images(scans, encoder)
+        check_range(scans)
         with eval_mode(encoder):
             rows = [pool(encoder, each[None].float()).cpu().numpy() for each in scans.as_subclass(torch.Tensor)]
         return [str(i) for i in range(len(scans))], np.concatenate(rows)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from .. import __version__
 from ..data.store import Store
@@ -35,7 +36,7 @@ from ssl3d.networks.weights import (
 from ..seeds import generator_for, seeded
 from ..settings import Pretraining, takes
 from ..tasks import TASKS
-from ..tasks.base import Batch, ProxyTask
+from ..tasks.base import Batch, ProxyTask, check_range
 from .loop import check_devices, images_of_step, read_batch, steps_per_epoch, train
 from .probes import probe as ask
 from .probes import probe_cases
@@ -232,7 +233,7 @@ def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
 
 # %% ../../nbs/53_pretrain.ipynb #08d39f27
 def images_from(
-    images: Folder | Sequence | Iterable,  # a store, a `Dataset`, or batches
+    images: Folder | Sequence | Iterable | Dataset,  # a store, a `Dataset`, or batches
     how: Pretraining,
     compares: bool,  # whether the task compares people
 ) -> Images:
@@ -256,15 +257,16 @@ def images_from(
 @takes(Pretraining)
 def pretrain(
     task: str,  # one of `ssl3d.tasks.TASKS`
-    images: Folder | Sequence | Iterable,  # a store (its test subjects are not looked at), a `Dataset`, or batches
+    images: Folder | Sequence | Iterable | Dataset,  # a store (without its test subjects), or what gives images
     out: Folder,  # folder of the run; one that was begun with the same settings goes on
     how: Pretraining,
 ) -> Run:
     """Train an encoder on a proxy task and keep it in a run folder; returns the run (paper, sections 3 and A).
 
-    Images are tensors (C, *space) with values in [0, 1]. A probe reads labels of training people and is scored on
-    validation people; the training does not see it. Raises `InputError` for images, a task or an option that cannot be
-    used, and for a folder of another run.
+    Images are tensors (C, *space) with values in [0, 1]: of a prepared store, a PyTorch `Dataset` or a list; or batches
+    (B, C, *space) of a `DataLoader` or another iterable, which has a `batch_size` of its own. A probe reads labels of
+    training people and is scored on validation people; the training does not see it. Raises `InputError` for images, a
+    task or an option that cannot be used, and for a folder of another run.
     """
     folder, compares = as_folder(out, "out"), task in TASKS and TASKS[task].min_subjects > 1
     options = paper_options(task, how.preset) | (how.options or {})
@@ -277,8 +279,8 @@ def pretrain(
     n_steps = _check_images(network, seen, how)
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": seen.origin,
                 "slices": how.slices, "fold": seen.store and seen.store.fold and list(seen.store.fold),
-                "epochs": None if how.steps else how.epochs, "steps": n_steps, "batch_size": seen.in_batch
-                if how.batch_size is None else how.batch_size, "lr": lr, "encoder": encoder_origin(how.encoder),
+                "epochs": None if how.steps else how.epochs, "steps": n_steps, "lr": lr,
+                "batch_size": how.batch_size if seen.again else seen.in_batch, "encoder": encoder_origin(how.encoder),
                 "architecture": getattr(encoder, "architecture", "own"), "widths": list(encoder.channels),
                 "seed": how.seed, "precision": how.precision, "probe": how.probe,
                 "probe_every": how.probe_every if how.probe else None, "keep": how.keep}
@@ -312,10 +314,7 @@ def _new_encoder(seen: Images, how: Pretraining) -> tuple[nn.Module, dict]:  # a
 def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
     """The number of steps; raises `InputError` where the task cannot be made of these images."""
     first = seen.read(0)
-    low, high = first.image.min().item(), first.image.max().item()
-    if not (low > -1e-3 and high < 1 + 1e-3):
-        raise InputError(f"the first images have values from {low:g} to {high:g}. Give finite numbers from 0 to 1, as "
-                         "MONAI's ScaleIntensity makes them.")
+    check_range(first.image)
     network.make(first, generator_for(how.seed, "questions", 0))
     least, shape = network.encoder.min_side, tuple(first.image.shape[2:])
     if min(shape) < least:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.axes import Axes
 
+    from ssl3d.data.cohorts import Cohort
+
 # %% ../../nbs/50_runs.ipynb #15af18cf
 def read_settings(
     out: Folder,  # a run, or its folder
@@ -185,12 +187,14 @@ class Run(os.PathLike[str]):
         from ssl3d.training.inputs import preparation_of
 
         files = [scan] if isinstance(scan, (str, os.PathLike)) or not isinstance(scan, Sequence) else scan
+        if not files:
+            raise InputError("no scan is given. Give a file, or one file for each modality.")
         return preparation_of(self)(tuple(as_folder(file, "scan") for file in files))
 
     @takes(Embedding)
     def features(
         self,
-        scans: object,  # a file, files, a folder, a cohort, a store; or prepared images, a tensor (B, C, *space)
+        scans: "Folder | Sequence[Folder] | Cohort | torch.Tensor",  # or a store; a tensor (B, C, *space) as prepared
         how: Embedding,
     ) -> tuple[list[str], np.ndarray]:  # case ids, and (cases, width) float32
         """One feature vector for each scan: the mean of the encoder's coarsest map over space."""
@@ -201,7 +205,7 @@ class Run(os.PathLike[str]):
     @takes(Predicting)
     def predict(
         self,
-        scans: object,  # a file, a list of files, a folder, a cohort, or a store
+        scans: "Folder | Sequence[Folder] | Cohort",  # a file, a list of files, a folder, a cohort, or a store
         out: Folder,  # folder for the predictions; one that was begun goes on
         how: Predicting,
     ) -> list[Path]:  # the files written
