@@ -214,7 +214,7 @@ def test_stopped_and_continued(graded, tmp_path):
         ({"labels": 0}, "labels is 0, and has to be a number above 0"),
         ({"warmup": 99}, "longer"),
         ({"architecture": "densenet121"}, "32"),
-        ({"architecture": "net"}, "not an encoder"),
+        ({"architecture": "net"}, "architecture is .net., and has to be one of unet"),
     ],
 )
 def test_what_cannot_be_is_refused(graded, tmp_path, how, said):
