@@ -73,7 +73,8 @@ def test_wheel_holds_the_package_only(user):
     names = zipfile.ZipFile(next(user.glob("*.whl"))).namelist()
     assert any(n == "ssl3d/tasks/rotation.py" for n in names)
     assert all(n.startswith(("ssl3d/", f"ssl3d-{ssl3d.__version__}.dist-info/")) for n in names), names
-    others = [n for n in names if n.startswith("ssl3d/") and not n.endswith(".py") and n not in ("ssl3d/py.typed", "ssl3d/__init__.pyi")]
+    typed = ("ssl3d/py.typed", "ssl3d/__init__.pyi")
+    others = [n for n in names if n.startswith("ssl3d/") and not n.endswith(".py") and n not in typed]
     assert others and all(n.startswith("ssl3d/demo_scans/") for n in others), "the scans of the demo, and no more"
 
 
