@@ -190,7 +190,7 @@ def commands() -> dict[str, Command]:
         "download": Command(download_command, {"name": None}, (), "out", None, "Task04_Hippocampus --out scans"),
     }
 
-# %% ../nbs/81_cli.ipynb #d289abd8
+# %% ../nbs/81_cli.ipynb #cb90552e
 def _value(name: str, kinds: tuple[type[Settings], ...], text: str) -> Any:
     """The value of an option from what was typed."""
     f, kind = options_of(*kinds)[name]
@@ -220,8 +220,9 @@ def _add_options(parser: argparse.ArgumentParser, kinds: tuple[type[Settings], .
         if not f.metadata["shell"]:
             continue
         title, flag = f.metadata["group"], f"--{name.replace('_', '-')}"
-        group = groups.setdefault(title, None) or parser.add_argument_group(title)
-        groups[title] = group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group = groups[title]
         words = f.metadata["help"] + (f", as {f.metadata['example']}" if f.metadata["example"] else "")
         if kind is bool and f.default:
             group.add_argument(f"--no-{flag[2:]}", dest=name, action="store_false", default=argparse.SUPPRESS,

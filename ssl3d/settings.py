@@ -118,7 +118,7 @@ def check_option(f: Field, kind: Any, value: Any) -> Any:
         return int(value)
     return float(value) if isinstance(value, Real) and not isinstance(value, (bool, float)) else value
 
-# %% ../nbs/04_settings.ipynb #67423d32
+# %% ../nbs/04_settings.ipynb #8354e3bc
 _Made = TypeVar("_Made", bound="Settings")
 
 
@@ -134,7 +134,8 @@ class Settings:
 
 def options_of(*kinds: type) -> dict[str, tuple[Field, Any]]:  # name -> field and type
     """The options of settings classes, in the order of their groups."""
-    found = {f.name: (f, get_type_hints(kind)[f.name]) for kind in kinds for f in fields(kind)}
+    hints = {kind: get_type_hints(kind) for kind in kinds}
+    found = {f.name: (f, hints[kind][f.name]) for kind in kinds for f in fields(kind)}
     groups = [*dict.fromkeys(f.metadata["group"] for f, _ in found.values())]
     groups.sort(key=lambda group: GROUPS.index(group) if group in GROUPS else len(GROUPS))
     return {name: each for group in groups for name, each in found.items() if each[0].metadata["group"] == group}
@@ -158,7 +159,7 @@ def settings_from(kind: type[_Made], given: Mapping[str, Any], what: str) -> _Ma
 GROUPS = ("what to read", "what is kept", "start from", "network", "what to learn", "how long", "watch",
           "who is tested", "chance", "what to write", "machine")  # the headings of the help, in this order
 
-# %% ../nbs/04_settings.ipynb #28e6427f
+# %% ../nbs/04_settings.ipynb #58a30651
 def _explained(kinds: tuple[type, ...]) -> str:
     """The part of a docstring that lists the options by group."""
     lines, group = [], None
@@ -195,7 +196,7 @@ def takes(
                 raise InputError(f"{function.__name__} takes only {', '.join(places)} by position. Give the others by "
                                  f"name, as {next(iter(options_of(kind, *more)))}=...")
             mine = dict(zip(places, args)) | {p.name: given.pop(p.name) for p in own if p.name in given}
-            further = {name: given.pop(name) for name in options_of(*more) if name in given} if more else {}
+            further = {name: given.pop(name) for name in options_of(*more) if name in given}
             return function(**mine, how=settings_from(kind, given, function.__name__), **further)
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hint)
                     for name, (f, hint) in options_of(kind, *more).items()]

@@ -107,26 +107,31 @@ assert not {"torch", "monai", "lightning"} & sys.modules.keys()"""
     assert "start from:" in said and "who is tested:" in said and "--widths N,..." in said and "--slices " in said
 
 
-def test_a_script_of_three_lines_passes_strict_mypy(tmp_path):
+def checked(script):
+    """What `mypy --strict` has to say about a script, and its exit status."""
     mypy = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    options = ["--strict", "--no-incremental", "--config-file", str(ROOT / "mypy.ini")]
+    said, _, status = mypy.run([*options, str(script)])
+    return said, status
+
+
+def test_a_script_of_three_lines_passes_strict_mypy(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import ssl3d\n"
         'run = ssl3d.pretrain("rotation", "runs/store", "runs/rotation")\n'
         'ssl3d.finetune("runs/store", "runs/few", encoder=run, labels=0.1)\n'
     )
-    options = ["--strict", "--no-incremental", "--config-file", str(ROOT / "mypy.ini")]
-    said, _, status = mypy.run([*options, str(script)])
+    said, status = checked(script)
     assert status == 0 or not [line for line in said.splitlines() if "script.py" in line], said
     script.write_text(script.read_text().replace("labels=0.1", "label=0.1"))
     script.write_text(script.read_text() + "ssl3d.finetoon\n")
-    said, _, _ = mypy.run([*options, str(script)])
+    said, _ = checked(script)
     assert "script.py:4" in said and "finetoon" in said, "a name that is not there is found"
     assert "script.py:3" in said and "label" in said, "a wrong name is found"
 
 
 def test_the_methods_of_a_run_are_typed(tmp_path):
-    mypy = pytest.importorskip("mypy.api", reason="mypy is not installed")
     script = tmp_path / "script.py"
     script.write_text(
         "import torch\nimport ssl3d\n"
@@ -140,8 +145,7 @@ def test_the_methods_of_a_run_are_typed(tmp_path):
         'few.predict(5, "masks")\n'
         'ssl3d.pretrain("rotation", data, "x", architecture="resnet")\n'
     )
-    options = ["--strict", "--no-incremental", "--config-file", str(ROOT / "mypy.ini")]
-    said, _, _ = mypy.run([*options, str(script)])
+    said, _ = checked(script)
     wrong = sorted({int(line.split(":")[1]) for line in said.splitlines() if "script.py:" in line and "error" in line})
     assert wrong == [8, 9, 10, 11], said
 

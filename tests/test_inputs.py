@@ -111,7 +111,7 @@ def test_answers_for_whole_images_come_in_a_table(runs, tmp_path, monkeypatch, k
 
     seen = []
     whole = inputs.Scans.image
-    monkeypatch.setattr(inputs.Scans, "image", lambda self, case, how: seen.append(case.id) or whole(self, case, how))
+    monkeypatch.setattr(inputs.Scans, "image", lambda self, case: seen.append(case.id) or whole(self, case))
     assert run.predict(SAMPLES / "imagesTr", tmp_path / "out", progress=False) == [file]
     assert len(seen) == 27 and {row["case"]: row for row in read_table(file)} == rows
     assert graded.classes == {} and json.loads((tmp_path / "out/predictions.json").read_text())["goal"]

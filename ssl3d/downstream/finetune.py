@@ -34,6 +34,7 @@ from ssl3d.networks.weights import (
     given_card,
     given_encoder,
     load_weights,
+    own_module,
     save_encoder,
     save_weights,
     widen,
@@ -194,7 +195,6 @@ def finetune(
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
     chosen.trained(network, how.slices)
     begin_run(folder, settings)
-    own_encoder = how.encoder if isinstance(how.encoder, nn.Module) else getattr(how.encoder, "own_encoder", None)
     if not (folder / "scores.csv").exists():
         before = given_card(how.encoder) or None
         _learn(network, opened, chosen, settings, truths["train"], case_ids, cases["test"], folder, how)
@@ -203,13 +203,13 @@ def finetune(
         tables = chosen.tables(chosen.whole(network, how.slices), opened, cases["test"], facts)
         for file, rows in tables.items():
             write_table(folder / file, rows)
-    return finished_run(folder, how.progress, own_encoder)
+    return finished_run(folder, how.progress, own_module(how.encoder))
 
 
 def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths: dict[str, Any], case_ids: list[str],
            test: list[str], out: Path, how: Finetuning) -> None:
     """Train a network on cases, and score it on test cases now and then where that is wanted."""
-    facts, loss, batch_size = settings["facts"], goal.loss(settings["facts"]), how.batch_size or 1
+    facts, loss, batch_size = settings["facts"], goal.loss(settings["facts"]), settings["batch_size"]
     whole = goal.whole(network, how.slices)
 
     def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +223,7 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
         return goal.track(whole, store, test, facts)
 
     train(goal.trained(network, how.slices), warm_up(settings["warmup_steps"]), measure, read, out,
-          n_steps=settings["steps"], lr=how.lr or 1e-3, title=f"finetune {len(case_ids)} labels", progress=how.progress,
+          n_steps=settings["steps"], lr=settings["lr"], title=f"finetune {len(case_ids)} labels", progress=how.progress,
           accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
           precision=how.precision, observe=(how.track, look) if how.track else None)
 

@@ -27,7 +27,7 @@ from .goals import Goal
 from ..errors import InputError
 from ..files import Folder, as_folder, is_free, read_json, refuse_difference, write_json, write_table, write_whole
 from ..settings import Predicting, takes
-from ..training.inputs import Preparation, Scans, check_source, device_of, open_scans, preparation_of
+from ..training.inputs import Scans, check_source, device_of, open_scans
 from ..training.runs import Run
 
 # %% ../../nbs/66_predict.ipynb #80dfd524
@@ -82,6 +82,12 @@ def read_grid(path: str | Path) -> Grid:  # anything that `ssl3d.data.scans.read
 _RAS = nib.orientations.axcodes2ornt("RAS")
 
 
+def _from_ras(grid: Grid) -> tuple[tuple[int, ...], np.ndarray]:
+    """The shape of a volume once its axes are RAS, and the orientation that brings it back."""
+    axes = nib.io_orientation(grid.affine)  # row i: the axis of RAS that axis i of the scan is, and its direction
+    return tuple(grid.shape[i] for i in np.argsort(axes[:, 0])), nib.orientations.ornt_transform(_RAS, axes)
+
+
 def to_scan(
     probabilities: torch.Tensor,  # (K, *size) of K classes: in RAS for a volume, as prepared by `prepare_scan`
     grid: Grid,  # of the scan, from `read_grid`
@@ -94,10 +100,9 @@ def to_scan(
                          f"scan of {grid.shape}. Give (K, *size) and K codes, 256 at most.")
     if len(grid.shape) == 2:
         return values.astype(np.uint8)[most_probable(probabilities, grid.shape)]
-    axes = nib.io_orientation(grid.affine)  # row i: the axis of RAS that axis i of the scan is, and its direction
-    oriented = tuple(grid.shape[i] for i in np.argsort(axes[:, 0]))
-    classes = values.astype(np.uint8)[most_probable(probabilities, oriented)]
-    return np.ascontiguousarray(nib.apply_orientation(classes, nib.orientations.ornt_transform(_RAS, axes)))
+    shape, back = _from_ras(grid)
+    classes = values.astype(np.uint8)[most_probable(probabilities, shape)]
+    return np.ascontiguousarray(nib.apply_orientation(classes, back))
 
 # %% ../../nbs/66_predict.ipynb #4a12e3ca
 _PLACE = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x",
@@ -166,11 +171,9 @@ def _ending(scan: Path) -> str:
 # %% ../../nbs/66_predict.ipynb #6507c5d3
 def _probabilities_on(probabilities: torch.Tensor, grid: Grid) -> np.ndarray:  # (*grid.shape, K) float32
     """The probability of each class on the voxels of a scan as they lie on disk."""
-    axes = nib.io_orientation(grid.affine)
-    oriented = grid.shape if len(grid.shape) == 2 else tuple(grid.shape[i] for i in np.argsort(axes[:, 0]))
-    there = [resize(MetaTensor(one[None]), oriented)[0].as_tensor().numpy() for one in probabilities.float()]
-    if len(grid.shape) == 3:
-        back = nib.orientations.ornt_transform(_RAS, axes)
+    shape, back = (grid.shape, None) if len(grid.shape) == 2 else _from_ras(grid)
+    there = [resize(MetaTensor(one[None]), shape)[0].as_tensor().numpy() for one in probabilities.float()]
+    if back is not None:
         there = [nib.apply_orientation(one, back) for one in there]
     return np.stack(there, axis=-1).astype(np.float32)
 
@@ -185,7 +188,7 @@ def write_probabilities(probabilities: torch.Tensor, grid: Grid, file: Path) -> 
         write_whole(file, lambda f: f.write(packed))
 
 # %% ../../nbs/66_predict.ipynb #a8841853
-def _write_masks(network: nn.Module, facts: dict, scans: Scans, seen: Preparation, out: Path,
+def _write_masks(network: nn.Module, facts: dict, scans: Scans, out: Path,
                  how: Predicting) -> list[Path]:
     """A mask for each case in the grid of its first file, and probabilities where they are wanted."""
     files, codes = [], tuple(int(code) for code in facts["classes"])
@@ -197,7 +200,7 @@ def _write_masks(network: nn.Module, facts: dict, scans: Scans, seen: Preparatio
             continue
         if scans.store is not None:
             check_source(case, scans.store)
-        found, grid = class_probabilities(network, scans.image(case, seen)), read_grid(case.images[0])
+        found, grid = class_probabilities(network, scans.image(case)), read_grid(case.images[0])
         if how.probabilities:
             write_probabilities(found, grid, more)
         write_prediction(to_scan(found, grid, codes), grid, mask)
@@ -205,7 +208,7 @@ def _write_masks(network: nn.Module, facts: dict, scans: Scans, seen: Preparatio
 
 
 @torch.no_grad()
-def _write_answers(network: nn.Module, goal: Goal, facts: dict, scans: Scans, seen: Preparation, out: Path,
+def _write_answers(network: nn.Module, goal: Goal, facts: dict, scans: Scans, out: Path,
                    how: Predicting) -> list[Path]:
     """A table with a row for each case: case, and the columns of the goal's answer."""
     noted, device = out / "answers.jsonl", next(network.parameters()).device
@@ -218,7 +221,7 @@ def _write_answers(network: nn.Module, goal: Goal, facts: dict, scans: Scans, se
     network.eval()
     for case in tqdm(scans.cases, desc=f"predict {scans.source.name}", unit="scan", disable=not how.progress):
         if case.id not in rows:
-            outputs = network(scans.image(case, seen)[None].to(device)).float().cpu()
+            outputs = network(scans.image(case)[None].to(device)).float().cpu()
             rows[case.id] = {"case": case.id} | goal.answer(outputs, facts)
             with open(noted, "a", encoding="utf-8") as f:
                 f.write(json.dumps(rows[case.id]) + "\n")
@@ -243,7 +246,7 @@ def predict(
     """
     opened, folder = run if isinstance(run, Run) else Run(run), as_folder(out, "out")
     card = read_network_card(opened)
-    goal, seen = goal_of(card), preparation_of(opened)
+    goal = goal_of(card)
     if how.probabilities and not goal.voxelwise:
         raise InputError(f"probabilities are for masks, and the goal of this run is {card['goal']}. Leave it out.")
     if folder.suffix:
@@ -254,5 +257,5 @@ def predict(
                     "scans": str(found.source.resolve()), "store": None if found.store is None else found.store.hash,
                     "facts": card["facts"], "probabilities": how.probabilities}, found)
     if goal.voxelwise:
-        return _write_masks(network, card["facts"], found, seen, folder, how)
-    return _write_answers(network, goal, card["facts"], found, seen, folder, how)
+        return _write_masks(network, card["facts"], found, folder, how)
+    return _write_answers(network, goal, card["facts"], found, folder, how)

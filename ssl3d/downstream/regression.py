@@ -29,6 +29,7 @@ class Regression(RegressionOptions, ImageGoal):
     """The age, in years, that a whole image shows."""
 
     metric: ClassVar[str] = "r2"
+    least: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -39,9 +40,6 @@ class Regression(RegressionOptions, ImageGoal):
     @property
     def asked(self) -> str:
         return "age"
-
-    def check(self, store: Store, train: dict[str, Any], test: dict[str, Any], least: int = 2) -> None:
-        super().check(store, train, test, least)
 
     def facts(self, store: Store, truths: dict[str, dict[str, Any]], case_ids: list[str]) -> dict:
         """Mean and standard deviation, in years, of the ages that are learned from."""

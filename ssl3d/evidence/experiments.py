@@ -31,7 +31,7 @@ from ..data.store import Store
 from ..downstream.finetune import finetune
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
-from ..errors import InputError, check_numbers, one_of, whole_number
+from ..errors import InputError, one_of, whole_number
 from ssl3d.files import (
     as_folder,
     is_file_name,
@@ -43,7 +43,7 @@ from ssl3d.files import (
     write_whole,
 )
 from ..networks.cards import read_card
-from ..networks.encoders import ENCODERS, WIDTHS
+from ..networks.encoders import WIDTHS
 from ..networks.weights import encoder_origin
 from ssl3d.settings import (
     Finetuning,
@@ -177,7 +177,7 @@ def _goal(experiment: Experiment) -> Goal:
 def check_experiment(experiment: Experiment) -> None:
     """Refuse what is known to be wrong before anything is read or trained."""
     one_of(GOALS, goal=experiment.goal)
-    check_numbers(seeds=experiment.seeds)
+    whole_number(1, seeds=experiment.seeds)
     if experiment.folds is not None:
         whole_number(2, folds=experiment.folds)
     if not isinstance(experiment.arms, dict) or not experiment.arms:
@@ -185,7 +185,6 @@ def check_experiment(experiment: Experiment) -> None:
     _check_list("label_fractions", experiment.label_fractions, 0, 1)
     _check_settings("network", experiment.network, Training,
                     ours={name for name in options_of(Training) if name not in ("architecture", "widths")})
-    one_of(ENCODERS, architecture=experiment.network.get("architecture", "unet"))
     _check_settings("pretraining", experiment.pretraining, Pretraining)
     _check_settings("finetuning", experiment.finetuning, Finetuning, goal_options(experiment.goal))
     _goal(experiment)

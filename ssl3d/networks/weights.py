@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['save_weights', 'save_encoder', 'load_weights', 'check_own', 'empty_encoder', 'load_encoder', 'given_card',
-           'given_encoder', 'check_shape', 'encoder_origin', 'input_convolutions', 'widen']
+           'own_module', 'given_encoder', 'check_shape', 'encoder_origin', 'input_convolutions', 'widen']
 
 # %% ../../nbs/33_weights.ipynb #4f43d1c9
 import copy
@@ -115,14 +115,18 @@ def given_card(encoder: Folder | Callable | None) -> dict:
     return {"trained_on": [], "people": []} | getattr(encoder, "card", {}) | shape
 
 
+def own_module(encoder: Folder | Callable | None) -> nn.Module | None:
+    """The module of the user's own that is given, or that a given run was trained with; None where there is none."""
+    return encoder if isinstance(encoder, nn.Module) else getattr(encoder, "own_encoder", None)
+
+
 def given_encoder(encoder: Folder | Callable | None) -> nn.Module | None:
     """A copy of the encoder to start from; None where none is given."""
     if encoder is None:
         return None
     if isinstance(encoder, nn.Module):
         return copy.deepcopy(encoder)
-    own = getattr(encoder, "own_encoder", None)  # a Run knows the module that it was trained with
-    return load_encoder(as_folder(encoder, "encoder"), own)
+    return load_encoder(as_folder(encoder, "encoder"), own_module(encoder))
 
 
 def check_shape(how: Training, encoder: nn.Module) -> None:

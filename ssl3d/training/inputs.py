@@ -74,14 +74,15 @@ class Scans(NamedTuple):
 
     source: Path  # a folder, or a file
     cases: list[Case]
+    preparation: Preparation  # of the run that looks at them
     store: Store | None = None  # which has them prepared
     whole: bool = True  # whether everything in the folder is looked at
 
-    def image(self, case: Case, preparation: Preparation) -> torch.Tensor:  # (C, *size) in [0, 1]
+    def image(self, case: Case) -> torch.Tensor:  # (C, *size) in [0, 1]
         """The prepared image of a case; raises `InputError` for a file that is missing, damaged or has changed."""
         if self.store is None:
-            return preparation(case.images)
-        return read_batch(self.store, [case.id], content=preparation.content).image[0]
+            return self.preparation(case.images)
+        return read_batch(self.store, [case.id], content=self.preparation.content).image[0]
 
 
 def _from_files(files: list[Path]) -> Cohort:
@@ -112,7 +113,8 @@ def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
     if not names:
         raise InputError(f"{store.folder}: keeps no case for testing. Give the folder of the scans.")
     return Scans(Path(opened.settings["source"]),
-                 [Case(name, tuple(map(Path, opened.cases[name]["files"]))) for name in names], opened)
+                 [Case(name, tuple(map(Path, opened.cases[name]["files"]))) for name in names],
+                 preparation, opened)
 
 # %% ../../nbs/55_inputs.ipynb #ef855b45
 def open_scans(
@@ -138,7 +140,7 @@ def open_scans(
     if ours != theirs and sorted(ours) == sorted(theirs):
         raise InputError(f"{cohort.source}: has the channels {', '.join(cohort.channels)}, but the network was trained "
                          f"on {', '.join(preparation.names)}. Open it with the modalities in that order.")
-    return Scans(cohort.source, list(cohort.cases), whole=cohort.layout != "files")
+    return Scans(cohort.source, list(cohort.cases), preparation, whole=cohort.layout != "files")
 
 
 def check_source(case: Case, store: Store) -> None:
@@ -173,14 +175,14 @@ def features_of(
         check_images(scans, encoder)
         check_range(scans)
         with eval_mode(encoder):
-            rows = [pool(encoder, each[None].float()).cpu().numpy() for each in scans.as_subclass(torch.Tensor)]
+            rows = [pool(encoder, two.float()).cpu().numpy() for two in scans.as_subclass(torch.Tensor).split(2)]
         return [str(i) for i in range(len(scans))], np.concatenate(rows)
-    opened, preparation = open_scans(scans, run, how), preparation_of(run)
+    opened = open_scans(scans, run, how)
     cases = {case.id: case for case in opened.cases}
     bar = tqdm(total=len(cases), desc=f"features {opened.source.name}", unit="scan", disable=not how.progress)
     with eval_mode(encoder), bar:
         for pair in pairs([*cases]):
-            images = torch.stack([opened.image(cases[name], preparation) for name in pair])
+            images = torch.stack([opened.image(cases[name]) for name in pair])
             rows.append(pool(encoder, images).float().cpu().numpy())
             bar.update(len(pair))
     return [*cases], np.concatenate(rows)

@@ -30,6 +30,7 @@ from ssl3d.networks.weights import (
     given_card,
     given_encoder,
     load_weights,
+    own_module,
     save_encoder,
     save_weights,
 )
@@ -149,7 +150,8 @@ def _of_store(place: Folder, how: Pretraining) -> Images:
         height = generator_for(how.seed, "slices", step) if how.slices else None
         return read_batch(store, chosen, content=True, slices=height)
     return Images(read, store.hash, min(n, len(case_ids)), steps_per_epoch(len(case_ids), n),
-                  seen_dimensions(store, how.slices), store.channels, provenance(store, case_ids), store,
+                  seen_dimensions(store, how.slices), store.channels,
+                  provenance(store, case_ids, given_card(how.encoder) or None), store,
                   [store.cases[name]["subject"] for name in case_ids])
 
 # %% ../../nbs/53_pretrain.ipynb #1dd9777d
@@ -170,10 +172,11 @@ def _numbers_of(subjects: Sequence, known: dict[Any, int]) -> torch.Tensor:
     return torch.tensor([known.setdefault(name, len(known)) for name in names])
 
 
-def _unknown(what: str) -> dict:
-    """What a card says of images that did not come from a store."""
+def _unknown(what: str, how: Pretraining) -> dict:
+    """What a card says of images that did not come from a store; who was seen before is known."""
+    before = given_card(how.encoder)
     return {"ssl3d": __version__, "torch": version("torch"), "store": None, "preparation": None, "fold": None,
-            "trained_on": [], "people": [],
+            "trained_on": before.get("trained_on", []), "people": before.get("people", []),
             "unknown": f"who was seen and how images were prepared: they came from {what}"}
 
 
@@ -199,7 +202,7 @@ def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
         return Batch(torch.stack([image.float() for image, _ in found]), whose)
     digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()[:16]
     return Images(read, f"{what}, {digest}", min(n, len(items)), steps_per_epoch(len(items), n), first.ndim - 1,
-                  len(first), _unknown(what))
+                  len(first), _unknown(what, how))
 
 
 def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
@@ -228,8 +231,8 @@ def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
     first = read(0)
     kept.append(first)
     per_epoch = len(batches) if isinstance(batches, Sized) else None
-    return Images(read, what, len(first.image), per_epoch, first.image.ndim - 2, first.image.shape[1], _unknown(what),
-                  again=False)
+    return Images(read, what, len(first.image), per_epoch, first.image.ndim - 2, first.image.shape[1],
+                  _unknown(what, how), again=False)
 
 # %% ../../nbs/53_pretrain.ipynb #08d39f27
 def images_from(
@@ -273,7 +276,7 @@ def pretrain(
     seen = images_from(images, how, compares)
     _check_probe(seen.store, how)
     lr = how.lr if how.lr is not None else (1e-3 if seen.dims == 3 else 5e-4)
-    encoder, before = _new_encoder(seen, how)
+    encoder = _new_encoder(seen, how)
     network = make_task(task, encoder, how.seed, options)
     check_devices(how.devices, seen.in_batch)
     n_steps = _check_images(network, seen, how)
@@ -291,24 +294,22 @@ def pretrain(
     begin_run(folder, settings)
     if not (folder / "encoder.json").exists():
         best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
-        people = {what: sorted({*seen.about[what], *before.get(what, ())}) for what in ("trained_on", "people")}
         save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
-                                       "steps": best} | seen.about | people)
+                                       "steps": best} | seen.about)
         (folder / "best.safetensors").unlink(missing_ok=True)
-    own = how.encoder if isinstance(how.encoder, nn.Module) else getattr(how.encoder, "own_encoder", None)
-    return finished_run(folder, how.progress, own)
+    return finished_run(folder, how.progress, own_module(how.encoder))
 
 
-def _new_encoder(seen: Images, how: Pretraining) -> tuple[nn.Module, dict]:  # and the card of the one given
+def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
     """A fresh encoder for these images, or a copy of the one given; raises `InputError` for one that does not fit."""
-    own, card = given_encoder(how.encoder), given_card(how.encoder)
-    if own is None:
-        return make_encoder(how.architecture, seen.dims, seen.channels, how.widths, how.seed), {}
-    check_shape(how, own)
-    if (card["spatial_dims"], card["in_channels"]) != (seen.dims, seen.channels):
-        raise InputError(f"the encoder takes {card['in_channels']} channel(s) in {card['spatial_dims']}D, and the "
+    given = given_encoder(how.encoder)
+    if given is None:
+        return make_encoder(how.architecture, seen.dims, seen.channels, how.widths, how.seed)
+    check_shape(how, given)
+    if (given.spatial_dims, given.in_channels) != (seen.dims, seen.channels):
+        raise InputError(f"the encoder takes {given.in_channels} channel(s) in {given.spatial_dims}D, and the "
                          f"images have {seen.channels} in {seen.dims}D. Give images of its kind.")
-    return own, card
+    return given
 
 
 def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
