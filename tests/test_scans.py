@@ -11,7 +11,8 @@ from PIL import Image
 from test_dicom import write as write_series
 
 from ssl3d.data.layouts import open_cohort
-from ssl3d.data.scans import content_box, crop, fingerprint, orient, prepare_scan, read_scan, resize, scale, survey
+from ssl3d.data.scans import content_box, crop, orient, prepare_scan, read_scan, resize, scale, survey
+from ssl3d.data.voxels import fingerprint
 from ssl3d.errors import InputError
 
 pytestmark = pytest.mark.quick

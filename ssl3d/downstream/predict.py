@@ -20,8 +20,10 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..data.cohorts import Cohort, is_series
-from ..data.scans import fingerprint, nifti_header, read_scan, resize
+from ..data.cohorts import Cohort
+from ..data.formats import is_series
+from ..data.scans import read_scan, resize
+from ..data.voxels import fingerprint, nifti_header
 from .finetune import goal_of, read_network_card
 from .goals import Goal
 from ..errors import InputError

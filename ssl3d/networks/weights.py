@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ..data.scans import fingerprint
+from ..data.voxels import fingerprint
 from ..errors import InputError
 from ..files import Folder, as_folder, write_json, write_whole
 from .cards import read_card

@@ -17,11 +17,13 @@ from lightning.fabric import Fabric
 from monai.networks.utils import eval_mode
 from tqdm.auto import tqdm
 
-from ..data.cohorts import SUFFIXES, Case, Cohort, is_series, make_cohort, stem
+from ..data.cohorts import Case, Cohort, make_cohort
+from ..data.formats import is_scan_name, is_series, stem
 from ..data.layouts import open_cohort
 from ..data.prepare import as_kept
-from ..data.scans import fingerprint, prepare_scan
+from ..data.scans import prepare_scan
 from ..data.store import UNITS, Store
+from ..data.voxels import fingerprint
 from ..errors import InputError
 from ..files import Folder, as_folder
 from ..settings import Embedding, Reading
@@ -134,7 +136,7 @@ def open_scans(
         place = as_folder(scans, "scans").expanduser()
         if (place / "manifest.json").is_file():
             return _from_store(scans if isinstance(scans, Store) else Store(place), run, preparation)
-        single = not place.is_dir() and (is_series(place) or place.name.lower().endswith(SUFFIXES))
+        single = not place.is_dir() and (is_series(place) or is_scan_name(place))
         cohort = _from_files([place]) if single else open_cohort(place, **reading)
     ours, theirs = ([name.casefold() for name in names] for names in (preparation.names, cohort.channels))
     if ours != theirs and sorted(ours) == sorted(theirs):
