@@ -253,9 +253,9 @@ class Running(Shown):
 class Reading(Settings):
     """How a folder of scans is read, see `ssl3d.data.layouts.open_cohort`."""
 
-    layout: Literal["msd", "brats", "ukb", "ixi", "bids", "aptos", "idrid", "medmnist", "csv", "dicom",
-                    "folder"] | None = option(None, "public layout of the folder; recognised if not given",
-                                              "what to read")
+    layout: Literal["msd", "nnunet", "brats", "ukb", "ixi", "bids", "aptos", "idrid", "medmnist", "totalsegmentator",
+                    "lits", "acdc", "btcv", "brats-men-rt", "kits", "flare", "csv", "dicom", "folder"] | None = option(
+        None, "public layout of the folder; recognised if not given", "what to read")
     images: str | dict[str, str] | None = option(
         None, "pattern of the image files, or one pattern for each modality", "what to read",
         example="'{subject}/{session}/T1.nii.gz' or '{T1: ..., T2: ...}'")

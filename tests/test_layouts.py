@@ -181,7 +181,7 @@ def test_patterns_and_a_table(tmp_path):
         (dict(masks="{id}.nii"), "images"),
         (dict(images="{id}_T1.nii.gz", masks="{id}_seg.nii.gz"), "no file for masks"),
         (dict(images="{subject}_*.nii.gz"), "fits"),
-        (dict(layout="nifti"), "one of msd, brats, ukb"),
+        (dict(layout="nifti"), "one of msd, nnunet, brats, ukb"),
         (dict(images="{id}_T1.nii.gz", table="others.csv"), "no column with the ids"),
         (dict(images="{id}_T1.nii.gz", table="none.csv"), "none.csv"),
         (dict(on_error="go"), "on_error"),
@@ -237,9 +237,9 @@ def people_folder(folder):
         ("No,Patient,Grade\n1,003,0\n2,001,1\n3,002,2\n", None, "equally well"),
         ("Patient,Grade\n001,0\n001,1\n002,2\n", None, "several rows for '001' that differ"),
         ("Patient,Grade\n001,HGG\n", None, "grade 'HGG'"),
-        ("Patient,Age\n001,forty\n", None, "age 'forty'"),
+        ("Patient,Age\n001,forty\n", {"age": "Age"}, "age 'forty'"),
         ("Patient,Grade\n001,-1\n", None, "grade '-1'"),
-        ("Patient,Sex\n001,x\n", None, "sex 'x'"),
+        ("Patient,Sex\n001,x\n", {"sex": "Sex"}, "sex 'x'"),
         ("Patient,Grade\n001,1\n", {"id": "Name"}, "'Name' for 'id'"),
     ],
 )
@@ -270,12 +270,12 @@ def test_a_table_as_excel_writes_it(tmp_path):
 
 def test_what_a_plain_folder_would_pass_over_in_silence(tmp_path):
     volumes(tmp_path, "p1/t1", "p2/t1", mask=["p1/lesion_mask", "p2/seg"])
-    (tmp_path / "p3.nrrd").touch()
+    (tmp_path / "p3.mnc").touch()
     cohort = open_cohort(tmp_path, on_error="skip")
-    assert [c.id for c in cohort.cases] == ["p1-t1", "p2-t1"]
-    assert [w in str(e) for e, w in zip(cohort.left_out, ("lesion_mask", "seg", "p3.nrrd"))].count(True) >= 1
-    assert len(cohort.left_out) == 3
-    with pytest.raises(InputError, match="mask by its name|kind that is not read"):
+    assert [c.id for c in cohort.cases] == ["p1-t1", "p2-t1"] and len(cohort.left_out) == 1
+    assert "2 files look like label maps of 2 scans, of 2 kinds; none is used" in str(cohort)
+    assert "5 seen, 2 used, 3 left out" in str(cohort)
+    with pytest.raises(InputError, match="p3.mnc: is of a kind that is not read. .*mnc2nii"):
         open_cohort(tmp_path)
 
 
@@ -340,7 +340,7 @@ def test_missing_and_empty_folders(tmp_path):
         open_cohort(tmp_path / "nowhere")
     with pytest.raises(InputError, match="holds no scan"):
         open_cohort(tmp_path)
-    with pytest.raises(InputError, match="one of msd, brats, ukb"):
+    with pytest.raises(InputError, match="one of msd, nnunet, brats, ukb"):
         open_cohort(tmp_path, layout="nifti")
 
 

@@ -152,7 +152,7 @@ def test_what_is_finished_is_noted_at_once(tmp_path, monkeypatch):
 
 def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     volumes(tmp_path / "in", "a", "b")
-    monkeypatch.setattr("ssl3d.data.scans.fingerprint", lambda paths: [p.touch() for p in paths] and "0")
+    monkeypatch.setattr("ssl3d.data.prepare.fingerprint", lambda paths: [p.touch() for p in paths] and "0")
     with pytest.raises(InputError, match="changed while it was read"):
         prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'EXCHANGED', 'SUFFIXES', 'UNREAD', 'UID', 'stem', 'unread', 'is_scan_name', 'is_hidden', 'files_below',
-           'is_dicom', 'exists', 'is_series', 'is_entry', 'same_form']
+           'is_dicom', 'exists', 'is_series', 'is_entry', 'same_form', 'below']
 
 # %% ../../nbs/10_formats.ipynb #49a90d87
 import os
@@ -132,3 +132,8 @@ def is_entry(path: Path) -> bool:
 def same_form(name: str) -> str:
     """A name in the Unicode form in which names are compared (NFC)."""
     return unicodedata.normalize("NFC", name)
+
+
+def below(root: Path, file: Path) -> Path:
+    """A path as it counts from a folder; its last two parts where it lies elsewhere."""
+    return file.relative_to(root) if file.is_relative_to(root) else Path(*file.parts[-2:])

@@ -52,7 +52,7 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
     _check_modalities(case, cohort)
     stamp = _stamp(case)
     ready = prepare_scan(case.images, case.mask, size=settings["size"], crop_content=settings["crop"],
-                         percentiles=settings["percentiles"], classes=cohort.classes, relabel=cohort.relabel)
+                         percentiles=settings["percentiles"], classes=cohort.classes, relabel=case.relabel)
     versions = {"images": ready.image} | ({} if ready.content is None else {"content": ready.content})
     kept = {name: as_kept(image.numpy(), settings["dtype"]) for name, image in versions.items()}
     arrays = {name: array for name, (array, _) in kept.items()}
@@ -189,7 +189,7 @@ def prepare(
     settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, "size": how.size, "crop": how.crop,
                 "percentiles": how.percentiles and list(how.percentiles), "dtype": how.dtype, "test": how.test,
                 "seed": how.seed, "classes": {str(k): v for k, v in cohort.classes.items()},
-                "relabel": {str(k): v for k, v in cohort.relabel.items()}}
+                "relabel": {str(k): v for case in cohort.cases for k, v in case.relabel.items()}}
     _check_call(cohort, folder, how)
     if (folder / "manifest.json").exists():
         return _same_store(folder, cohort, settings, how.on_error)

@@ -182,7 +182,7 @@ def survey(
         row = {"id": case.id, "grade": case.grade}
         try:
             scan, axes = _read_image(case.images)
-            mask = case.mask and _read_mask(case.mask, scan, case.images[0], cohort.classes, cohort.relabel)
+            mask = case.mask and _read_mask(case.mask, scan, case.images[0], cohort.classes, case.relabel)
             rows.append(row | _facts(scan, axes, mask))
         except InputError as e:
             rows.append(row | {"problem": str(e)})
