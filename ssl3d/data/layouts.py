@@ -207,7 +207,7 @@ def _ixi_sex(row: dict[str, str]) -> str:
 
 # %% ../../nbs/15_layouts.ipynb #d01430c0
 _BIDS = re.compile(r"(?P<where>.*?)sub-(?P<subject>[^/_]+)/(?:ses-(?P<session>[^/_]+)/)?(?:(?P<kind>\w+)/)?sub-[^/_]+"
-                   r"(?P<entities>(?:_[a-zA-Z]+-[^/_]+)*)_(?P<suffix>[a-zA-Z0-9]+)(?P<ending>\.[a-z.]+)")
+                   r"(?P<entities>(?:_[^/_]+)*)_(?P<suffix>[a-zA-Z0-9]+)(?P<ending>\.[a-z.]+)")
 _MASKS = ("dseg", "mask", "seg", "msk", "roi", "label", "labels", "lesion", "lesions", "segmentation", "probseg")
 
 
@@ -233,8 +233,8 @@ def _bids_name(folder: Path, file: Path) -> _Named | None:
     match = _BIDS.fullmatch(file.relative_to(folder).as_posix())
     if not match or not is_scan_name(file) or match["where"].startswith(("sourcedata", "code")):
         return None
-    parts = re.findall(r"_([a-zA-Z]+-[^_]+)", match["entities"])
-    having = {part.split("-")[0]: part for part in parts}
+    parts = match["entities"].split("_")[1:]  # as acq-fast; a mask may have the suffix of its scan, too
+    having = {part.split("-")[0]: part for part in parts if "-" in part}
     others = [part for part in parts if part.split("-")[0] not in ("run", "ses", "space")]
     return _Named(file, match["where"], f"sub-{match['subject']}",
                   f"ses-{match['session']}" if match["session"] else having.get("ses", ""), having.get("run", ""),
