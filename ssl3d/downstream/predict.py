@@ -258,6 +258,10 @@ def predict(
     _begin(folder, {"network": fingerprint((opened / "network.safetensors",)), "goal": card["goal"],
                     "scans": str(found.source.resolve()), "store": None if found.store is None else found.store.hash,
                     "facts": card["facts"], "probabilities": how.probabilities}, found)
-    if goal.voxelwise:
-        return _write_masks(network, card["facts"], found, folder, how)
-    return _write_answers(network, goal, card["facts"], found, folder, how)
+    found.notes.keep_in(folder / "notes.csv")
+    try:
+        if goal.voxelwise:
+            return _write_masks(network, card["facts"], found, folder, how)
+        return _write_answers(network, goal, card["facts"], found, folder, how)
+    finally:
+        found.tell()
