@@ -38,8 +38,9 @@ from .probes import pool
 from .runs import Run
 
 # %% ../../nbs/55_inputs.ipynb #0aa6c165
-_DEEP = -500  # in HU this is lung or air; no MRI has a hundredth of its voxels there
-_SHIFTED = (950, 5000)  # the 99th percentile of a CT to which 1000 or 1024 was added
+_DEEP, _SHALLOW = -500, -100  # in HU: lung or air; below water, and where bias correction of MRI may end
+_SHIFTED = 950  # the least 99th percentile of a CT to which 1000 or 1024 was added, so that air is at 0
+_MOST = 5000  # the largest 99th percentile of a CT, shifted or not
 
 
 def _is_deep(low: float, high: float) -> bool:
@@ -54,12 +55,12 @@ def check_values(file: Path, facts: dict, ranges: dict, names: Sequence[str] = (
         where = "" if len(facts["percentiles"]) == 1 else f" in channel {names[k] if k < len(names) else k}"
         values = f"its values{where} run from {low:g} to {high:g}, and the run was trained on values from {least:g} " \
             f"to {p99_most:g}"
-        shallow, deep = p1_least > _DEEP / 5, latest <= _DEEP  # every scan of the training
+        shallow, deep = p1_least > _SHALLOW, latest <= _DEEP and p99_most <= _MOST  # every scan of the training
         if shallow and _is_deep(p1, p99):
-            kind = "looks like CT in HU" if low >= -5000 and high <= 50_000 else "has much far below zero"
+            kind = "looks like CT in HU" if p99 <= _MOST else "has much far below zero"
             raise InputError(f"{file}: {kind}: {values}. Give scans of the kind and in the units that the run was "
                              "trained on, or train a run on such scans.")
-        if deep and low >= 0 and not _SHIFTED[0] <= p99 <= _SHIFTED[1]:
+        if deep and (low > _SHALLOW and p99 < _SHIFTED or p99 > _MOST):
             raise InputError(f"{file}: is no CT in HU: {values}, where air is far below zero. Give scans of the kind "
                              "and in the units that the run was trained on (a CT that was clipped or scaled: the "
                              "original), or train a run on such scans.")
