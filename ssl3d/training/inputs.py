@@ -96,8 +96,8 @@ def unlike(facts: dict, ranges: dict) -> dict[str, str]:  # kind -> what is seen
     extent = [n * mm for n, mm in zip(facts["shape"], facts["spacing"])]
     for kind, name, values in (("spacing", "spacing", facts["spacing"]), ("field of view", "extent", extent)):
         if compared and _outside(values, ranges[name]):
-            low, high = zip(*ranges[name])
-            found[kind] = f"{_by(values)} mm (to the right, front and top), trained on {_by(low)} to {_by(high)} mm"
+            known = " to ".join(dict.fromkeys(_by(ends) for ends in zip(*ranges[name])))  # once where all are alike
+            found[kind] = f"{_by(values)} mm (to the right, front and top), trained on {known} mm"
     if facts["axes"] == "unknown" and ranges["placed"]:
         found["orientation"] = "says nothing of its orientation"
     if ranges["grey"] and is_grey(facts) not in ranges["grey"]:
@@ -115,8 +115,8 @@ class Notes:
     def keep_in(self, file: Path) -> None:  # .csv with case, kind, note; goes on with what is in it
         """Write each note into a file as soon as it is there."""
         if file.exists():
-            with open(file, newline="", encoding="utf-8") as f:
-                rows = [row for row in csv.reader(f) if len(row) == 3][1:]  # a shorter one was cut off
+            whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the program may have been stopped in a line
+            rows = list(csv.reader(io.StringIO(whole)))[1:]
             self.rows = {(case, kind): note for case, kind, note in rows} | self.rows
         self._file = file
         if self.rows:
@@ -228,8 +228,9 @@ def check_modalities(source: Path, channels: Sequence[str], preparation: Prepara
         f"..., images={{{', '.join(f'{name!r}: PATTERN' for name in names)}}}), in a shell --images " \
         f"'{{{patterns}}}'. Only upper and lower case are the same by themselves."
     if set(ours) <= set(theirs):
-        cure = f"Choose them in the order of the training: modalities={names!r}, in a shell --modalities " \
-            f"{','.join(names)}."
+        named = [channels[theirs.index(name)] for name in ours]  # as they are written there
+        cure = f"Open it with the modalities in that order: modalities={named!r}, in a shell --modalities " \
+            f"{','.join(named)}. A file that holds several of them has to be saved anew."
     elif len(names) == 1:
         cure += " Or give the files (or folders of series) one by one: their modality is not compared."
     raise InputError(f"{source}: has the modalities {', '.join(channels)}, but the run was trained on "
@@ -281,6 +282,8 @@ def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
     """The test cases of the store that a run was trained on; all cases of another one that is prepared alike."""
     own = store.hash == run.card["store"]
     opened = Store(store.folder, run.card["fold"]) if own and store.fold is None else store
+    notes = Notes()
+    check_modalities(store.folder, store.channel_names, preparation, notes)
     differ = [f"{name} {getattr(preparation, name)} (here {value})" for name, value in (
         ("size", store.settings["size"]), ("dtype", store.settings["dtype"]), ("spatial_dims", store.spatial_dims),
         ("channels", store.channels),
@@ -289,8 +292,6 @@ def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
     if differ:
         raise InputError(f"{store.folder}: is prepared in another way than the run was trained with: "
                          f"{'; '.join(differ)}. Give the folder of the scans, and the run prepares them itself.")
-    notes = Notes()
-    check_modalities(store.folder, store.channel_names, preparation, notes)
     names = opened.split("test") if own else [*opened.cases]
     if not names:
         raise InputError(f"{store.folder}: keeps no case for testing. Give the folder of the scans.")
