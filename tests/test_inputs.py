@@ -299,6 +299,9 @@ def test_what_a_scan_lacks_beside_the_training(plain):
     volume = {"shape": [9, 9, 9], "spacing": [1, 1, 1], "axes": "LPS", "percentiles": [[0, 0, 5, 9, 9]]}
     nowhere = volume | {"axes": "unknown", "spacing": [7, 7, 7]}
     assert unlike(nowhere, ranges_of([volume])).keys() == {"orientation"} and not unlike(nowhere, ranges_of([nowhere]))
+    for file in ("x.npy", "x.npz/train_images/3"):
+        array = volume | {"files": [file], "spacing": [5, 5, 5]}
+        assert unlike(array, ranges_of([volume])).keys() == {"orientation"} and not unlike(array, ranges_of([array]))
     assert not unlike(volume, ranges_of([nowhere])) and not unlike(nowhere, ranges_of([volume, nowhere]))
     colour = {
         "shape": [9, 9],

@@ -203,7 +203,9 @@ class Prepared(NamedTuple):
 def _digest(channel: torch.Tensor) -> str:  # 16 hexadecimal digits
     """The beginning of the SHA-256 of the voxels of one channel, whatever file they came from."""
     values = np.ascontiguousarray(channel.numpy()) + 0.0  # so that -0 is 0
-    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(values.shape).encode())
+    digest.update(values.data)
+    return digest.hexdigest()[:16]
 
 # %% ../../nbs/16_scans.ipynb #8e7ba372
 def prepare_scan(

@@ -5,10 +5,12 @@ __all__ = ['read_card', 'is_placed', 'is_grey', 'ranges_of', 'provenance', 'seen
 
 # %% ../../nbs/32_cards.ipynb #534b3f7a
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
 from .. import __version__
+from ..data.formats import is_entry
 from ..data.splits import person_key
 from ..data.store import Store
 from ..errors import InputError, one_of
@@ -30,8 +32,9 @@ def read_card(
 
 # %% ../../nbs/32_cards.ipynb #9744a6d7
 def is_placed(facts: dict) -> bool:
-    """Whether a scan says where it lies in the patient; pictures do not."""
-    return facts["axes"] not in ("", "unknown")
+    """Whether a scan says where it lies in the patient; pictures and NumPy files do not."""
+    arrays = any(Path(file).suffix.lower() == ".npy" or is_entry(Path(file)) for file in facts.get("files", ()))
+    return facts["axes"] not in ("", "unknown") and not arrays
 
 
 def is_grey(facts: dict) -> bool:
@@ -40,7 +43,7 @@ def is_grey(facts: dict) -> bool:
 
 
 def ranges_of(
-    cases: list[dict],  # the facts of each scan: shape, spacing, axes, percentiles
+    cases: list[dict],  # the facts of each scan: shape, spacing, axes, percentiles, files
 ) -> dict:
     """What scans are like: of each channel and each axis the smallest and the largest number."""
     values = np.array([case["percentiles"] for case in cases])  # (cases, C, 5)

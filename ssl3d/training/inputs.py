@@ -98,7 +98,7 @@ def unlike(facts: dict, ranges: dict) -> dict[str, str]:  # kind -> what is seen
         if compared and _outside(values, ranges[name]):
             known = " to ".join(dict.fromkeys(_by(ends) for ends in zip(*ranges[name])))  # once where all are alike
             found[kind] = f"{_by(values)} mm (to the right, front and top), trained on {known} mm"
-    if facts["axes"] == "unknown" and ranges["placed"]:
+    if len(facts["shape"]) == 3 and not is_placed(facts) and ranges["placed"]:
         found["orientation"] = "says nothing of its orientation"
     if ranges["grey"] and is_grey(facts) not in ranges["grey"]:
         found["colour"] = "grey, trained on colour" if is_grey(facts) else "in colour, trained on grey"
@@ -115,7 +115,7 @@ class Notes:
     def keep_in(self, file: Path) -> None:  # .csv with case, kind, note; goes on with what is in it
         """Write each note into a file as soon as it is there."""
         if file.exists():
-            whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # the program may have been stopped in a line
+            whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # it may have been stopped in a line
             rows = list(csv.reader(io.StringIO(whole)))[1:]
             self.rows = {(case, kind): note for case, kind, note in rows} | self.rows
         self._file = file
@@ -194,7 +194,7 @@ class Preparation:
                              f"trained on {self.channels}{named} in {self.spatial_dims}D. Give scans of the same "
                              "modalities.")
         kept, _ = as_kept(image.numpy(), self.dtype)
-        return torch.from_numpy(kept).float() / UNITS[self.dtype], ready.facts
+        return torch.from_numpy(kept).float() / UNITS[self.dtype], ready.facts | {"files": [*map(str, files)]}
 
 
 def preparation_of(run: Folder) -> Preparation:
