@@ -270,7 +270,9 @@ def predict(
     codes of the training masks (PNG for pictures, NPY for NumPy files), and with `probabilities` those of each class.
     Other goals write `predictions.csv` with a row for each case: the predicted grade and the probability of each, or
     the age. Of the store that the run was trained on, the test cases are taken; of another one, all. What is there
-    already is kept. Raises `InputError` where anything does not fit, or a scan is missing or has changed.
+    already is kept. Scans that are unusual for the run, or were trained on, are named in `notes.csv` and in a warning
+    for each kind. Raises `InputError` where anything does not fit, a scan is of other modalities or of another kind of
+    intensities, or is missing or has changed.
 
     What to read:
         layout: public layout of the folder; recognised if not given. Default: None.

@@ -1,9 +1,12 @@
 """From a table of cases to a prepared store: whatever happens on the way."""
 
+import gzip
 import json
+import re
 import time
 import warnings
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,7 @@ from ssl3d.data.prepare import forecast, prepare
 from ssl3d.data.splits import merge_copies
 from ssl3d.data.store import Store
 from ssl3d.errors import InputError
+from ssl3d.files import read_json, write_sealed
 
 pytestmark = pytest.mark.quick
 
@@ -326,3 +330,134 @@ def test_useless_settings_are_refused(tmp_path, settings, said):
         write_nifti(tmp_path / f"s/{i}.nii", sparse)
     with pytest.raises(InputError, match=said):
         prepare(tmp_path / "s", tmp_path / "store", **({"size": 8} | settings), progress=False)
+
+
+def copies_of(file, folder):
+    """The voxels of a NIfTI file in other files: by what was done to it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image, raw = nib.load(file), gzip.decompress(file.read_bytes())
+    voxels = np.asarray(image.dataobj)
+    with open(folder / "time.nii.gz", "wb") as f, gzip.GzipFile("x.nii", "wb", fileobj=f, mtime=123456) as g:
+        g.write(raw)
+    (folder / "level.nii.gz").write_bytes(gzip.compress(raw, 1, mtime=0))
+    (folder / "unpacked.nii").write_bytes(raw)
+    named = nib.Nifti1Image(voxels, image.affine)
+    named.header["descrip"] = "anonymised"
+    nib.save(named, folder / "header.nii.gz")
+    nib.save(nib.Nifti1Image(voxels.astype(np.float64), image.affine), folder / "type.nii.gz")
+    nib.save(nib.Nifti2Image(voxels, image.affine), folder / "nifti2.nii.gz")
+    to_psr = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt("PSR"))
+    nib.save(image.as_reoriented(to_psr), folder / "axes.nii.gz")
+    np.save(folder / "array.npy", voxels)
+    return folder
+
+
+def whole_numbers(*shape):
+    return RNG.integers(-500, 500, shape).astype(np.int16)
+
+
+def test_the_same_voxels_in_another_file_are_the_same_person(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abcd":
+        write_nifti(tmp_path / f"in/{name}.nii.gz", whole_numbers(12, 14, 16))
+    copies = {
+        f"copies-{f.name.split('.')[0]}" for f in copies_of(tmp_path / "in/b.nii.gz", tmp_path / "in/copies").iterdir()
+    }
+    write_nifti(tmp_path / "in/e.nii.gz", np.asarray(nib.load(tmp_path / "in/b.nii.gz").dataobj)[::-1])  # a mirror
+    for seed in range(4):
+        store = prepare(tmp_path / "in", tmp_path / f"s{seed}", size=8, test=0.4, seed=seed, progress=False)
+        together = {name for name, case in store.cases.items() if case["subject"] == store.cases["b"]["subject"]}
+        assert together == {"b", *copies} and store.copies == 8 and "copies: 8" in str(store)
+        assert len({name in store.split("test") for name in together}) == 1
+    with pytest.raises(InputError, match="other scans"):
+        write_nifti(tmp_path / "in/c.nii.gz", whole_numbers(12, 14, 16))
+        prepare(tmp_path / "in", tmp_path / "s0", size=8, test=0.4, seed=0, progress=False)
+
+
+def test_a_copy_of_one_modality_is_the_same_person(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        for kind in ("T1", "T2"):
+            write_nifti(tmp_path / f"in/{name}_{kind}.nii.gz", whole_numbers(8, 9, 10))
+    (tmp_path / "in/c_T2.nii.gz").write_bytes(
+        gzip.compress(gzip.decompress((tmp_path / "in/a_T2.nii.gz").read_bytes()), 1)
+    )
+    cohort = open_cohort(tmp_path / "in", images={kind: f"{{id}}_{kind}.nii.gz" for kind in ("T1", "T2")})
+    store = prepare(cohort, tmp_path / "store", size=8, test=0.5, progress=False)
+    assert [case["subject"] for case in store.cases.values()] == ["a", "b", "a"] and store.copies == 1
+
+
+def test_a_store_of_an_earlier_version_says_nothing_of_copies_in_other_files(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abcd":
+        write_nifti(tmp_path / f"in/{name}.nii.gz", whole_numbers(8, 9, 10))
+    (tmp_path / "in/e.nii").write_bytes(gzip.decompress((tmp_path / "in/b.nii.gz").read_bytes()))
+    prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    manifest = read_json(tmp_path / "store/manifest.json")
+    for case in manifest["cases"]:
+        del case["voxel_digests"]
+        case["subject"] = case["named"]
+    write_sealed(tmp_path / "store/manifest.json", manifest | {"copies": 0})
+    old = Store(tmp_path / "store")
+    assert (
+        "copies" not in str(old)
+        and prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False).hash == old.hash
+    )
+    lines = [manifest["settings"], *manifest["cases"]]  # an earlier version began, this one goes on
+    (tmp_path / "store/unfinished.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("manifest.json", "manifest.sha256", "split.json"):
+        (tmp_path / "store" / name).unlink()
+    assert prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False).copies == 1
+
+
+def people(folder, *subjects):
+    """A table of scans with a subject for each."""
+    volumes(folder, *[f"c{i}" for i in range(len(subjects))])
+    rows = "".join(f"c{i},{who}\n" for i, who in enumerate(subjects))
+    (folder / "cases.csv").write_text("image,subject\n" + rows)
+    return folder / "cases.csv"
+
+
+def test_a_cohort_of_one_name_says_why_it_cannot_be_split(tmp_path):
+    table = people(tmp_path / "in", *["ANON"] * 4)
+    with pytest.raises(
+        InputError, match="all 4 cases have the subject 'ANON'.*columns id and subject.*--table.*--test 0"
+    ):
+        prepare(table, tmp_path / "store", size=8, progress=False)
+    assert not (tmp_path / "store").exists(), "nothing was read for it"
+    assert prepare(table, tmp_path / "store", size=8, test=0, progress=False).split("test") == []
+    scans = volumes(tmp_path / "copied", "a")
+    for i in range(3):
+        (scans / f"b{i}.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes())
+    with pytest.raises(InputError, match="all 4 cases hold copies of the same image.*--test 0"):
+        prepare(scans, tmp_path / "copies", size=8, progress=False)
+    (tmp_path / "who.csv").write_text("id,subject\n" + "".join(f"c{i},p{i}\n" for i in range(4)))
+    told = open_cohort(table, table=str(tmp_path / "who.csv"))
+    assert len(prepare(told, tmp_path / "told", size=8, progress=False).subjects) == 4, "the cure that is named"
+
+
+@pytest.mark.parametrize("subjects, said", [
+    (["ANON"] * 5 + ["b", "c"], "5 of 7 cases have the subject 'ANON'.*--table"),
+    (["a", "b", "0", "0", "0", "0"], "4 of 6 cases have the subject '0'"),
+    (["a"] * 3 + ["b"] * 3, None),  # half of them
+    (["a"] * 4 + ["b"], None),  # few cases: two visits each are common
+])  # fmt: skip
+def test_one_name_for_most_cases_is_pointed_out(tmp_path, subjects, said):
+    table = people(tmp_path / "in", *subjects)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        store = prepare(table, tmp_path / "store", size=8, progress=False)
+    texts = [str(each.message) for each in told if "have the subject" in str(each.message)]
+    assert len(texts) == (said is not None) and ("have the subject" in str(store)) == (said is not None)
+    if said:
+        assert re.search(said, texts[0]) and re.search(said, str(store)) and str(tmp_path / "store") in texts[0]
+
+
+def test_a_case_without_a_modality_names_the_ways_out(tmp_path):
+    volumes(tmp_path / "in", "a_T1", "a_T2", "b_T1", "c_T1", "c_T2")
+    images = {kind: f"{{id}}_{kind}.nii.gz" for kind in ("T1", "T2")}
+    with pytest.raises(InputError, match="'b' has no T2.*--modalities T1.*--on_error skip"):
+        prepare(tmp_path / "in", tmp_path / "store", images=images, size=8, progress=False)
+    assert len(prepare(tmp_path / "in", tmp_path / "one", images=images, modalities="T1", size=8, progress=False)) == 3
+    some = prepare(tmp_path / "in", tmp_path / "two", images=images, on_error="skip", size=8, progress=False)
+    assert [*some.cases] == ["a", "c"]

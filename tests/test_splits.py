@@ -64,3 +64,16 @@ def test_a_large_cohort_is_split_in_no_time():
     merge_copies(people, {name: name for name in people})
     split_subjects([*people.values()], 0.2)
     assert time.perf_counter() - start < 20, "minutes where each person is looked up among all others"
+
+
+def test_one_common_mark_of_several_makes_two_cases_one_person():
+    people = {"a": "anna", "b": "bert", "c": "carl", "d": "dora"}
+    marks = {
+        "a": ["file a", "T1 x", "T2 y"],
+        "b": ["file b", "T1 z", "T2 w"],
+        "c": ["file c", "T1 q", "T2 y"],
+        "d": "d",
+    }
+    assert merge_copies(people, marks) == people | {"c": "anna"}
+    chain = {name: [f"m{i}", f"m{i + 1}"] for i, name in enumerate("abcd")}
+    assert set(merge_copies(people, chain).values()) == {"anna"}

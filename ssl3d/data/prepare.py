@@ -32,9 +32,9 @@ from .. import __version__
 from .cohorts import Case, Cohort
 from .layouts import open_cohort
 from .splits import merge_copies, split_subjects
-from .store import NOTES, UNITS, Store, array_digest, labels_of, write_split
+from .store import NOTES, UNITS, Store, alike_subjects, array_digest, labels_of, write_split
 from .voxels import fingerprint
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..files import Folder, as_folder, is_file_name, is_free, refuse_difference, write_sealed, write_whole
 from ..settings import Preparing, Reading, takes
 
@@ -79,7 +79,9 @@ def _check_modalities(case: Case, cohort: Cohort) -> None:
     lacks = [m for m in cohort.channels if case.modalities and m not in case.modalities]
     if lacks:
         raise InputError(f"{case.images[0].parent}: case '{case.id}' has no {', '.join(lacks)}, which others of "
-                         f"{cohort.source.name} have. Say which modalities to use, or skip such cases.")
+                         f"{cohort.source.name} have. Say which modalities to use (modalities=..., in a shell "
+                         f"--modalities {','.join(m for m in cohort.channels if m not in lacks)}), or leave such cases "
+                         "out with on_error='skip' (--on_error skip).")
 
 # %% ../../nbs/19_prepare.ipynb #bba17378
 def _begin(folder: Path, settings: dict) -> dict[str, dict]:
@@ -139,7 +141,7 @@ def _one_by_one(cases: list[Case], make: Callable[[Case], dict],
 def _is_done(case: Case, record: dict | None, out: Path) -> bool:
     """Whether a noted case was made from the files as they are now, and all of its arrays are there."""
     files = [] if record is None else [(out / kind / f"{case.id}.npy", n) for kind, n in record["bytes"].items()]
-    return record is not None and record["stamp"] == _stamp(case) and \
+    return record is not None and "voxel_digests" in record and record["stamp"] == _stamp(case) and \
         all(file.exists() and file.stat().st_size > n for file, n in files)
 
 
@@ -200,7 +202,11 @@ def prepare(
     except Timeout:
         raise InputError(f"{folder}: is being made by another process. Wait for it, or name another folder.") from None
     (folder / "prepare.lock").unlink(missing_ok=True)
-    return Store(folder)
+    store = Store(folder)
+    alike = alike_subjects([case["named"] for case in store.cases.values()])
+    if alike:
+        warn(f"{folder}: {alike}")
+    return store
 
 
 def _opened(source: Folder | Cohort, how: Reading) -> Cohort:
@@ -247,6 +253,27 @@ def _prepare_all(cohort: Cohort, out: Path, settings: dict, how: Preparing) -> N
                 left_out.append({"case": case.id, "problem": str(record)})
     _finish(out, cohort, settings, done, left_out)
 
+# %% ../../nbs/19_prepare.ipynb #198e47a3
+def _check_people(cohort: Cohort, subjects: dict[str, str], test: float) -> None:
+    """Refuse a split of several cases that all count as one person, and say why they do."""
+    if test == 0 or len(subjects) < 2 or len({*subjects.values()}) > 1:
+        return
+    named = {case.subject for case in cohort.cases if case.id in subjects}
+    if len(named) > 1:
+        raise InputError(f"{cohort.source}: all {len(subjects)} cases hold copies of the same image(s), so they count "
+                         "as one person, and nobody is left for testing. Add other scans, or prepare for pretraining "
+                         "only with test=0 (in a shell --test 0).")
+    raise InputError(f"{cohort.source}: all {len(subjects)} cases have the subject {named.pop()!r}, so nobody is left "
+                     "for testing. If these are several people, give a table with the columns id and subject "
+                     "(table=FILE, in a shell --table FILE); or prepare for pretraining only with test=0 (--test 0).")
+
+
+def _marks(record: dict) -> list[str]:
+    """What only a copy of a case shares with it: its bytes, the voxels of a channel, the array that was made of it."""
+    if "voxel_digests" not in record:  # of a store that an earlier version made
+        return [record["fingerprint"]]
+    return [record["fingerprint"], record["arrays"]["images"], *record["voxel_digests"]]
+
 # %% ../../nbs/19_prepare.ipynb #750ec80c
 def _check_call(cohort: Cohort, out: Path, how: Preparing) -> None:
     """Refuse what is known to be wrong before anything is read."""
@@ -257,6 +284,7 @@ def _check_call(cohort: Cohort, out: Path, how: Preparing) -> None:
     if out.resolve().is_relative_to(cohort.source.resolve()):
         raise InputError(f"{out}: lies inside {cohort.source}, so its arrays would be taken for scans. "
                          "Name a folder outside.")
+    _check_people(cohort, {c.id: c.subject for c in cohort.cases}, how.test)
     split_subjects([c.subject for c in cohort.cases], how.test, how.seed)
 
 
@@ -268,9 +296,9 @@ def _same_store(out: Path, cohort: Cohort, settings: dict, on_error: str) -> "St
         raise InputError(f"{out}: was made without {len(store.left_out)} case(s) (left_out.csv). Take it as it is with "
                          "on_error='skip', or name a new folder for a whole one.")
     cases = [case for case in cohort.cases if case.id not in {row["case"] for row in store.left_out}]
-    prints = {name: case["fingerprint"] for name, case in store.cases.items()}
+    marks = {name: _marks(case) for name, case in store.cases.items()}
     same = [case.id for case in cases] == [*store.cases]
-    subjects = merge_copies({case.id: case.subject for case in cases}, prints) if same else {}
+    subjects = merge_copies({case.id: case.subject for case in cases}, marks) if same else {}
     for case in cases if same else ():
         kept = store.cases[case.id]
         same = same and [kept[k] for k in ("subject", "grade", "age", "sex")] == \
@@ -290,7 +318,8 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         raise InputError(f"{cohort.source}: no case of it can be used. {left_out[0]['problem']}")
     done = _majority(done, left_out, out)
     people = [case for case in cohort.cases if case.id in done]
-    subjects = merge_copies({c.id: c.subject for c in people}, {c.id: done[c.id]["fingerprint"] for c in people})
+    subjects = merge_copies({c.id: c.subject for c in people}, {c.id: _marks(done[c.id]) for c in people})
+    _check_people(cohort, subjects, settings["test"])
     cases = [done[c.id] | {"subject": subjects[c.id], "named": c.subject, "grade": c.grade, "age": c.age, "sex": c.sex}
              for c in people]
     labels = [labels_of(c.mask, c.grade) for c in people]

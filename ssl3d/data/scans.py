@@ -7,6 +7,7 @@ __all__ = ['Box', 'PERCENTILES', 'read_scan', 'orient', 'content_box', 'crop', '
            'prepare_scan']
 
 # %% ../../nbs/16_scans.ipynb #039e02bf
+import hashlib
 from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
@@ -196,7 +197,15 @@ class Prepared(NamedTuple):
     content: MetaTensor | None  # (C, *size) in [0, 1], cropped to its content; None where that is the image itself
     mask: MetaTensor | None  # (1, *size) whole numbers, on the grid of `image`
     box: Box  # the content, in voxels of the oriented scan
-    facts: dict  # of the oriented scan: shape, spacing in mm, axes on disk, percentiles, voxels per class
+    facts: dict  # of the oriented scan: shape, spacing in mm, axes on disk, percentiles, digests, voxels per class
+
+# %% ../../nbs/16_scans.ipynb #3566aafd
+def _digest(channel: torch.Tensor) -> str:  # 16 hexadecimal digits
+    """The beginning of the SHA-256 of the voxels of one channel, whatever file they came from."""
+    values = np.ascontiguousarray(channel.numpy()) + 0.0  # so that -0 is 0
+    digest = hashlib.sha256(repr(values.shape).encode())
+    digest.update(values.data)
+    return digest.hexdigest()[:16]
 
 # %% ../../nbs/16_scans.ipynb #8e7ba372
 def prepare_scan(
@@ -224,4 +233,4 @@ def prepare_scan(
             raise InputError(f"{images[0]}: nothing is left of it after scaling to [0, 1]. Is it a mask, or are too "
                              f"many voxels alike for the percentiles {percentiles}?")
     return Prepared(image, content, None if truth is None else resize(truth, grid, mask=True), box,
-                    _facts(scan, axes, truth))
+                    _facts(scan, axes, truth) | {"voxel_digests": [_digest(channel) for channel in scan]})

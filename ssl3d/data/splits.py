@@ -43,7 +43,8 @@ def split_subjects(
     people = sorted(set(subjects))
     if not isinstance(test, Real) or not 0 <= test < 1 or not people or test and len(people) < 2:
         raise InputError(f"a test share of {test} of {len(people)} subject(s) leaves nobody on one side of the split. "
-                         "It takes two subjects at least, and a share from 0 (for pretraining only) to below 1.")
+                         "It takes two subjects at least, and a share from 0 (test=0, in a shell --test 0: for "
+                         "pretraining only) to below 1.")
     n_test = min(len(people) - 1, max(1, round(test * len(people)))) if test else 0
     chosen = set(_order(subjects, grades or [None] * len(subjects), seed)[:n_test])
     return {"train": [p for p in people if p not in chosen], "test": sorted(chosen)}
@@ -85,8 +86,11 @@ def label_subset(
     return [name for person in chosen for name in of_person[person]]
 
 # %% ../../nbs/17_splits.ipynb #635bfd34
-def merge_copies(subjects: dict[str, str], fingerprints: dict[str, str]) -> dict[str, str]:  # case id -> subject
-    """The subject of each case, where cases with the same bytes, and all who share a subject with them, are one."""
+def merge_copies(
+    subjects: dict[str, str],  # case id -> subject
+    marks: Mapping[str, str | Iterable[str]],  # case id -> what only copies share with it: fingerprint, digests
+) -> dict[str, str]:  # case id -> subject
+    """The subject of each case, where cases that share a mark, and all who share a subject with them, are one."""
     parent = {subject: subject for subject in subjects.values()}
 
     def root(subject: str) -> str:
@@ -94,10 +98,12 @@ def merge_copies(subjects: dict[str, str], fingerprints: dict[str, str]) -> dict
             subject = parent[subject]
         return subject
 
-    first: dict[str, str] = {}  # fingerprint -> the first case that has it
+    first: dict[str, str] = {}  # mark -> the first case that has it
     for name in sorted(subjects):
-        pair = root(subjects[name]), root(subjects[first.setdefault(fingerprints[name], name)])
-        parent[max(pair)] = min(pair)
+        own = marks[name]
+        for mark in (own,) if isinstance(own, str) else own:
+            pair = root(subjects[name]), root(subjects[first.setdefault(mark, name)])
+            parent[max(pair)] = min(pair)
     return {name: root(subject) for name, subject in subjects.items()}
 
 # %% ../../nbs/17_splits.ipynb #363b9ecb

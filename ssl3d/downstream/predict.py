@@ -244,7 +244,9 @@ def predict(
     codes of the training masks (PNG for pictures, NPY for NumPy files), and with `probabilities` those of each class.
     Other goals write `predictions.csv` with a row for each case: the predicted grade and the probability of each, or
     the age. Of the store that the run was trained on, the test cases are taken; of another one, all. What is there
-    already is kept. Raises `InputError` where anything does not fit, or a scan is missing or has changed.
+    already is kept. Scans that are unusual for the run, or were trained on, are named in `notes.csv` and in a warning
+    for each kind. Raises `InputError` where anything does not fit, a scan is of other modalities or of another kind of
+    intensities, or is missing or has changed.
     """
     opened, folder = run if isinstance(run, Run) else Run(run), as_folder(out, "out")
     card = read_network_card(opened)
@@ -258,6 +260,10 @@ def predict(
     _begin(folder, {"network": fingerprint((opened / "network.safetensors",)), "goal": card["goal"],
                     "scans": str(found.source.resolve()), "store": None if found.store is None else found.store.hash,
                     "facts": card["facts"], "probabilities": how.probabilities}, found)
-    if goal.voxelwise:
-        return _write_masks(network, card["facts"], found, folder, how)
-    return _write_answers(network, goal, card["facts"], found, folder, how)
+    found.notes.keep_in(folder / "notes.csv")
+    try:
+        if goal.voxelwise:
+            return _write_masks(network, card["facts"], found, folder, how)
+        return _write_answers(network, goal, card["facts"], found, folder, how)
+    finally:
+        found.tell()

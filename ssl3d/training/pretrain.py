@@ -176,7 +176,7 @@ def _unknown(what: str, how: Pretraining) -> dict:
     """What a card says of images that did not come from a store; who was seen before is known."""
     before = given_card(how.encoder)
     return {"ssl3d": __version__, "torch": version("torch"), "store": None, "preparation": None, "fold": None,
-            "trained_on": before.get("trained_on", []), "people": before.get("people", []),
+            **{what: before.get(what, []) for what in ("trained_on", "voxel_digests", "people")},
             "unknown": f"who was seen and how images were prepared: they came from {what}"}
 
 
