@@ -370,9 +370,9 @@ def test_notes_are_kept_beside_the_masks_and_go_on(runs, tmp_path):
 
 def test_files_that_were_left_out_are_told(plain, tmp_path):
     many(tmp_path / "in", 2, start=120)
-    (tmp_path / "in/x.nrrd").write_bytes(b"NRRD0004")
+    (tmp_path / "in/x.mnc").write_bytes(b"NRRD0004")
     ids, told = told_by(features, plain["mri"], tmp_path / "in", on_error="skip")
-    assert ids[0] == ["120", "121"] and len(told) == 1 and "1 problem left out" in told[0] and "x.nrrd" in told[0]
+    assert ids[0] == ["120", "121"] and len(told) == 1 and "1 problem left out" in told[0] and "x.mnc" in told[0]
 
 
 def test_a_run_of_an_earlier_version_says_that_it_cannot_compare(plain, tmp_path):

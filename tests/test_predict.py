@@ -392,8 +392,8 @@ def test_other_scans_are_prepared_as_the_store_was(trained, tmp_path):
     with pytest.raises(InputError, match="scans was"):
         predict(run, more, tmp_path / "out", progress=False)
     (tmp_path / "plain").mkdir()  # a folder as it is, without masks
-    image = phantom((20, 16, 12))[0]
-    scan = write_nifti(tmp_path / "plain" / "x.nii", image + np.random.default_rng(0).random(image.shape), oblique("SLA"))
+    noisy = phantom((20, 16, 12))[0] + np.random.default_rng(0).random((20, 16, 12))
+    scan = write_nifti(tmp_path / "plain" / "x.nii", noisy, oblique("SLA"))
     (file,) = predict(run, tmp_path / "plain", tmp_path / "plain_out", progress=False)
     assert file.name == "x.nii.gz" and np.array_equal(nib.load(file).affine, nib.load(scan).affine)
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..data.store import Store
 from .goals import Goal
-from .metrics import BRATS_REGIONS, dice_per_region, hausdorff95
+from .metrics import dice_per_region, hausdorff95, regions_of
 from ..errors import InputError
 from ..files import read_table
 from ..networks.unet import Segmenter
@@ -143,7 +143,7 @@ class Segmentation(SegmentationOptions, Goal):
     def joined(self, store: Store) -> dict[str, tuple[int, ...]] | None:
         """The regions to score besides the classes: those given, and of a cohort in the layout of BraTS its own."""
         if self.regions is None:
-            return BRATS_REGIONS if store.settings["layout"] == "brats" else None
+            return regions_of(store.classes) if store.settings["layout"] == "brats" else None
         for name, codes in self.regions.items():
             if not codes or not set(codes) <= set(store.classes):
                 raise InputError(f"region {name!r} joins {codes}, and {store.folder} has {store.classes}. Give for "
@@ -154,6 +154,8 @@ class Segmentation(SegmentationOptions, Goal):
         """Dice and 95 % Hausdorff distance (mm) of each case and region, and of each case and class."""
         predictions, regions = segment(network, store, [*self.labelled(store, case_ids)]), self.joined(store)
         tables = {"regions.csv": score(predictions, store, regions)} if regions else {}
+        more = None if regions else regions_of(store.classes)  # the Decathlon itself counts the classes of its brains
+        tables |= {"brats_regions.csv": score(predictions, store, more)} if more else {}
         return tables | {"scores.csv": score(predictions, store)}
 
     def track(self, network: nn.Module, store: Store, case_ids: list[str], facts: dict) -> dict[str, float]:
