@@ -1,5 +1,6 @@
 """Folders as people have them: public layouts, patterns, tables, and every real cohort at hand."""
 
+import gzip
 import json
 import tarfile
 import threading
@@ -381,3 +382,191 @@ def test_csv_names_and_grades(tmp_path):
     for layout in ("msd", "csv", "medmnist"):
         with pytest.raises(InputError, match=layout):
             open_cohort(tmp_path / "sub1", layout=layout)
+
+
+def raw(folder, **changes):
+    """A small dataset of nnU-Net, version 2, with two channels."""
+    for i in range(3):
+        volumes(folder, f"imagesTr/X_{i:03d}_0000", f"imagesTr/X_{i:03d}_0001", mask=[f"labelsTr/X_{i:03d}"])
+    volumes(folder, "imagesTs/X_009_0000", "imagesTs/X_009_0001")
+    info = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1, "b": 2}, "numTraining": 3,
+            "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(info | changes), encoding="utf-8-sig")
+    return folder
+
+
+def test_nnunet_of_both_versions(tmp_path):
+    cohort = open_cohort(raw(tmp_path / "v2"))
+    assert cohort.layout == "nnunet" and cohort.channels == ("T1", "T2") and cohort.classes == {
+        0: "background", 1: "a", 2: "b"}
+    assert [(c.id, len(c.images), c.mask is not None) for c in cohort.cases] == [
+        ("X_000", 2, True), ("X_001", 2, True), ("X_002", 2, True), ("X_009", 2, False)]
+    store = prepare(cohort, tmp_path / "store", size=8, progress=False)
+    assert store.channel_names == ["T1", "T2"] and store.classes[2] == "b"
+    assert open_cohort(tmp_path / "v2", modalities="T2").cases[0].images[0].name == "X_000_0001.nii.gz"
+    msd(tmp_path / "v1")
+    for file in (tmp_path / "v1/imagesTr").iterdir():
+        file.rename(file.with_name(file.name.replace(".nii", "_0000.nii")))
+    assert [c.images[0].name for c in open_cohort(tmp_path / "v1").cases] == [f"c{i}_0000.nii.gz" for i in range(3)]
+
+
+def test_nnunet_says_what_it_cannot_use(tmp_path):
+    cohort = open_cohort(raw(tmp_path / "regions", labels={"background": 0, "whole": [1, 2], "core": [2]}))
+    assert cohort.classes == {0: "background", 1: "whole", 2: "whole + core"}
+    for changes, said in (({"labels": {"background": 0, "a": 1, "ignore": 2}}, "'ignore'.*--images"),
+                          ({"numTraining": 7}, "says numTraining 7, but imagesTr has 3"),
+                          ({"labels": {"background": "zero"}}, "index of nnU-Net")):
+        with pytest.raises(InputError, match=said):
+            open_cohort(raw(tmp_path / said[:5].strip("'"), **changes))
+    (raw(tmp_path / "gap") / "imagesTr/X_001_0001.nii.gz").unlink()
+    with pytest.raises(InputError, match="X_001_0001.nii.gz: is named for case 'X_001'"):
+        open_cohort(tmp_path / "gap")
+    listed = {"X": {"images": ["imagesTr/X_000_0001.nii.gz", "imagesTr/X_000_0000.nii.gz"],
+                    "label": "labelsTr/X_000.nii.gz"}}
+    (case,) = open_cohort(raw(tmp_path / "listed", dataset=listed)).cases
+    assert [f.name for f in case.images] == ["X_000_0001.nii.gz", "X_000_0000.nii.gz"] and case.mask
+
+
+BIDS = {  # name of the subject, its scan, its mask
+    "in the scan's folder": ("sub-r00{i}", "ses-1/anat/{s}_ses-1_space-MNI152_T1w",
+                             "{s}/ses-1/anat/{s}_ses-1_space-MNI152_label-L_desc-T1lesion_mask"),
+    "the scan's suffix inside": ("sub-a{i}", "anat/{s}_T2w", "derivatives/labels/{s}/anat/{s}_T2w_label-rootlets_dseg"),
+    "seg": ("sub-a{i}", "anat/{s}_T2w", "derivatives/labels/{s}/anat/{s}_label-SC_seg"),
+    "msk, no anat": ("sub-s{i}", "ses-0001/anat/{s}_ses-0001_FLAIR", "derivatives/{s}/ses-0001/{s}_ses-0001_msk"),
+    "brainstem": ("sub-0{i}", "anat/{s}_T1w", "derivatives/man/{s}/anat/{s}_label-brainstem_mask"),
+    "people called brain": ("sub-brain{i}", "anat/{s}_T1w", "derivatives/man/{s}/anat/{s}_dseg"),
+    "a run on the scan alone": ("sub-0{i}", "anat/{s}_run-1_T1w", "derivatives/man/{s}/anat/{s}_dseg"),
+    "a run on the mask alone": ("sub-0{i}", "anat/{s}_T1w", "derivatives/man/{s}/anat/{s}_run-1_dseg"),
+    "no session on the mask": ("sub-0{i}", "ses-a/anat/{s}_ses-a_T1w", "lesions/{s}/anat/{s}_roi"),
+    "raw data below": ("sub-0{i}", "anat/{s}_T1w", "derivatives/x/{s}/anat/{s}_lesion"),
+}
+
+
+@pytest.mark.parametrize("name", BIDS)
+def test_bids_masks_under_the_names_that_people_give_them(tmp_path, name):
+    person, scan, label = BIDS[name]
+    for i in range(3):
+        s = person.format(i=i)
+        where = "rawdata/" if name == "raw data below" else ""
+        volumes(tmp_path, f"{where}{s}/{scan.format(s=s)}", mask=[label.format(s=s)])
+    cohort = open_cohort(tmp_path)
+    assert cohort.layout == "bids" and len(cohort) == 3 and not cohort.left_out
+    assert all(c.mask and c.subject in c.mask.as_posix() for c in cohort.cases)
+
+
+def test_bids_masks_of_whole_brains_and_of_templates_are_left_out_by_name(tmp_path):
+    for i in range(3):
+        s = f"sub-0{i}"
+        volumes(tmp_path, f"{s}/anat/{s}_T1w", mask=[f"derivatives/f/{s}/anat/{s}_desc-brain_mask",
+                                                     f"derivatives/f/{s}/anat/{s}_space-MNI_dseg"])
+    cohort = open_cohort(tmp_path)
+    assert not any(c.mask for c in cohort.cases) and "9 seen, 3 used, 6 left out" in str(cohort)
+    assert "3 masks in another space, as derivatives/f/sub-00/anat/sub-00_space-MNI_dseg.nii.gz" in str(cohort)
+
+
+def test_bids_runs_are_chosen_by_rule_and_told(tmp_path):
+    for i in range(4):
+        for run in ("run-2_", "run-1_") if i == 0 else ("",):
+            volumes(tmp_path, f"sub-0{i}/anat/sub-0{i}_{run}T1w")
+        volumes(tmp_path, f"sub-0{i}/anat/sub-0{i}_FLAIR")
+    cohort = open_cohort(tmp_path)
+    assert [c.id for c in cohort.cases] == [f"sub-0{i}" for i in range(4)] and not cohort.left_out
+    assert [f.name for f in cohort.cases[0].images] == ["sub-00_run-1_T1w.nii.gz", "sub-00_FLAIR.nii.gz"]
+    assert "first run of each modality is taken" in str(cohort) and "sub-00_run-2_T1w.nii.gz" in str(cohort)
+    assert len(prepare(cohort, tmp_path.parent / f"{tmp_path.name}-s", size=8, progress=False).subjects) == 4
+
+
+@pytest.mark.parametrize("name, codes, said", [
+    ("BraTS-GLI-00005-100", (0, 1, 2, 4), {1: "necrotic core", 2: "oedema", 4: "resection cavity"}),
+    ("BraTS-GLI-00005-000", (0, 1, 2, 3), {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}),
+    ("BraTS2021_00005", (0, 1, 2, 4), {1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}),
+    ("BraTS-PED-00005-000", (0, 1, 2, 4), {1: "class 1", 2: "class 2", 4: "class 4"}),
+])  # fmt: skip
+def test_codes_of_brats_go_by_year(tmp_path, name, codes, said):
+    old = "_" in name
+    for i in range(2):
+        person = name.replace("00005", f"0000{i}")
+        brats(tmp_path / "in", person, "_" if old else "-", OLD if old else NEW, codes=codes)
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    for case in store.cases.values():
+        assert {store.classes[code] for code in case["classes"] if code} == {*said.values()}
+
+
+def test_both_conventions_of_brats_in_one_folder(tmp_path):
+    brats(tmp_path / "in", "BraTS2021_00006", "_", OLD, codes=(0, 1, 2, 4))
+    brats(tmp_path / "in", "BraTS-GLI-00007-101", "-", NEW, codes=(0, 1, 2, 4))
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    assert store.cases["BraTS2021_00006"]["classes"] == [0, 1, 2, 3]
+    assert store.cases["BraTS-GLI-00007-101"]["classes"] == [0, 1, 2, 4]
+
+
+def test_a_brats_mask_under_another_name_is_pointed_out(tmp_path):
+    brats(tmp_path, "BraTS20_Training_354", "_", OLD, codes=(0, 1, 2, 4))
+    brats(tmp_path, "BraTS20_Training_355", "_", OLD, codes=(0, 1, 2, 4))
+    (tmp_path / "BraTS20_Training_355/BraTS20_Training_355_seg.nii.gz").rename(
+        tmp_path / "BraTS20_Training_355/W39_1998.09.19_Segm.nii.gz")
+    with pytest.raises(InputError, match="W39.*_Segm.nii.gz: looks like the mask of case 'BraTS20_Training_355'"):
+        open_cohort(tmp_path)
+    assert len(open_cohort(tmp_path, on_error="skip")) == 2
+
+
+def test_ixi_unpacked_and_with_people_twice_in_its_table(tmp_path):
+    for i in (12, 13):
+        for m in ("T1", "T2"):
+            volumes(tmp_path, f"IXI{i:03d}-HH-12{i}-{m}")
+            (tmp_path / f"IXI{i:03d}-HH-12{i}-{m}.nii").write_bytes(
+                gzip.decompress((tmp_path / f"IXI{i:03d}-HH-12{i}-{m}.nii.gz").read_bytes()))
+            (tmp_path / f"IXI{i:03d}-HH-12{i}-{m}.nii.gz").unlink()
+    cohort = open_cohort(tmp_path)
+    assert cohort.layout == "ixi" and [c.subject for c in cohort.cases] == ["IXI012", "IXI013"]
+    table = 'IXI_ID,"SEX_ID (1=m, 2=f)",AGE\n12,2,38.8\n12,2,55.1\n13,1,46.7\n'
+    (tmp_path / "IXI.csv").write_text(table)
+    with pytest.raises(InputError, match="IXI.csv: has several rows for '12' that differ"):
+        open_cohort(tmp_path)
+    assert [c.age for c in open_cohort(tmp_path, on_error="skip").cases] == [None, 46.7], "no age is taken for him"
+    (tmp_path / "IXI.csv").write_text(table.replace("12,2,55.1", "12,2,38.8"))
+    assert [c.age for c in open_cohort(tmp_path).cases] == [38.8, 46.7], "rows that agree are one"
+
+
+def test_hidden_files_of_other_systems_are_not_read(tmp_path):
+    rubbish = b"\0\5\x16\7\0\2\0\0Mac OS X" + b"\0" * 60
+    (tmp_path / "n").mkdir()
+    pictures = RNG.integers(0, 255, (6, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "n/x.npz", **{f"{p}_images": pictures for p in ("train", "val", "test")},
+             **{f"{p}_labels": np.array([[0], [1]] * 3) for p in ("train", "val", "test")})
+    photographs(tmp_path / "i/1. Original Images/a. Training Set", "IDRiD_1.jpg", "IDRiD_2.jpg")
+    (tmp_path / "i/2. Groundtruths").mkdir()
+    table = tmp_path / "i/2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv"
+    table.write_text("Image name,Retinopathy grade\nIDRiD_1,1\nIDRiD_2,2\n")
+    for place in ("n/._x.npz", "i/2. Groundtruths/._a. IDRiD_Disease Grading_Training Labels.csv",
+                  "i/1. Original Images/._a. Training Set", "i/.DS_Store"):
+        (tmp_path / place).write_bytes(rubbish)
+    assert len(open_cohort(tmp_path / "n")) == 18 and len(open_cohort(tmp_path / "i")) == 2
+
+
+def test_an_archive_of_features_makes_no_folder_medmnist(tmp_path):
+    volumes(tmp_path, "a", "b")
+    np.savez(tmp_path / "features.npz", x=np.zeros(3))
+    assert open_cohort(tmp_path).layout == "folder"
+    (tmp_path / "a.nii.gz").unlink(), (tmp_path / "b.nii.gz").unlink()
+    with pytest.raises(InputError, match="features.npz"):
+        open_cohort(tmp_path)
+
+
+def test_an_index_saved_by_notepad(tmp_path):
+    msd(tmp_path)
+    (tmp_path / "dataset.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "dataset.json").read_bytes())
+    assert len(open_cohort(tmp_path)) == 3
+
+
+def test_real_folders_open_without_any_pattern(real_data):
+    """What the notebook's table says of every folder of real scans."""
+    said = {"Task04_Hippocampus": ("msd", 223, 223), "adrenalmnist3d": ("medmnist", 1584, 0),
+            "brats_mini_2mm": ("brats", 8, 8), "idrid_grading_512": ("folder", 413, 0),
+            "ixi_t1_brain_2mm": ("folder", 159, 0), "ixi_t1_head_2mm_10": ("folder", 10, 10),
+            "retinamnist": ("medmnist", 1600, 0), "totalsegmentator_ct": ("folder", 3, 0)}
+    for name, facts in said.items():
+        cohort = open_cohort(real_data / name)
+        assert (cohort.layout, len(cohort), sum(c.mask is not None for c in cohort.cases)) == facts
+    with pytest.raises(InputError, match="all 20 files look like label maps"):
+        open_cohort(real_data / "synthseg_labelmaps_2mm")

@@ -365,7 +365,7 @@ _DATE_INSIDE = re.compile(r"(?<!\d)((?:19|20)\d\d)[-.](\d\d)[-.](\d\d)(?!\d)")  
 
 def _who(words: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
     """The words without those that say when or how; all of them where none is left that can tell people apart."""
-    before = ["", *(word for word, _ in words)]
+    before = ["", *("" if ends else word for word, ends in words)]
     kept = [each for each, last in zip(words, before) if not _OCCASION.fullmatch(each[0])
             and not (each[0].isdigit() and _COUNTED.fullmatch(last))]
     undated = [each for each in kept if not _DATE.fullmatch(each[0])]
@@ -570,7 +570,7 @@ def _key_column(rows: list[dict[str, str]], cohort: Cohort, file: Path) -> str:
     if rows and "id" in rows[0]:
         return "id"
     names = {_plain(name) for c in cohort.cases for name in (c.id, c.subject, stem(c.images[0]), c.images[0].name)}
-    begun = {name[: m.start()] for name in names for m in re.finditer(r"[_\-. ]", name) if m.start() > 2}
+    begun = {name[: m.start()] for name in names for m in re.finditer(r"[_\-. ]", name) if m.start() > 1}
     fits = Counter(column for row in rows for column, text in row.items() if _plain(text) in names)
     fits = fits or Counter(column for row in rows for column, text in row.items() if _plain(text) in begun)
     best = [column for column, n in fits.items() if n == max(fits.values()) and column not in _NAMES]
@@ -602,7 +602,7 @@ def _known(case: Case, by_name: dict[str, dict]) -> dict | None:
     for name in names:
         if name in by_name:
             return by_name[name]
-    begin = [known for known in by_name if len(known) > 2
+    begin = [known for known in by_name if (len(known) > 2 or re.search(r"[^\W\d]\d", known))
              and any(re.match(re.escape(known) + r"[_\-. ]", name) for name in names)]
     return by_name[max(begin, key=len)] if begin else None
 

@@ -9,7 +9,7 @@ __all__ = ['SCAN', 'LABELS', 'UNSURE', 'Measures', 'measures', 'looks_like', 'Gr
 # %% ../../nbs/14_labelmaps.ipynb #ed45a825
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -146,20 +146,27 @@ def _header_look(path: Path) -> Look | None:
     return None
 
 
-def _is_dense(path: Path, look: Look) -> bool:
-    """Whether a packed file has too many bytes per voxel for a label map."""
-    name = path.name.lower()
-    least = _SPARSE if name.endswith(".gz") else 0.1  # bytes per voxel
-    n = look.channels * float(np.prod(look.grid.shape, dtype=float))
-    return name.endswith((".nii.gz", *PICTURES)) and path.stat().st_size >= n * least
+def _bytes_per_voxel(path: Path, look: Look) -> float | None:
+    """How much a packed file needs for a voxel; None for a format that is not packed."""
+    if not path.name.lower().endswith((".nii.gz", *PICTURES)):
+        return None
+    return path.stat().st_size / max(look.channels * float(np.prod(look.grid.shape, dtype=float)), 1)
 
 
-def look_at(path: Path, closely: bool = False) -> Look | None:
-    """What a file looks like, from its header where that tells enough; None for a file that cannot be read."""
+def look_at(path: Path, like: tuple[str, float] | None = None) -> Look | None:
+    """What a file looks like; None for a file that cannot be read.
+
+    Where others of its naming have been looked at, `like` says what they all are and the most bytes that they need for
+    a voxel: then the header is enough for a file that needs as few, or far more.
+    """
     try:
         header = _header_look(path)
-        if header and not closely and _is_dense(path, header):
-            return header
+        size = _bytes_per_voxel(path, header) if header and like else None
+        if header and like and size is not None:
+            if size >= (_SPARSE if path.name.lower().endswith(".gz") else 0.1):
+                return header
+            if like[0] == LABELS and size <= 2 * like[1]:
+                return replace(header, kind=LABELS)
         array, affine, *_ = read_voxels(path)
         if len(array) in (3, 4) and all((channel == array[0]).all() for channel in array[1:3]):
             array = array[:1]  # grey, written in colour
@@ -171,7 +178,7 @@ def look_at(path: Path, closely: bool = False) -> Look | None:
 
 
 def look_through(root: Path, files: list[Path]) -> dict[Path, Look]:
-    """A look at each file that can be read; closely at three of each naming, and at all of a naming with a mask."""
+    """A look at each file that can be read: closely at three of each naming, at others as far as it is needed."""
     namings = defaultdict(list)
     for file in files:
         namings[re.sub(r"\d+", "#", below(root, file).as_posix())].append(file)
@@ -180,14 +187,23 @@ def look_through(root: Path, files: list[Path]) -> dict[Path, Look]:
     with bar:
         for alike in namings.values():
             places = {*np.unique(np.linspace(0, len(alike) - 1, 3).round().astype(int)).tolist()}
-            near = {alike[i]: look_at(alike[i], closely=True) for i in places}
-            closely = any(look is not None and look.kind != SCAN for look in near.values())
+            near = {alike[i]: look_at(alike[i]) for i in places}
+            like = _alike(near)
             for file in alike:
-                look = near[file] if file in near else look_at(file, closely)
+                look = near[file] if file in near else look_at(file, like)
                 bar.update()
                 if look is not None:
                     looks[file] = look
     return looks
+
+
+def _alike(looks: dict[Path, Look | None]) -> tuple[str, float] | None:
+    """What all of these are, and the most bytes that one needs for a voxel; None where they differ."""
+    kinds = {look.kind for look in looks.values() if look is not None}
+    if len(kinds) != 1 or UNSURE in kinds:
+        return None
+    sizes = [_bytes_per_voxel(file, look) for file, look in looks.items() if look is not None]
+    return kinds.pop(), max((size for size in sizes if size is not None), default=0.0)
 
 # %% ../../nbs/14_labelmaps.ipynb #2e5c933e
 def _marks(root: Path, file: Path) -> set[str]:

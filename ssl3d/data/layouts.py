@@ -31,6 +31,7 @@ from ssl3d.data.cohorts import (
     join_table,
     known_of,
     make_cohort,
+    people_of,
     rows_by_name,
     some_of,
     table_rows,
@@ -471,11 +472,19 @@ def _sorted(root: Path, files: list[Path]) -> _Sorted:
     if not sure:  # scans between 0 and 1, or of few levels of grey
         sure, unsure = unsure, {}
     named = {f: look for f, look in sure.items() if _MASK_NAME.fullmatch(stem(f))}
-    maybe = {f: scans for f, scans in pair_masks(root, unsure | named, {f: look for f, look in sure.items()
-                                                                        if f not in named}).items() if scans}
+    others = {f: look for f, look in sure.items() if f not in named}
+    maybe = {f: scans for f, scans in _of_one_person(root, pair_masks(root, unsure | named, others)).items() if scans}
     scans = [f for f in (*sure, *unsure, *unread) if f not in maybe]
     single = all(look.channels == 1 for look in of_kind[LABELS].values())
-    return _Sorted(sorted(scans), pair_masks(root, of_kind[LABELS], sure), single, maybe)
+    masks = _of_one_person(root, pair_masks(root, of_kind[LABELS], sure))
+    return _Sorted(sorted(scans), masks, single, maybe)
+
+
+def _of_one_person(root: Path, pairs: dict[Path, list[Path]]) -> dict[Path, list[Path]]:
+    """Masks with their scans; with none where these are of several people, so that nothing tells whose it is."""
+    scans = sorted({scan for found in pairs.values() for scan in found})
+    who = dict(zip(scans, people_of([below(root, scan) for scan in scans])[0]))
+    return {mask: found if len({who[scan] for scan in found}) == 1 else [] for mask, found in pairs.items()}
 
 # %% ../../nbs/15_layouts.ipynb #93f9a37a
 def _kinds(root: Path, masks: dict[Path, list[Path]]) -> dict[tuple[str, ...], list[tuple[Path, Path]]]:

@@ -193,6 +193,8 @@ def prepare(
                 "seed": how.seed, "classes": {str(k): v for k, v in cohort.classes.items()},
                 "relabel": {str(k): v for case in cohort.cases for k, v in case.relabel.items()}}
     _check_call(cohort, folder, how)
+    if how.progress and not isinstance(source, Cohort):
+        print("\n".join(cohort.notes))
     if (folder / "manifest.json").exists():
         return _same_store(folder, cohort, settings, how.on_error)
     folder.mkdir(parents=True, exist_ok=True)
@@ -336,7 +338,7 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         "settings": settings, "spatial_dims": len(stored) - 1, "channels": stored[0],
         "channel_names": list(cohort.channels) if len(cohort.channels) == stored[0] else [],
         "classes": {str(v): name for v, name in sorted(classes.items())},
-        "copies": sum(subjects[c.id] != c.subject for c in people), "left_out": left_out,
+        "copies": sum(subjects[c.id] != c.subject for c in people), "left_out": left_out, "notes": list(cohort.notes),
         "hash": hashlib.sha256(json.dumps(known).encode()).hexdigest(), "cases": cases})
     (out / NOTES).unlink()
 

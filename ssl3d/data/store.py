@@ -103,6 +103,7 @@ class Store:
     def _read(self, manifest: dict) -> None:
         self.hash, self.settings = manifest["hash"], manifest["settings"]
         self.left_out, self.copies = manifest["left_out"], manifest["copies"]
+        self.notes = manifest.get("notes", [])  # what was decided when the scans were read
         self.unit = UNITS[self.settings["dtype"]]  # the value that stands for 1.0
         self.spatial_dims, self.channels = manifest["spatial_dims"], manifest["channels"]
         self.channel_names = manifest["channel_names"]

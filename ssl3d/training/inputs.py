@@ -31,7 +31,7 @@ from ..data.voxels import fingerprint
 from ..errors import InputError, warn
 from ..files import Folder, as_folder, write_whole
 from ..networks.cards import is_grey, is_placed
-from ..settings import Embedding, Reading
+from ..settings import Embedding, Reading, Shown
 from ..tasks.base import check_images, check_range
 from .loop import pairs, read_batch
 from .probes import pool
@@ -319,6 +319,8 @@ def open_scans(
             return _from_store(scans if isinstance(scans, Store) else Store(place), run, preparation)
         single = not place.is_dir() and (is_series(place) or is_scan_name(place))
         cohort = _from_files([place]) if single else open_cohort(place, **reading)
+        if isinstance(how, Shown) and how.progress:
+            print("\n".join(cohort.notes))
     notes = Notes()
     check_modalities(cohort.source, cohort.channels, preparation, notes)
     if cohort.left_out:
