@@ -17,6 +17,7 @@ def requirements(key: str) -> list[str]:
 
 DEMO = "data_samples/Task01_TumourBrains"
 NOTEBOOKS, RAY = requirements("notebooks_requirements"), requirements("ray_requirements")
+FORMATS = requirements("formats_requirements")
 
 setup(
     name=CFG["lib_name"],
@@ -45,8 +46,9 @@ setup(
     extras_require={
         "notebooks": NOTEBOOKS,
         "ray": RAY,
+        "formats": FORMATS,
         "itk": requirements("itk_requirements"),
-        "dev": NOTEBOOKS + RAY + requirements("dev_requirements"),
+        "dev": NOTEBOOKS + RAY + FORMATS + requirements("dev_requirements"),
     },
     options={"editable_wheel": {"mode": "compat"}},  # so that a clone's own folder name does not shadow the package
     entry_points={

@@ -2,6 +2,7 @@
 
 import io
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from conftest import python
 from PIL import Image
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.sequence import Sequence
 
 from ssl3d.data import dicom
 from ssl3d.data.dicom import read_series, series_files
@@ -184,8 +186,8 @@ def test_compressed_series(tmp_path, encoder, dtype):
 def test_the_decoder_is_the_named_one_whatever_is_installed(tmp_path, encoder, monkeypatch):
     """GDCM would be pydicom's first choice, and damaged files crash it."""
     encode, syntax, _ = encoder
-    used, read = [], dicom.pixel_array
-    monkeypatch.setattr(dicom, "pixel_array", lambda ds, **options: used.append(options) or read(ds, **options))
+    used, read = [], dicom.iter_pixels
+    monkeypatch.setattr(dicom, "iter_pixels", lambda ds, **options: used.append(options) or read(ds, **options))
     read_series(write(tmp_path / "s", encode=encode))
     named = {
         uid.RLELossless: "pydicom",
@@ -295,8 +297,9 @@ def test_one_of_several_series(tmp_path):
 
 def test_paths_that_are_no_series(tmp_path):
     folder = write(tmp_path / "s")
-    for path in (folder / "IM000.dcm", tmp_path / "no" / "such", folder / "IM000.dcm" / "2.25.7"):
+    for path in (tmp_path / "no" / "such", folder / "IM000.dcm" / "2.25.7"):
         assert str(path) in refused(path) and "not a folder" in refused(path)
+    assert f"{folder / 'IM000.dcm'}: is a single slice. Name the folder" in refused(folder / "IM000.dcm")
     (tmp_path / "empty").mkdir()
     assert "holds no DICOM image (0 files" in refused(tmp_path / "empty")
 
@@ -320,11 +323,6 @@ def put(k, **tags):
 def at(position):
     """An edit that puts slice k at position(k)."""
     return lambda k, ds: setattr(ds, "ImagePositionPatient", list(map(float, position(k))))
-
-
-def enhanced(k, ds):
-    ds.SOPClassUID = uid.EnhancedCTImageStorage
-    del ds.ImagePositionPatient
 
 
 def colour(k, ds):
@@ -371,7 +369,6 @@ REFUSALS = {
     "small tilt": (at(lambda k: (0, k * 2.5 * np.tan(np.radians(1)), 2.5 * k)), {}, "tilted gantry", "1.0 degrees"),
     "single slice": (None, {"leave_out": [1, 2, 3, 4, 5]}, "IM000.dcm: is the single slice", "two at least"),
     "multi-frame": (put(2, NumberOfFrames=8), {}, "IM002.dcm: is multi-frame", "dcm2niix"),
-    "enhanced": (enhanced, {}, "IM000.dcm: is multi-frame (enhanced)", "dcm2niix"),
     "colour": (colour, {}, "IM000.dcm: is in colour (RGB)", "screenshot"),
     "palette": (put(1, PhotometricInterpretation="PALETTE COLOR"), {}, "IM001.dcm: is in colour (PALETTE", "Leave out"),
     "no position": (
@@ -524,6 +521,443 @@ def test_random_damage_is_read_or_refused(tmp_path, encoder):
             assert str(folder) in str(e)
             seen.add("refused")
     assert seen == {"read", "refused"}
+
+
+# Files without a preamble
+
+
+SYNTAXES = {
+    "implicit": uid.ImplicitVRLittleEndian,
+    "explicit": uid.ExplicitVRLittleEndian,
+    "big endian": uid.ExplicitVRBigEndian,
+}
+
+
+def bare(file, syntax, meta=False, preamble=False):
+    """Write a slice again without the preamble, and without the file meta information or with it."""
+    read, ds = dcmread(file), Dataset()
+    big = syntax == uid.ExplicitVRBigEndian
+    ds.update(read)
+    if big:
+        ds.PixelData = read.pixel_array.astype(">i2").tobytes()
+    ds.file_meta = read.file_meta
+    ds.file_meta.TransferSyntaxUID = syntax
+    whole = io.BytesIO()
+    ds.save_as(whole, implicit_vr=syntax.is_implicit_VR, little_endian=not big, enforce_file_format=True)
+    data = whole.getvalue()
+    if not meta:  # the group 0002 says in its first element how long it is
+        data = data[:132] + data[144 + int.from_bytes(data[140:144], "little") :]
+    file.write_bytes(data if preamble else data[132:])
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("meta, preamble", [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("name", ["IM{:03d}.dcm", "{:08d}"])
+def test_files_without_a_preamble_or_what_follows_it(tmp_path, syntax, meta, preamble, name):
+    folder = write(tmp_path / "s", order=ORDERS["shuffled"])
+    for k, file in enumerate(sorted(folder.iterdir())):
+        bare(file.rename(folder / name.format(k)), SYNTAXES[syntax], meta, preamble)
+    image, affine = read_series(folder)
+    whole, place = read_series(write(tmp_path / "t"))
+    assert np.array_equal(image, whole) and np.array_equal(affine, place)
+
+
+def test_a_series_of_which_half_has_no_preamble(tmp_path):
+    folder = write(tmp_path / "s")
+    for k, file in enumerate(sorted(folder.iterdir())[:4]):
+        bare(file, list(SYNTAXES.values())[k % 3], meta=k == 3)
+    other_object(folder / "DICOMDIR", uid.MediaStorageDirectoryStorage)
+    other_object(folder / "report", uid.BasicTextSRStorage)
+    other_object(folder / "letter", uid.EncapsulatedPDFStorage)
+    for name in ("report", "letter"):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[144 + int.from_bytes(data[140:144], "little") :])
+    image, _ = read_series(folder)
+    assert np.array_equal(image[0], values().transpose(2, 1, 0))
+
+
+def test_compressed_pixels_of_a_file_that_does_not_say_how(tmp_path):
+    folder = write(tmp_path / "s", encode=ENCODERS["RLE"][0])
+    for file in folder.iterdir():
+        data = file.read_bytes()
+        file.write_bytes(data[144 + int.from_bytes(data[140:144], "little") :])
+    assert "IM000.dcm" in refused(folder) and "does not say how" in refused(folder)
+
+
+@pytest.mark.parametrize("data", [b"", b"no DICOM" * 50, bytes(500), b"\x08\x00" + bytes(300)])
+def test_a_name_alone_makes_no_dicom(tmp_path, data):
+    folder = write(tmp_path / "s")
+    (folder / "IM005.dcm").write_bytes(data)
+    assert "IM005.dcm: is not DICOM, though its name says so" in refused(folder)
+    assert "IM005.dcm" in refused(folder / "IM005.dcm")
+    (folder / "IM005.dcm").rename(folder / "other")
+    assert read_series(folder)[0].shape[-1] == N - 1
+
+
+# Which end is bright
+
+
+def inverted(bits=12, **tags):
+    """An edit that stores a slice the other way round, in so many bits."""
+
+    def edit(k, ds):
+        signed = ds.PixelRepresentation
+        stack = np.frombuffer(ds.PixelData, np.int16 if signed else np.uint16).astype(np.int64)
+        low = -(1 << bits - 1) if signed else 0
+        ds.PixelData = (2 * low + (1 << bits) - 1 - stack).astype(np.int16 if signed else np.uint16).tobytes()
+        ds.PhotometricInterpretation, ds.BitsStored, ds.HighBit = "MONOCHROME1", bits, bits - 1
+        ds.update(tags)
+
+    return edit
+
+
+def of_kind(sop_class, modality, **tags):
+    def edit(k, ds):
+        ds.SOPClassUID, ds.Modality = sop_class, modality
+        ds.update(tags)
+
+    return edit
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16])
+@pytest.mark.parametrize("scale", [{}, {"RescaleSlope": 0.5, "RescaleIntercept": -7}])
+def test_bright_is_large_whichever_way_it_is_stored(tmp_path, dtype, scale):
+    kind, turn = of_kind(uid.ComputedRadiographyImageStorage, "CR", **scale), inverted()
+    plain = read_series(write(tmp_path / "a", values(dtype), edit=kind))[0]
+    turned = read_series(write(tmp_path / "b", values(dtype), edit=lambda k, ds: (kind(k, ds), turn(k, ds))))[0]
+    assert np.array_equal(plain, turned) and plain.max() > plain.min()
+
+    def half(k, ds):
+        kind(k, ds)
+        if k % 2:
+            turn(k, ds)
+
+    assert np.array_equal(plain, read_series(write(tmp_path / "c", values(dtype), edit=half))[0])
+
+
+def test_bright_is_large_through_a_table(tmp_path):
+    """Where the numbers are mapped by a table and not by a slope."""
+
+    def edit(k, ds):
+        ds.SOPClassUID, ds.Modality = uid.MRImageStorage, "MR"
+        ds.BitsStored, ds.HighBit = 12, 11
+        ds.PhotometricInterpretation = "MONOCHROME1" if k % 2 else "MONOCHROME2"
+        table = Dataset()
+        table.LUTDescriptor, table.ModalityLUTType = [4096, 0, 16], "US"
+        table.add_new("LUTData", "OW", np.arange(10, 4106, dtype=np.uint16).tobytes())
+        ds.ModalityLUTSequence = Sequence([table])
+
+    image = read_series(write(tmp_path / "s", values(np.uint16), edit=edit))[0][0]
+    for k, stored in enumerate(values(np.uint16).astype(int)):
+        assert np.array_equal(image[..., k], (4095 - stored if k % 2 else stored).T + 10)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        of_kind(uid.CTImageStorage, "CT"),
+        of_kind(uid.CTImageStorage, ""),
+        of_kind(uid.PositronEmissionTomographyImageStorage, "PT"),
+        of_kind(uid.XRayAngiographicImageStorage, "XA", RescaleType="HU"),
+    ],
+)
+def test_measurements_keep_their_values(tmp_path, kind):
+    def edit(k, ds):
+        kind(k, ds)
+        ds.PhotometricInterpretation, ds.RescaleSlope, ds.RescaleIntercept = "MONOCHROME1", 1, -1000
+
+    image = read_series(write(tmp_path / "s", edit=edit))[0]
+    assert np.array_equal(image[0], values().transpose(2, 1, 0) - 1000)
+
+
+# Multi-frame files
+
+
+def item(**tags):
+    ds = Dataset()
+    ds.update(tags)
+    return ds
+
+
+def groups(**sequences):
+    """Functional groups, each with one item."""
+    ds = Dataset()
+    for name, tags in sequences.items():
+        setattr(ds, name, Sequence([item(**tags)]))
+    return ds
+
+
+def write_enhanced(
+    file, stack=None, plane="axial", order=range(N), edit=None, shared=True, kind="CT", encode=None, series="2.25.7"
+):
+    """Write a series as one file, slice k as frame order[k]; `edit(ds)` changes it before it is saved."""
+    stack = values() if stack is None else stack
+    axes, order = np.array(PLANES[plane], dtype=float).reshape(2, 3), np.argsort(order)[: len(stack)]
+    classes = {"CT": uid.EnhancedCTImageStorage, "MR": uid.EnhancedMRImageStorage, "PT": uid.EnhancedPETImageStorage}
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID = classes[kind], f"{series}.1", series
+    ds.Modality, ds.PatientID, ds.StudyInstanceUID, ds.FrameOfReferenceUID = kind, "a", "2.25.1", "2.25.3"
+    ds.SeriesDescription, ds.InstanceNumber = f"of {series}", 1
+    measures = {"PixelSpacing": [BETWEEN_ROWS, BETWEEN_COLUMNS], "SliceThickness": STEP}
+    common = {
+        "PixelMeasuresSequence": measures,
+        "PlaneOrientationSequence": {"ImageOrientationPatient": axes.ravel().tolist()},
+    }
+    frames = []
+    for k in order:
+        position = ([-30.5, 40.25, 7] + k * STEP * np.cross(*axes)).round(8).tolist()
+        frames.append(
+            groups(
+                PlanePositionSequence={"ImagePositionPatient": position},
+                FrameContentSequence={"StackID": "1", "InStackPositionNumber": int(k) + 1},
+                PixelValueTransformationSequence={
+                    "RescaleSlope": 0.5 + int(k),
+                    "RescaleIntercept": -10 * int(k),
+                    "RescaleType": "HU",
+                },
+                **({} if shared else common),
+            )
+        )
+    ds.SharedFunctionalGroupsSequence = Sequence([groups(**common) if shared else Dataset()])
+    ds.PerFrameFunctionalGroupsSequence = Sequence(frames)
+    ds.NumberOfFrames, ds.SamplesPerPixel, ds.PhotometricInterpretation = len(stack), 1, "MONOCHROME2"
+    ds.Rows, ds.Columns = stack.shape[1:]
+    bits = 8 * stack.itemsize
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = bits, bits, bits - 1
+    ds.PixelRepresentation = int(stack.dtype.kind == "i")
+    ds.add_new("PixelData", "OW", stack[order].tobytes())
+    if edit:
+        edit(ds)
+    if encode:
+        encode(ds, stack[order])
+    file.parent.mkdir(exist_ok=True)
+    ds.save_as(file, enforce_file_format=True)
+    return file
+
+
+def rescaled(stack=None):
+    """What a file of `write_enhanced` holds, (X, Y, Z)."""
+    stack = values() if stack is None else stack
+    return np.stack([s.T * (0.5 + k) - 10 * k for k, s in enumerate(stack.astype(float))], axis=-1)
+
+
+@pytest.mark.parametrize("kind", ["CT", "MR", "PT"])
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("order, shared", [("upwards", True), ("shuffled", False)])
+def test_a_multi_frame_file_is_read_as_highdicom_reads_it(tmp_path, kind, plane, order, shared):
+    highdicom = pytest.importorskip("highdicom")
+    file = write_enhanced(tmp_path / "s" / "a.dcm", plane=plane, order=ORDERS[order], shared=shared, kind=kind)
+    image, affine = read_series(file)
+    assert image.dtype == np.float32 and np.allclose(image[0], rescaled(), rtol=1e-6)
+    theirs = highdicom.imread(file).get_volume(apply_presentation_lut=False)  # (slice, row, column), in LPS
+    for index in np.ndindex(*image.shape[1:]) if plane == "oblique" else [(0, 0, 0), (3, 5, 2), (8, 11, 5)]:
+        place = np.diag([-1, -1, 1, 1]) @ affine @ [*index, 1]
+        at = np.linalg.inv(theirs.affine) @ place
+        assert np.allclose(at, at.round(), atol=1e-4)
+        assert np.isclose(theirs.array[tuple(at[:3].round().astype(int))], image[0][index], rtol=1e-6)
+    for other in (file.parent, file.parent / "2.25.7"):
+        assert np.array_equal(read_series(other)[0], image) and series_files(other) == [file]
+
+
+def test_a_multi_frame_file_holds_what_the_slices_hold(tmp_path):
+    """Of any plane, and whether it is called one thing or the other."""
+
+    def edit(k, ds):
+        ds.RescaleSlope, ds.RescaleIntercept = 0.5 + k, -10 * k
+
+    image, affine = read_series(write(tmp_path / "s", plane="oblique", edit=edit))
+    for name in ("a.dcm", "noending", "1.2.3"):
+        whole, place = read_series(write_enhanced(tmp_path / "t" / name, plane="oblique"))
+        assert np.allclose(whole, image, rtol=1e-6) and np.allclose(affine, place)
+
+
+def test_a_series_that_was_converted_to_one_file(tmp_path):
+    """By highdicom, as archives do it: legacy converted enhanced CT."""
+    legacy = pytest.importorskip("highdicom.legacy")
+
+    def edit(k, ds):
+        ds.RescaleSlope, ds.RescaleIntercept = 2, -1000
+        ds.FrameOfReferenceUID, ds.PatientName, ds.PatientBirthDate, ds.PatientSex = "2.25.3", "a", "", ""
+        ds.AccessionNumber, ds.StudyID, ds.StudyDate, ds.StudyTime, ds.ReferringPhysicianName = "", "", "", "", ""
+        ds.SeriesNumber, ds.ImageType, ds.RescaleType = 1, ["ORIGINAL", "PRIMARY", "AXIAL"], "HU"
+        ds.Manufacturer, ds.PositionReferenceIndicator, ds.AcquisitionNumber = "x", "", 1
+        ds.Laterality = ""
+
+    folder = write(tmp_path / "s", edit=edit, order=ORDERS["shuffled"])
+    slices = [dcmread(file) for file in sorted(folder.iterdir())]
+    converted = legacy.LegacyConvertedEnhancedCTImage(slices, "2.25.11", 1, "2.25.12", 1)
+    converted.save_as(tmp_path / "c.dcm")
+    (image, affine), (whole, place) = read_series(folder), read_series(tmp_path / "c.dcm")
+    assert np.array_equal(image, whole) and np.allclose(affine, place)
+
+
+@pytest.mark.parametrize("name", ["RLE", "JPEG-LS", "JPEG 2000", "JPEG Lossless"])
+def test_compressed_multi_frame_files(tmp_path, name):
+    def encode(ds, stack):
+        if name in ("RLE", "JPEG-LS"):
+            ds.compress(ENCODERS[name][1], generate_instance_uid=False)
+            return
+        streams = []
+        for pixels in stack:
+            one = Dataset()
+            one.file_meta = FileMetaDataset()
+            one.PixelRepresentation, one.BitsStored = ds.PixelRepresentation, ds.BitsStored
+            through = ENCODERS[name][0]
+            through.folder = tmp_path
+            through(one, pixels)
+            streams += list(generate_frames(one.PixelData, number_of_frames=1))
+        ds.file_meta.TransferSyntaxUID, ds.PixelData = one.file_meta.TransferSyntaxUID, encapsulate(streams)
+        ds["PixelData"].is_undefined_length = True
+
+    file = write_enhanced(tmp_path / "s" / "a.dcm", order=ORDERS["shuffled"], encode=encode)
+    assert np.allclose(read_series(file)[0][0], rescaled(), rtol=1e-6)
+
+
+def real_world(ds, **changes):
+    """Give each frame a map to real-world values."""
+    for k, frame in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        unit = item(CodeValue="ms", CodingSchemeDesignator="UCUM", CodeMeaning="ms")
+        tags = {"RealWorldValueFirstValueMapped": -32768, "RealWorldValueLastValueMapped": 32767}
+        tags |= {"RealWorldValueSlope": 2.0 + k, "RealWorldValueIntercept": 1.0, "LUTLabel": "x"} | changes
+        mapped = item(**tags)
+        mapped.MeasurementUnitsCodeSequence = Sequence([unit])
+        frame.RealWorldValueMappingSequence = Sequence([mapped])
+
+
+def test_real_world_values_count_where_there_are_any(tmp_path):
+    file = write_enhanced(tmp_path / "s" / "a.dcm", kind="MR", edit=real_world)
+    expected = np.stack([s.T * (2.0 + k) + 1 for k, s in enumerate(values().astype(float))], axis=-1)
+    assert np.allclose(read_series(file)[0][0], expected)
+
+
+def test_bright_is_large_in_a_multi_frame_file_unless_it_is_measured(tmp_path):
+    def inverted(ds):
+        ds.PhotometricInterpretation = "MONOCHROME1"
+
+    def shared_scale(ds):
+        inverted(ds)
+        for frame in ds.PerFrameFunctionalGroupsSequence:
+            frame.PixelValueTransformationSequence[0].update({"RescaleSlope": 2, "RescaleIntercept": 3})
+
+    assert np.allclose(read_series(write_enhanced(tmp_path / "a" / "a.dcm", edit=inverted))[0][0], rescaled())
+    image = read_series(write_enhanced(tmp_path / "b" / "a.dcm", kind="MR", edit=shared_scale))[0][0]
+    assert np.allclose(image, 2 * (-1 - values().astype(float).transpose(2, 1, 0)) + 3)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("meta, preamble", [(False, False), (True, False), (True, True)])
+def test_multi_frame_files_without_a_preamble(tmp_path, syntax, meta, preamble):
+    file = write_enhanced(tmp_path / "s" / "a.dcm", kind="MR", edit=real_world)
+    image, affine = read_series(file)
+    bare(file, SYNTAXES[syntax], meta, preamble)
+    again, place = read_series(file)
+    assert np.array_equal(again, image) and np.array_equal(place, affine)
+
+
+def test_several_multi_frame_files_in_a_folder(tmp_path):
+    write_enhanced(tmp_path / "s" / "a.dcm")
+    write_enhanced(tmp_path / "s" / "b.dcm", values() + 1, series="2.25.8")
+    assert f"{tmp_path / 's'}: holds 2 series" in refused(tmp_path / "s")
+    assert np.allclose(read_series(tmp_path / "s" / "2.25.8")[0][0], rescaled(values() + 1))
+    first, second = (write_enhanced(tmp_path / "t" / f"{k}.dcm", values()[k : k + 3]) for k in (0, 3))
+
+    def higher(ds):
+        for frame in ds.PerFrameFunctionalGroupsSequence:
+            frame.PlanePositionSequence[0].ImagePositionPatient[2] += 3 * STEP
+
+    write_enhanced(second, values()[3:], edit=higher)
+    image, affine = read_series(tmp_path / "t")  # a series that was cut into two files
+    assert image.shape == (1, COLUMNS, ROWS, N) and series_files(tmp_path / "t") == [first, second]
+    assert np.allclose(affine[2, 2], STEP)
+
+
+def place_of(ds, k):
+    return ds.PerFrameFunctionalGroupsSequence[k].PlanePositionSequence[0].ImagePositionPatient
+
+
+def two_times(ds):
+    for k in range(N):
+        place_of(ds, k)[2] = 2.5 * (k // 2)
+
+
+def lost_frame(ds):
+    for k in range(3, N):
+        place_of(ds, k)[2] += STEP
+
+
+def leaning(ds):
+    for k in range(N):
+        place_of(ds, k)[1] += k
+
+
+def no_place(ds):
+    del ds.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence
+
+
+def other_axes(ds):
+    turned = {"ImageOrientationPatient": [0.0, 1, 0, 0, 0, -1]}
+    ds.PerFrameFunctionalGroupsSequence[2].PlaneOrientationSequence = Sequence([item(**turned)])
+
+
+def film(ds):
+    del ds.PerFrameFunctionalGroupsSequence, ds.SharedFunctionalGroupsSequence
+    ds.SOPClassUID = uid.NuclearMedicineImageStorage
+
+
+MULTI = {
+    "two times": (two_times, "a.dcm: 6 slices lie at 3 positions only", "frame 2 of a.dcm share one", "dcm2niix"),
+    "lost frame": (lost_frame, "a.dcm: misses 1 slice(s) between frame 3 of a.dcm and frame 4 of a.dcm", "Fetch"),
+    "tilted": (leaning, "a.dcm: was scanned with a tilted gantry", "dcm2niix"),
+    "no place": (no_place, "a.dcm: misses ImagePositionPatient", "Export"),
+    "other axes": (other_axes, "a.dcm: frame 3: has [0.0, 1.0", "directions"),
+    "film": (film, "a.dcm: is multi-frame DICOM without a place for each frame", "dcm2niix"),
+    "too few": (lambda ds: setattr(ds, "NumberOfFrames", 9), "a.dcm: claims 9 frames, and describes 6", "whole?"),
+    "claim": (lambda ds: setattr(ds, "Rows", 40), "a.dcm: claims 4320 bytes of pixels", "hold that"),
+    "colour": (
+        lambda ds: ds.update({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}),
+        "a.dcm: is in colour (RGB)",
+        "Leave out",
+    ),
+    "short map": (
+        lambda ds: real_world(ds, RealWorldValueFirstValueMapped=0),
+        "a.dcm: cannot be read as DICOM (ValueError: Array contains value outside the valid range",
+        "whole?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MULTI)
+def test_a_multi_frame_file_that_is_no_volume(tmp_path, case):
+    edit, *words = MULTI[case]
+    message = refused(write_enhanced(tmp_path / "s" / "a.dcm", edit=edit))
+    assert message.startswith(str(tmp_path / "s" / "a.dcm"))
+    for word in words:
+        assert word in message, message
+
+
+def test_without_highdicom_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+    file = write_enhanced(tmp_path / "s" / "a.dcm")
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    assert f"{file}: is multi-frame DICOM. To read it: pip install 'ssl3d[formats]'" in refused(file)
+    assert read_series(write(tmp_path / "t"))[0].shape == (1, COLUMNS, ROWS, N)
+
+
+@pytest.mark.parametrize(
+    "sop_class, words",
+    [
+        (uid.SegmentationStorage, "There is: Segmentation Storage. A segmentation object (SEG) is no image"),
+        (uid.RTStructureSetStorage, "There is: RT Structure Set Storage. An RT structure set is no image"),
+        (uid.BasicTextSRStorage, "There is: Basic Text SR Storage."),
+    ],
+)
+def test_an_object_that_is_no_image_is_called_by_its_name(tmp_path, sop_class, words):
+    (tmp_path / "s").mkdir()
+    other_object(tmp_path / "s" / "x.dcm", sop_class, Rows=4, Columns=4)
+    for path in (tmp_path / "s", tmp_path / "s" / "x.dcm"):
+        message = refused(path)
+        assert message.startswith(f"{path}: holds no DICOM image") and words in message
 
 
 def test_the_cohorts_do_without_pydicom():

@@ -23,7 +23,7 @@ SUFFIXES = (".nii.gz", ".nii", *EXCHANGED, ".mgz", ".mgh", ".npy", *PICTURES)
 def stem(path: Path) -> str:
     """File name without its scan suffix."""
     name = path.name
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, ".dcm"):
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
@@ -91,12 +91,16 @@ def files_below(folder: Path, problems: list[InputError]) -> list[Path]:
 
 # %% ../../nbs/10_formats.ipynb #d201f68d
 _TEXT = (".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".html", ".pdf", ".zip", ".gz", ".bval", ".bvec", ".xlsx")
-_FIRST_TAG = re.compile(rb"(\x02\x00|\x08\x00)[\x00-\x20]\x00([A-Z]{2}|.\x00\x00\x00)", re.DOTALL)
+_KIND = rb"(AE|AS|AT|CS|DA|DS|DT|IS|LO|LT|OB|OW|PN|SH|SQ|ST|TM|UI|UL|UN|US|UT)"
+_FIRST_TAG = re.compile(
+    rb"[\x02\x08]\x00.\x00" + _KIND  # explicit
+    + rb"|\x00[\x02\x08]\x00." + _KIND  # explicit, big endian
+    + rb"|[\x02\x08]\x00(\x00\x00\x04|[\x01-\x70]\x00[\x00-\xfe])\x00\x00\x00", re.DOTALL)  # implicit
 
 
 def is_dicom(file: Path) -> bool:
     """Whether a file begins as a DICOM file does, with its preamble or without."""
-    if file.name.lower().endswith((*SUFFIXES, *_TEXT)) or unread(file):
+    if file.name.lower().endswith((*SUFFIXES, *_TEXT)) or unread(file) or not file.is_file():
         return False
     try:
         with open(file, "rb") as f:
@@ -118,9 +122,9 @@ def exists(path: Path) -> bool:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a path is a folder of DICOM slices, or names one series of a folder."""
+    """Whether a path is a folder of DICOM slices, names one series of a folder, or is a DICOM file itself."""
     if exists(path):
-        return path.is_dir()
+        return path.is_dir() or path.name.lower().endswith(".dcm") or is_dicom(path)
     return bool(UID.fullmatch(path.name)) and exists(path.parent) and path.parent.is_dir()
 
 

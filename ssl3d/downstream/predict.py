@@ -21,9 +21,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..data.cohorts import Cohort
-from ..data.formats import is_series
+from ..data.formats import is_entry, is_series
 from ..data.scans import read_scan, resize
-from ..data.voxels import fingerprint, nifti_header
+from ..data.voxels import fingerprint, is_picture, nifti_header, nifti_place
 from .finetune import goal_of, read_network_card
 from .goals import Goal
 from ..errors import InputError
@@ -56,6 +56,7 @@ class Grid(NamedTuple):
     shape: tuple[int, ...]  # voxels per axis, as stored, without channels
     affine: np.ndarray  # (4, 4) from voxels to mm in RAS; the identity where the format has none
     header: nib.Nifti1Header | None  # for a NIfTI file on this grid; None where the format knows no place
+    oriented: bool = True  # whether the file says which way its axes point; if not, the prediction has them as stored
 
 
 def read_grid(path: str | Path) -> Grid:  # anything that `ssl3d.data.scans.read_scan` reads
@@ -64,7 +65,8 @@ def read_grid(path: str | Path) -> Grid:  # anything that `ssl3d.data.scans.read
     if path.name.lower().endswith((".nii", ".nii.gz")) and not is_series(path):
         try:
             header = nifti_header(path)
-            return Grid(header.get_data_shape()[:3], header.get_best_affine(), header)
+            affine, oriented = nifti_place(header, path)
+            return Grid(header.get_data_shape()[:3], affine, header, oriented)
         except InputError:
             raise
         except Exception as e:  # gzip, zlib and nibabel each have their own
@@ -72,13 +74,15 @@ def read_grid(path: str | Path) -> Grid:  # anything that `ssl3d.data.scans.read
                              "whole?") from None
     scan = read_scan(path)
     shape, affine, header = tuple(scan.shape[1:]), scan.affine.numpy(), None
-    if is_series(path):
+    if scan.ndim == 4 and scan.meta["spaced"]:
         header = nib.Nifti1Header()
         header.set_data_shape(shape)
+        header.set_zooms(scan.pixdim.numpy())
         header.set_xyzt_units("mm")
-        header.set_qform(affine, "scanner")
-        header.set_sform(affine, "scanner")
-    return Grid(shape, affine, header)
+        if scan.meta["oriented"]:
+            header.set_qform(affine, "scanner")
+            header.set_sform(affine, "scanner")
+    return Grid(shape, affine, header, scan.meta["oriented"])
 
 # %% ../../nbs/66_predict.ipynb #4410fd81
 _RAS = nib.orientations.axcodes2ornt("RAS")
@@ -86,7 +90,8 @@ _RAS = nib.orientations.axcodes2ornt("RAS")
 
 def _from_ras(grid: Grid) -> tuple[tuple[int, ...], np.ndarray]:
     """The shape of a volume once its axes are RAS, and the orientation that brings it back."""
-    axes = nib.io_orientation(grid.affine)  # row i: the axis of RAS that axis i of the scan is, and its direction
+    axes = nib.io_orientation(grid.affine) if grid.oriented else _RAS
+    # row i: the axis of RAS that axis i of the scan is, and its direction
     return tuple(grid.shape[i] for i in np.argsort(axes[:, 0])), nib.orientations.ornt_transform(_RAS, axes)
 
 
@@ -111,14 +116,14 @@ _PLACE = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quat
           "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 
 
-def _nifti_bytes(classes: np.ndarray, affine: np.ndarray, model: nib.Nifti1Header) -> bytes:
+def _nifti_bytes(classes: np.ndarray, model: nib.Nifti1Header) -> bytes:
     """A packed NIfTI file that lies where another one's header says; the same classes give the same bytes."""
     header = type(model)()
     for name in _PLACE:
         header[name] = model[name]
     header.set_data_dtype(classes.dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    return gzip.compress(kind(classes, affine, header).to_bytes(), compresslevel=3, mtime=0)
+    return gzip.compress(kind(classes, None, header).to_bytes(), compresslevel=3, mtime=0)
 
 
 def write_prediction(
@@ -129,7 +134,7 @@ def write_prediction(
     """Write a mask on the grid of its scan, whole or not at all; raises `InputError` for an ending that cannot be."""
     file = Path(file)
     if file.name.endswith(".nii.gz") and grid.header is not None:
-        packed = _nifti_bytes(classes, grid.affine, grid.header)
+        packed = _nifti_bytes(classes, grid.header)
         write_whole(file, lambda f: f.write(packed))
     elif file.suffix == ".png" and classes.ndim == 2:
         write_whole(file, lambda f: Image.fromarray(classes).save(f, format="PNG"))
@@ -165,10 +170,9 @@ def _begin(out: Path, card: dict, scans: Scans) -> None:
 
 def _ending(scan: Path) -> str:
     """What the name of a mask of this scan ends in."""
-    name = scan.name.lower()
-    if is_series(scan) or name.endswith((".nii", ".nii.gz")):
-        return ".nii.gz"
-    return ".png" if name.endswith((".png", ".jpg", ".jpeg")) else ".npy"
+    if is_picture(scan):
+        return ".png"
+    return ".npy" if is_entry(scan) or scan.name.lower().endswith(".npy") else ".nii.gz"
 
 # %% ../../nbs/66_predict.ipynb #6507c5d3
 def _probabilities_on(probabilities: torch.Tensor, grid: Grid) -> np.ndarray:  # (*grid.shape, K) float32
@@ -186,7 +190,7 @@ def write_probabilities(probabilities: torch.Tensor, grid: Grid, file: Path) -> 
     if grid.header is None:
         write_whole(file, lambda f: np.save(f, values))
     else:
-        packed = _nifti_bytes(values, grid.affine, grid.header)
+        packed = _nifti_bytes(values, grid.header)
         write_whole(file, lambda f: f.write(packed))
 
 # %% ../../nbs/66_predict.ipynb #a8841853

@@ -32,6 +32,7 @@ from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.data.scans import prepare_scan, read_scan
 from ssl3d.data.store import Store
+from ssl3d.data.voxels import fingerprint
 from ssl3d.errors import InputError
 
 SHAPE = (6, 7, 5)
@@ -205,6 +206,66 @@ def medmnist():
     return stream.getvalue()
 
 
+def metaimage(packed, ending="mha"):
+    """A MetaImage, or the header of one whose voxels lie in another file."""
+    rng, body = np.random.default_rng(0), None
+    body = rng.integers(0, 999, SHAPE[::-1]).astype(np.int16).tobytes()
+    body = zlib.compress(body) if packed else body
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        f"CompressedData = {packed}",
+        *([f"CompressedDataSize = {len(body)}"] if packed else []),
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1",
+        "Offset = 0 0 0",
+        "CenterOfRotation = 0 0 0",
+        "AnatomicalOrientation = RAI",
+        "ElementSpacing = 1 2 3",
+        f"DimSize = {' '.join(map(str, SHAPE))}",
+        "ElementType = MET_SHORT",
+        f"ElementDataFile = {'LOCAL' if ending == 'mha' else 'a.raw'}",
+        "",
+    ]
+    return "\n".join(lines).encode() + (body if ending == "mha" else b"")
+
+
+def nrrd(packed, ending="nrrd"):
+    body = np.random.default_rng(0).integers(0, 999, SHAPE[::-1]).astype(np.int16).tobytes()
+    lines = [
+        "NRRD0004",
+        "# Complete NRRD file format specification at:",
+        "type: short",
+        "dimension: 3",
+        "space: left-posterior-superior",
+        f"sizes: {' '.join(map(str, SHAPE))}",
+        "space directions: (1,0,0) (0,2,0) (0,0,3)",
+        "kinds: domain domain domain",
+        "endian: little",
+        f"encoding: {'gzip' if packed else 'raw'}",
+        "space origin: (0,0,0)",
+        *(["data file: a.raw"] if ending == "nhdr" else []),
+        "",
+        "",
+    ]
+    return "\n".join(lines).encode() + (b"" if ending == "nhdr" else gzip.compress(body) if packed else body)
+
+
+def mgh():
+    voxels = np.random.default_rng(0).integers(0, 999, SHAPE).astype(np.int16)
+    return nib.MGHImage(voxels, np.diag([1, 2, 3, 1])).to_bytes()
+
+
+def photo():
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "sideways"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (14, 11, 3), dtype=np.uint8)).save(
+        stream, "JPEG", exif=exif
+    )
+    return stream.getvalue()
+
+
 FILES = {  # what is damaged: its bytes, its name, how, and how many bytes are its head
     "NIfTI-1": (nifti, "a.nii", raw, 352),
     "NIfTI-1 of floats": (lambda: nifti(dtype=np.float64), "a.nii", raw, 352),
@@ -218,6 +279,10 @@ FILES = {  # what is damaged: its bytes, its name, how, and how many bytes are i
     "grey PNG, check sums fit": (lambda: picture("PNG", 1), "a.png", as_png, 64),
     "JPEG": (lambda: picture("JPEG"), "a.jpg", raw, 640),
     "grey JPEG": (lambda: picture("JPEG", 1), "a.jpg", raw, 350),
+    "sideways JPEG": (photo, "a.jpg", raw, 120),
+    "MGH": (mgh, "a.mgh", raw, 100),
+    "MGH in gzip": (lambda: gzip.compress(mgh()), "a.mgz", as_gzip, 100),
+    "gzip of MGH": (lambda: gzip.compress(mgh()), "a.mgz", raw, 32),
 }
 
 
@@ -234,7 +299,8 @@ def test_damaged_scans(tmp_path, kind):
             seen.add(scan_or_refusal(file))
         except BaseException as e:
             raise AssertionError(f"{kind}, draw {k}: {type(e).__name__}: {e}; bytes {data[:600]!r}") from e
-    assert seen == {"read", "refused"} or kind in ("gzip", "PNG"), "else the damage is too small or too great"
+    always = kind in ("gzip", "PNG", "gzip of MGH")  # they have check sums
+    assert seen == {"read", "refused"} or always, "else the damage is too small or too great"
 
 
 @pytest.mark.parametrize("kind", ["NIfTI-1", "NIfTI in gzip", "NPY", "JPEG"])
@@ -266,6 +332,70 @@ def test_damaged_archives(tmp_path, wrap):
     assert seen == {"read", "refused"}
 
 
+# What SimpleITK reads: in a process of its own, since its readers may end it or write to the terminal
+
+
+EXCHANGED = {
+    "NRRD": (lambda: nrrd(False), "a.nrrd", 330),
+    "NRRD in gzip": (lambda: nrrd(True), "a.nrrd", 330),
+    "NHDR": (lambda: nrrd(False, "nhdr"), "a.nhdr", 400),
+    "MHA": (lambda: metaimage(False), "a.mha", 330),
+    "MHA in zlib": (lambda: metaimage(True), "a.mha", 330),
+    "MHD": (lambda: metaimage(False, "mhd"), "a.mhd", 400),
+}
+DAMAGE_FILES = """
+import faulthandler, json, resource, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
+faulthandler.enable()
+from test_fuzz import EXCHANGED, damage_file
+damage_file(Path(sys.argv[2]) / "first", "MHA", 1)  # which imports SimpleITK
+for kind in EXCHANGED:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen = damage_file(Path(sys.argv[2]) / kind, kind, int(sys.argv[3]))
+    seen["more memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(kind, json.dumps(seen), sep="|", flush=True)
+"""
+
+
+def damage_file(folder, kind, n):
+    """Damage a file n times; return how often it was read and refused."""
+    make, name, head = EXCHANGED[kind]
+    whole, file, rng, seen = make(), folder / name, np.random.default_rng(sum(kind.encode())), {"read": 0, "refused": 0}
+    folder.mkdir()
+    voxels = np.random.default_rng(0).integers(0, 999, SHAPE[::-1]).astype(np.int16).tobytes()
+    for k in range(n):
+        data, beside = mutated(whole, rng, head) if k else whole, voxels
+        if k % 5 == 1 and name in ("a.nhdr", "a.mhd"):
+            data, beside = whole, mutated(voxels, rng, len(voxels))
+        file.write_bytes(data)
+        (folder / "a.raw").write_bytes(beside)
+        try:
+            seen[scan_or_refusal(file)] += 1
+            assert k or seen["read"] == 1, "the undamaged one is good"
+            outcome(lambda: fingerprint((file,)), file)
+        except BaseException as e:
+            raise AssertionError(f"{kind}, draw {k}: {type(e).__name__}: {e}; bytes {data[:600]!r}") from e
+    return seen
+
+
+@pytest.fixture(scope="module")
+def damaged_files(tmp_path_factory):
+    said = tmp_path_factory.mktemp("exchanged")
+    status = ended(begin(DAMAGE_FILES, Path(__file__).parent, said, 400, said=said), 300)
+    lines = [line.split("|") for line in (said / "stdout").read_text().splitlines()]
+    return {name: json.loads(seen) for name, seen in lines}, status, (said / "stderr").read_text()
+
+
+@pytest.mark.parametrize("kind", EXCHANGED)
+def test_damaged_files_that_simpleitk_reads(damaged_files, kind):
+    pytest.importorskip("SimpleITK")
+    seen, status, said = damaged_files
+    assert status == 0 or kind in seen, said[-3000:]
+    assert said == "", "nothing is written to the terminal"
+    assert min(seen[kind]["read"], seen[kind]["refused"]) > 5 and seen[kind]["more memory"] < 100_000, seen[kind]
+
+
 # DICOM
 
 
@@ -290,12 +420,24 @@ CODES = {
     "JPEG-LS": lambda ds, pixels: ds.compress(uid.JPEGLSLossless, generate_instance_uid=False),
     "JPEG 2000": jpeg2000,
     "JPEG": jpeg,
+    "without a preamble": None,
+    "multi-frame": None,
+    "multi-frame, RLE": None,
 }
 
 
 def series(folder, code):
     """Three slices; the second one is damaged later."""
     folder.mkdir(parents=True)
+    if code.startswith("multi-frame"):
+        from test_dicom import real_world, write_enhanced
+
+        write_enhanced(folder / "IM1.dcm", kind="MR", edit=real_world)
+        if code.endswith("RLE"):
+            ds = dcmread(folder / "IM1.dcm")
+            ds.compress(uid.RLELossless, generate_instance_uid=False)
+            ds.save_as(folder / "IM1.dcm")
+        return folder
     for k in range(3):
         pixels = np.random.default_rng(k).integers(0, 1000, (20, 18), dtype=np.uint16)
         ds = Dataset()
@@ -308,8 +450,12 @@ def series(folder, code):
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
         ds.RescaleSlope, ds.RescaleIntercept = 1, -1000
         ds.add_new("PixelData", "OW", pixels.tobytes())
-        CODES[code](ds, pixels)
+        if CODES[code] is not None:
+            CODES[code](ds, pixels)
         ds.save_as(folder / f"IM{k}.dcm", enforce_file_format=True)
+        if code == "without a preamble":
+            data = (folder / f"IM{k}.dcm").read_bytes()
+            (folder / f"IM{k}.dcm").write_bytes(data[144 + int.from_bytes(data[140:144], "little") :])
     return folder
 
 
@@ -330,7 +476,7 @@ def damage_series(file, n):
     whole, rng = file.read_bytes(), np.random.default_rng(5)
     pixels = whole.rindex(b"\xe0\x7f\x10\x00")
     for k in range(n):
-        begin = pixels if rng.random() < 0.6 else 128
+        begin = pixels if rng.random() < 0.6 else 128 if whole[128:132] == b"DICM" else 0
         data = whole[:begin] + mutated(whole[begin:], rng, 120)
         file.write_bytes(data)
         try:
@@ -360,8 +506,9 @@ def damaged(tmp_path_factory):
 
 @pytest.mark.parametrize("code", CODES)
 def test_damaged_series_do_not_crash_the_interpreter(damaged, tmp_path, code):
-    syntax = dcmread(series(tmp_path / "s", code) / "IM1.dcm").file_meta.TransferSyntaxUID
-    assert syntax.is_compressed == (code != "plain")
+    file = dcmread(series(tmp_path / "s", code) / "IM1.dcm", force=True)
+    plain = code in ("plain", "without a preamble", "multi-frame")
+    assert plain or file.file_meta.TransferSyntaxUID.is_compressed
     seen, status, said = damaged
     assert status == 0 or code in seen, said
     assert min(seen[code].values()) > 5, seen[code]
