@@ -168,7 +168,7 @@ def test_a_pattern_or_a_table_that_names_masks_as_images_is_refused(tmp_path):
 
 
 def test_a_large_folder_is_not_read_whole(tmp_path, monkeypatch):
-    import ssl3d.data.labelmaps as module
+    import ssl3d.data.voxels as module
 
     for i in range(30):
         put(tmp_path, f"p{i:02d}", a_scan(i)), put(tmp_path, f"p{i:02d}_x", a_mask())

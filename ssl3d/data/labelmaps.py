@@ -14,14 +14,11 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import nibabel as nib
 import numpy as np
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .cohorts import pattern_of
 from .formats import PICTURES, SUFFIXES, below, stem
-from .voxels import nifti_header, read_voxels
 
 # %% ../../nbs/14_labelmaps.ipynb #766c65f5
 class Measures(NamedTuple):
@@ -104,7 +101,7 @@ def _grid(shape: tuple[int, ...], affine: np.ndarray | None) -> Grid:
     if affine is None or len(shape) < 3:
         return Grid(tuple(sorted(shape)), None)
     ends = np.array([*product(*((0, n - 1) for n in shape[:3]))])
-    places = nib.affines.apply_affine(affine, ends)
+    places = ends @ affine[:3, :3].T + affine[:3, 3]
     return Grid(tuple(sorted(shape)), np.stack([places.min(axis=0), places.max(axis=0)]))
 
 
@@ -133,13 +130,15 @@ _SPARSE = 0.3  # bytes per voxel
 
 def _header_look(path: Path) -> Look | None:
     """What the header of a file says, as of a scan; None for a format whose header is not read here."""
+    from PIL import Image  # in here, as nibabel and pydicom: few folders need them
+
+    from ssl3d.data.voxels import nifti_header, nifti_place
+
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
         header = nifti_header(path)
-        shape = header.get_data_shape()
-        placed = int(header["qform_code"]) > 0 or int(header["sform_code"]) > 0
-        grid = _grid(shape[:3], header.get_best_affine() if placed else None)
-        return Look(SCAN, grid, int(np.prod(shape[3:], dtype=int)))
+        shape, (affine, oriented) = header.get_data_shape(), nifti_place(header, path)
+        return Look(SCAN, _grid(shape[:3], affine if oriented else None), int(np.prod(shape[3:], dtype=int)))
     if name.endswith(PICTURES):
         with Image.open(path, formats=("PNG", "JPEG")) as image:
             return Look(SCAN, _grid((image.height, image.width), None))
@@ -159,6 +158,8 @@ def look_at(path: Path, like: tuple[str, float] | None = None) -> Look | None:
     Where others of its naming have been looked at, `like` says what they all are and the most bytes that they need for
     a voxel: then the header is enough for a file that needs as few, or far more.
     """
+    from ssl3d.data.voxels import read_voxels
+
     try:
         header = _header_look(path)
         size = _bytes_per_voxel(path, header) if header and like else None
@@ -167,13 +168,13 @@ def look_at(path: Path, like: tuple[str, float] | None = None) -> Look | None:
                 return header
             if like[0] == LABELS and size <= 2 * like[1]:
                 return replace(header, kind=LABELS)
-        array, affine, *_ = read_voxels(path)
+        array, affine, oriented = read_voxels(path)
         if len(array) in (3, 4) and all((channel == array[0]).all() for channel in array[1:3]):
             array = array[:1]  # grey, written in colour
         kind, found = _kind_of(array, path.name.lower().endswith((".jpg", ".jpeg")))
     except Exception:  # nibabel and PIL have their own; preparing the file will tell what is wrong
         return None
-    grid = header.grid if header else _grid(array.shape[1:], affine)
+    grid = header.grid if header else _grid(array.shape[1:], affine if oriented else None)
     return Look(kind, grid, len(array), 0 <= found.low and found.high <= 1)
 
 
