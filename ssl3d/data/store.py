@@ -133,6 +133,10 @@ class Store:
         lost = sum(len(case["voxels"]) > len(case["classes"]) for case in self.cases.values())
         if lost:
             lines.append(f"too small: {lost} mask(s) have a class that is not there any more at this size")
+        unplaced = sum(case["axes"] == "unknown" for case in self.cases.values())
+        if unplaced:
+            lines.append(f"axes: {unplaced} of {len(self)} scans say nothing of their orientation; they are kept as "
+                         "stored, so left and right may be swapped")
         if self.copies:
             lines.append(f"copies: {self.copies} image(s) are also there under another name, and count as one subject")
         alike = alike_subjects([case["named"] for case in self.cases.values()])
