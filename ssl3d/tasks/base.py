@@ -7,6 +7,7 @@ __all__ = ['Batch', 'Example', 'hits', 'check_images', 'check_range', 'check_sub
            'evaluate', 'PooledHead', 'PatchHead']
 
 # %% ../../nbs/40_base.ipynb #4b837534
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -60,12 +61,17 @@ def check_images(image: Any, encoder: nn.Module) -> None:
                          f"encoder reads {channels}. ssl3d.networks.weights.widen makes it read more.")
 
 # %% ../../nbs/40_base.ipynb #f4b59502
-def check_range(image: torch.Tensor) -> None:
-    """Refuse images whose values are not finite, or not in [0, 1]; looks at every voxel."""
-    low, high = image.min().item(), image.max().item()
+def check_range(
+    image: torch.Tensor,  # of any shape
+    what: str = "images",  # it is, for the message
+) -> None:
+    """Refuse images whose values are not finite, or not in [0, 1] but for rounding; looks at every voxel."""
+    low, high = torch.stack(image.detach().aminmax()).tolist()
     if not (low > -1e-3 and high < 1 + 1e-3):
-        raise InputError(f"images have values from {low:g} to {high:g}. Give finite numbers from 0 to 1, as MONAI's "
-                         "ScaleIntensity makes them.")
+        cure = "divide them by 255" if low >= 0 and 1 < high <= 255 else "scale them"
+        found = "values that are not a number" if math.isnan(low + high) else f"values from {low:g} to {high:g}"
+        raise InputError(f"{what}: has {found}. Give finite numbers from 0 to 1: {cure}, as MONAI's ScaleIntensity "
+                         "does, and clamp what an augmentation brings beyond them.")
 
 
 def check_subjects(
@@ -111,6 +117,7 @@ class ProxyTask(nn.Module):
             raise InputError("a Batch says who is seen: leave subjects= out, or give its images alone.")
         image, whose = images if isinstance(images, Batch) else (images, subjects)
         check_images(image, self.encoder)
+        check_range(image)
         image = image.as_subclass(torch.Tensor).to(next(self.encoder.parameters(), image).dtype)  # MONAI's, too
         if whose is None and self.min_subjects > 1:
             raise InputError(f"{type(self).__name__} compares people: say who each image shows, as "
@@ -127,7 +134,8 @@ class ProxyTask(nn.Module):
     ) -> Example:
         """Questions and answers from images, on the images' device, without gradient.
 
-        Raises `InputError` for images that are no (B, C, *space) for the encoder, and where subjects are missing.
+        Raises `InputError` for images that are no (B, C, *space) for the encoder, for values outside [0, 1], and where
+        subjects are missing.
         """
         if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
             raise InputError(f"generator is {generator!r}: give one of the CPU, as torch.Generator().manual_seed(0).")
