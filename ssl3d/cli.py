@@ -27,7 +27,7 @@ from .data.splits import split_subjects
 from .data.store import Store
 from .downstream.goals import GOALS, goal_options
 from .errors import InputError, one_of
-from .files import write_whole
+from .files import disk_troubles, write_whole
 from .networks.cards import check_card, read_card
 from ssl3d.settings import (
     PLACES,
@@ -236,6 +236,13 @@ def _add_options(parser: argparse.ArgumentParser, kinds: tuple[type[Settings], .
             group.add_argument(flag, dest=name, type=partial(_value, name, kinds), metavar=_metavar(kind),
                                default=argparse.SUPPRESS, help=words.replace("%", "%%"))
 
+# %% ../nbs/81_cli.ipynb #83f5cfba
+def _speak() -> None:
+    """Let what is printed be written in any encoding: a letter that it does not have becomes its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
 # %% ../nbs/81_cli.ipynb #86cbb8c1
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the nearest option that there is."""
@@ -283,6 +290,7 @@ def _as_typed(word: str) -> str:
 def main(args: list[str] | None = None) -> None:
     """The `ssl3d` command; exits with 1 for a mistake in the input, 2 for one in the command, 130 when interrupted."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for memory in large pages, which is quicker
+    _speak()
     parser, parsers = _parser()
     found, rest = parser.parse_known_args([_as_typed(word) for word in (sys.argv[1:] if args is None else args)])
     if rest:
@@ -291,7 +299,9 @@ def main(args: list[str] | None = None) -> None:
     places = {name: given.pop(name) for name in (*command.places, *([command.out] if command.out else []))}
     del given["command"]
     try:
-        command.run(**places, given=given)
+        with disk_troubles(places.get(command.out or "")):
+            command.run(**places, given=given)
+        sys.stdout.flush()
     except (InputError, OSError) as e:
         print(f"ssl3d: {e}", file=sys.stderr)
         sys.exit(1)

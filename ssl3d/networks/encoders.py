@@ -48,11 +48,12 @@ def told_of_statistics(encoder: nn.Module, x: torch.Tensor) -> Iterator[None]:
         network = getattr(encoder, "kind", name) if name == "own" else name
         by_batch = "value per channel" in str(e)
         many = " a larger batch_size (--batch-size 2)," if by_batch else ""
+        widths = f" fewer widths than {list(encoder.channels)} (--widths)," if hasattr(encoder, "stages") else ""
         few = "of a batch of one image" if rows == 1 and by_batch else "of each image"
         raise InputError(
             f"'{network}' makes {few} or patch of {space} a map of 1 voxel, and its normalisation needs 2 values at "
-            f"least. Use{many} fewer widths (--widths), larger images or patches (--size of prepare, --patch), or an "
-            "encoder with group normalisation, as unet.") from None
+            f"least. Use{many}{widths} larger images or patches (--size of prepare, --patch), or an encoder with group "
+            "normalisation (--architecture unet).") from None
 
 # %% ../../nbs/30_encoders.ipynb #f110b545
 WIDTHS = Training.widths  # filters per level (paper, appendix A)

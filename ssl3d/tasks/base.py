@@ -7,7 +7,6 @@ __all__ = ['Batch', 'Example', 'hits', 'check_images', 'check_range', 'check_sub
            'evaluate', 'PooledHead', 'PatchHead']
 
 # %% ../../nbs/40_base.ipynb #4b837534
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,9 +68,8 @@ def check_range(
     low, high = torch.stack(image.detach().aminmax()).tolist()
     if not (low > -1e-3 and high < 1 + 1e-3):
         cure = "divide them by 255" if low >= 0 and 1 < high <= 255 else "scale them"
-        found = "values that are not a number" if math.isnan(low + high) else f"values from {low:g} to {high:g}"
-        raise InputError(f"{what}: has {found}. Give finite numbers from 0 to 1: {cure}, as MONAI's ScaleIntensity "
-                         "does, and clamp what an augmentation brings beyond them.")
+        raise InputError(f"{what} have values from {low:g} to {high:g}. Give finite numbers from 0 to 1: {cure}, as "
+                         "MONAI's ScaleIntensity does, and clamp what an augmentation brings beyond them.")
 
 
 def check_subjects(

@@ -17,7 +17,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -354,10 +353,9 @@ def train(
     one_of(("32-true", "16-mixed", "bf16-mixed"), precision=precision)
     real_number(0, 1e30, lr=lr)  # above it, a step is no number
     how = {"accelerator": accelerator, "devices": devices, "precision": precision}
-    plugins: list[Any] = [_WholeCheckpoints()]
+    plugins = [_WholeCheckpoints(), LightningEnvironment()]  # on a cluster, too, the helpers are ours
     if devices > 1:
         how |= {"strategy": "ddp_find_unused_parameters_true" if frozen else "ddp", "sync_batchnorm": True}
-        plugins.append(LightningEnvironment())  # the helpers are ours, on a cluster as well
     observer = [_Observe(Path(out), n_steps, *observe)] if observe else []
     stop = _Stop()
     callbacks = [stop, *observer, _Keep(Path(out), n_steps, checkpoint_every, log_every, stop),

@@ -201,7 +201,7 @@ def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
             if image.shape != first.shape:
                 raise InputError(f"{what}: image {i} is of shape {tuple(image.shape)}, and the first of "
                                  f"{tuple(first.shape)}. Give images of one size.")
-            check_range(image, f"{what}: image {i}")
+            check_range(image, f"{what}: the voxels of image {i}")
         whose = torch.tensor(places) if who is None else _numbers_of([subject for _, subject in found], numbers)
         return Batch(torch.stack([image.float() for image, _ in found]), whose)
     digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()[:16]
@@ -228,7 +228,7 @@ def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
             raise InputError(f"{what} has no batch for step {step + 1}. Give fewer steps, or something that can be "
                              "gone through again, as a DataLoader.")
         image, subjects = _image_and_subject(item, what)
-        check_range(image, f"{what}: its batch for step {step + 1}")
+        check_range(image, f"{what}: the images of step {step + 1}")
         if subjects is None and compares:
             raise InputError(f"{what} does not say whom an image shows, and the task compares people. Give batches as "
                              "{'image': tensor, 'subject': numbers}.")
