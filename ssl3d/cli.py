@@ -130,7 +130,7 @@ def features_command(run: str, scans: list[str], file: str, given: dict[str, Any
         writer = csv.writer(text)
         writer.writerow(["case", *(f"f{k}" for k in range(features.shape[1]))])
         writer.writerows([name, *map(str, vector)] for name, vector in zip(ids, features))
-        write_whole(place, lambda f: f.write(text.getvalue().encode()))
+        write_whole(place, lambda f: f.write(text.getvalue().encode(errors="surrogateescape")))
     print(f"{file}: {len(ids)} vectors of {features.shape[1]} numbers")
 
 # %% ../nbs/81_cli.ipynb #bef38f11

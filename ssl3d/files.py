@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folder', 'DiskError', 'disk_error', 'disk_troubles', 'write_whole', 'sweep', 'write_json', 'read_json',
-           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'as_folder', 'refuse_difference', 'write_table',
-           'read_table', 'read_yaml', 'read_text', 'read_archive']
+           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'refuse_difference',
+           'write_table', 'read_table', 'read_yaml', 'read_text', 'read_archive']
 
 # %% ../nbs/02_files.ipynb #200b4340
 import csv
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import uuid
 import zipfile
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -43,13 +44,13 @@ _TROUBLES = {
 
 
 class DiskError(InputError):
-    """A disk that is full, can be read only, or is not yours: it stops whatever is being done, not one case of it."""
+    """A disk that is full or can be read only: it stops whatever is being done, not one part of it."""
 
 
 def disk_error(
     error: OSError,
     place: str | os.PathLike[str] | None = None,  # what was being written, where the error does not name it
-) -> DiskError | None:
+) -> InputError | None:
     """What the system says of a disk, in plain words; None for an error that is not about a disk."""
     if error.errno not in _TROUBLES:
         return None
@@ -57,12 +58,13 @@ def disk_error(
     folder = next(p for p in (file, *file.absolute().parents) if p.is_dir())
     wrong, cure = _TROUBLES[error.errno]
     said = wrong.format(folder=folder, free=shutil.disk_usage(folder).free // 10**6)
-    return DiskError(f"{file}: {said} ({error.strerror or os.strerror(error.errno)}). {cure}.")
+    kind = InputError if cure == _GRANT else DiskError  # who may not write here may do so elsewhere
+    return kind(f"{file}: {said} ({error.strerror or os.strerror(error.errno)}). {cure}.")
 
 
 @contextmanager
 def disk_troubles(place: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """In here, or in a function that it decorates, what the system says of a disk becomes a `DiskError`."""
+    """In here, or in a function that it decorates, what the system says of a disk becomes an `InputError`."""
     try:
         yield
     except OSError as e:
@@ -178,6 +180,15 @@ def is_file_name(text: str) -> bool:
     return len(text.encode(errors="replace")) <= 240 and not re.search(r"[/\\\x00-\x1f]", text) \
         and bool(text.strip(". "))
 
+# %% ../nbs/02_files.ipynb #a7883377
+def say(text: object) -> None:
+    """Print a text to a console of any encoding; a letter that it does not have becomes its number, as in R\\xb2."""
+    try:
+        print(text)
+    except UnicodeEncodeError:
+        coding = sys.stdout.encoding or "ascii"
+        print(str(text).encode(coding, "backslashreplace").decode(coding))
+
 # %% ../nbs/02_files.ipynb #2386d13f
 Folder = str | os.PathLike[str]  # a path, or an object that stands for its folder: a store, a run
 _OR = {"store": ", or what `prepare` returned", "encoder": ", or what `pretrain` or `finetune` returned",
@@ -211,7 +222,7 @@ def write_table(
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-    content = text.getvalue().encode()
+    content = text.getvalue().encode(errors="surrogateescape")  # a name of a file may hold any bytes
     content = gzip.compress(content, mtime=0) if Path(file).suffix == ".gz" else content
     write_whole(file, lambda f: f.write(content))
 
@@ -223,7 +234,8 @@ def read_table(file: Path) -> list[dict]:
         float)
     numbers |= dict.fromkeys(("seed", "fold", "step", "grade", "predicted", "cases"), int)
     numbers["sex"] = lambda text: int(text) if text.isdigit() else float(text)  # 0 or 1; or how often it was told
-    with (gzip.open if Path(file).suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8") as f:
+    with (gzip.open if Path(file).suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8",
+                                                         errors="surrogateescape") as f:
         return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]
 
 # %% ../nbs/02_files.ipynb #5ccfbaa2

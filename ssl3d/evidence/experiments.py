@@ -42,6 +42,7 @@ from ssl3d.files import (
     read_text,
     read_yaml,
     refuse_difference,
+    say,
     write_table,
     write_whole,
 )
@@ -430,7 +431,8 @@ def make_cell(
             raise
         except Exception as e:  # whatever it is, the other cells go on
             error = f"{type(e).__name__}: {e}"
-            write_whole(out / "cells" / f"{cell.name}.error.txt", lambda f: f.write(traceback.format_exc().encode()))
+            trace = traceback.format_exc().encode(errors="backslashreplace")
+            write_whole(out / "cells" / f"{cell.name}.error.txt", lambda f: f.write(trace))
         _note(out, {"cell": cell.name, "hash": digest, "state": "failed" if error else "done",
                     "seconds": round(time.perf_counter() - begin, 1), "error": error})
 
@@ -534,9 +536,9 @@ def open_experiment(
     if progress and not read_diary(out):
         try:
             found = forecast(experiment, stores)
-            print(f"{out}: {found['runs']} runs, about {found['hours']:.2g} hours one after the other on this machine")
+            say(f"{out}: {found['runs']} runs, about {found['hours']:.2g} hours one after the other on this machine")
         except InputError as e:
-            print(f"{out}: how long it takes cannot be said, since a run cannot begin: {e}")
+            say(f"{out}: how long it takes cannot be said, since a run cannot begin: {e}")
     return stores
 
 

@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
-from ..files import Folder, as_folder, is_free, read_table, refuse_difference, sweep, write_whole
+from ..files import Folder, as_folder, is_free, read_table, refuse_difference, say, sweep, write_whole
 from ..networks.cards import read_card
 from ..settings import Embedding, Predicting, takes
 
@@ -300,5 +300,5 @@ def finished_run(
     """The run that a step hands over."""
     run = Run(out, encoder)
     if progress:
-        print(run.summary())
+        say(run.summary())
     return run
