@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -242,6 +243,12 @@ def _speak() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    usual, here = warnings.formatwarning, Path(__file__).parent
+
+    def tell(message: Warning | str, category: type[Warning], file: str, *more: Any) -> str:
+        ours = Path(file).is_relative_to(here)
+        return f"ssl3d: {message}\n" if ours else usual(message, category, file, *more)
+    warnings.formatwarning = tell  # type: ignore[assignment]  # a warning of ours is one line, without code
 
 # %% ../nbs/81_cli.ipynb #86cbb8c1
 class _Parser(argparse.ArgumentParser):

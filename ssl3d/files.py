@@ -78,7 +78,8 @@ class _Noting(io.BufferedIOBase):
     """Passes everything on to a file, and notes what the system said of it: some libraries say something else."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.name, self.trouble = file, file.name, None
+        self.file, self.name = file, file.name
+        self.trouble: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:

@@ -9,11 +9,13 @@ __all__ = ['make_task', 'paper_options', 'Images', 'images_from', 'pretrain']
 import hashlib
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -262,6 +264,18 @@ def images_from(
     raise InputError(f"images are of type {type(images).__name__}. Give a prepared store, a PyTorch Dataset, or "
                      "something that gives tensors (B, C, *space).")
 
+# %% ../../nbs/53_pretrain.ipynb #7169e179
+def _caution(task: str, seen: Images) -> dict[str, str]:
+    """What the card says of a question that the scans themselves give away; empty where they do not."""
+    if task != "rotation" or seen.store is None or seen.dims == 2:
+        return {}
+    spacings = [seen.store.cases[name]["spacing"] for name in seen.store.split("train")]
+    thick = float(np.median([max(each) / min(each) for each in spacings]))
+    if thick <= 1.5:
+        return {}
+    return {"caution": f"The scans' slices are {thick:.1f} times as thick as their pixels are wide, so rotation can be "
+            "told from the blur between slices alone. Compare it with another task."}
+
 # %% ../../nbs/53_pretrain.ipynb #0d22e6e5
 @takes(Pretraining)
 def pretrain(
@@ -297,11 +311,14 @@ def pretrain(
     if begun and not seen.again:
         raise InputError(f"{folder}: was begun with images that cannot be read again. Name a new folder, or give a "
                          "store or a Dataset, with which a run goes on.")
+    caution = _caution(task, seen)
     with begun_run(folder, settings, "encoder.json") as to_be_made:
         if to_be_made:
+            for words in caution.values():
+                warnings.warn(f"{folder}: {words}", stacklevel=3)
             best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
             save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
-                                           "steps": best} | seen.about)
+                                           "steps": best} | seen.about | caution)
             (folder / "best.safetensors").unlink(missing_ok=True)
     return finished_run(folder, how.progress, own_module(how.encoder))
 

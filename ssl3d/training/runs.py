@@ -20,7 +20,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ..errors import InputError
-from ..files import Folder, as_folder, is_free, read_table, refuse_difference, say, sweep, write_whole
+from ..files import Folder, as_folder, is_free, read_json, read_table, refuse_difference, say, sweep, write_whole
 from ..networks.cards import read_card
 from ..settings import Embedding, Predicting, takes
 
@@ -289,7 +289,19 @@ def _learned(run: Run) -> str:
             "learning rate."
     if end.mean() <= chance + luck:
         return f"{run}: nothing was learned in {steps} steps: {found}. Try more steps, or another learning rate."
-    return f"{run}: learned {run.settings['task']} in {steps} steps: {found}."
+    return f"{run}: learned {run.settings['task']} in {steps} steps: {found}.{_doubts(run)}"
+
+
+def _doubts(run: Run) -> str:
+    """Why what was learned may be a shortcut: it came very early, or the scans give it away. Empty where it may not."""
+    right, tenth = run.log["accuracy"], len(run.log["accuracy"]) // 10
+    early = right[tenth // 2 : tenth]
+    card = read_json(run / "encoder.json") if (run / "encoder.json").exists() else {}
+    said = f" {card['caution']}" if "caution" in card else ""
+    if len(early) > 2 and min(early.mean(), right[-len(early):].mean()) >= 0.95:
+        said += f" It was learned early, within the first {tenth} steps: it may have found a shortcut that says " \
+            "nothing of the anatomy."
+    return said
 
 
 def finished_run(
