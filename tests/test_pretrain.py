@@ -24,7 +24,7 @@ from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import load_encoder, load_weights, save_weights
 from ssl3d.tasks import NAMES
-from ssl3d.tasks.base import Batch
+from ssl3d.tasks.base import evaluate, fit_plainly
 from ssl3d.training import pretrain as pretrain_module
 from ssl3d.training.loop import images_of_step, train
 from ssl3d.training.pretrain import make_task, pretrain
@@ -509,9 +509,9 @@ def test_every_image_has_to_be_from_0_to_1_not_only_the_first(tmp_path, bad):
     batches = DataLoader(torch.stack(images), batch_size=2)
     refused(f"images of step {place // 2 + 1} have values", "rotation", batches, tmp_path / "c", **how)
     task = make_task("rotation", make_encoder("unet", 3, 1, SMALL))
-    for given in (torch.stack(images), Batch(torch.stack(images), torch.arange(6))):
+    for ask in (task.make, task.show, partial(fit_plainly, task, n_steps=1), partial(evaluate, task)):
         with pytest.raises(InputError, match="images have values.*from 0 to 1"):
-            task.make(given)
+            ask(images=torch.stack(images))
     rounded = torch.stack(images).nan_to_num(0.5).clamp(-5e-4, 1 + 5e-4)
     assert len(task.make(rounded).inputs) == 6, "rounding is no fault"
 

@@ -110,12 +110,16 @@ class ProxyTask(nn.Module):
         self.samples_per_image = whole_number(samples_per_image=samples_per_image)
 
     def as_batch(self, images: Batch | torch.Tensor, subjects: Any = None) -> Batch:
-        """Images that this task can ask about, checked; without `subjects` every image shows a person of its own."""
+        """Images that this task can ask about, checked; without `subjects` every image shows a person of its own.
+
+        Of a `Batch` the values are taken as they are, for who numbers voxels to see where each one goes.
+        """
         if isinstance(images, Batch) and subjects is not None:
             raise InputError("a Batch says who is seen: leave subjects= out, or give its images alone.")
         image, whose = images if isinstance(images, Batch) else (images, subjects)
         check_images(image, self.encoder)
-        check_range(image)
+        if not isinstance(images, Batch):
+            check_range(image)
         image = image.as_subclass(torch.Tensor).to(next(self.encoder.parameters(), image).dtype)  # MONAI's, too
         if whose is None and self.min_subjects > 1:
             raise InputError(f"{type(self).__name__} compares people: say who each image shows, as "
