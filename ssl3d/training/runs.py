@@ -53,7 +53,7 @@ def check_run(
     file, begun = out / "settings.yaml", any((out / name).exists() for name in ("last.ckpt", "log.csv"))
     if file.exists() and begun:
         refuse_difference(out, read_settings(out), yaml.safe_load(yaml.safe_dump(settings)))
-    elif not file.exists() and not is_free(out):
+    elif not is_free(out) and not file.exists():  # in this order: another process may be writing it
         raise InputError(f"{out}: is not empty and is no run. Name a new folder for the run.")
 
 
