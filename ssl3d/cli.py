@@ -14,6 +14,7 @@ import io
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,10 @@ import numpy as np
 
 from . import __version__
 from .data.layouts import open_cohort
-from .data.splits import split_subjects
 from .data.store import Store
 from .downstream.goals import GOALS, goal_options
 from .errors import InputError, one_of
-from .files import write_whole
+from .files import disk_troubles, write_whole
 from .networks.cards import check_card, read_card
 from ssl3d.settings import (
     PLACES,
@@ -52,10 +52,9 @@ from .tasks import NAMES
 def prepare_command(scans: str, out: str, given: dict[str, Any]) -> None:
     """Prepare a cohort of scans once, for all later runs."""
     plan, given = given.get("plan", False), {name: value for name, value in given.items() if name != "plan"}
-    how = settings_from(Preparing, given, "prepare")
+    settings_from(Preparing, given, "prepare")  # says now what is wrong with an option
     cohort = open_cohort(scans, **{name: value for name, value in given.items() if name in options_of(Reading)})
     rest = {name: value for name, value in given.items() if name not in options_of(Reading) or name == "on_error"}
-    split_subjects([case.subject for case in cohort.cases], how.test, how.seed)
     from ssl3d.data.prepare import forecast, prepare
 
     print(cohort)
@@ -130,7 +129,7 @@ def features_command(run: str, scans: list[str], file: str, given: dict[str, Any
         writer = csv.writer(text)
         writer.writerow(["case", *(f"f{k}" for k in range(features.shape[1]))])
         writer.writerows([name, *map(str, vector)] for name, vector in zip(ids, features))
-        write_whole(place, lambda f: f.write(text.getvalue().encode()))
+        write_whole(place, lambda f: f.write(text.getvalue().encode(errors="surrogateescape")))
     print(f"{file}: {len(ids)} vectors of {features.shape[1]} numbers")
 
 # %% ../nbs/81_cli.ipynb #bef38f11
@@ -236,6 +235,19 @@ def _add_options(parser: argparse.ArgumentParser, kinds: tuple[type[Settings], .
             group.add_argument(flag, dest=name, type=partial(_value, name, kinds), metavar=_metavar(kind),
                                default=argparse.SUPPRESS, help=words.replace("%", "%%"))
 
+# %% ../nbs/81_cli.ipynb #83f5cfba
+def _speak() -> None:
+    """Let what is printed be written in any encoding: a letter that it does not have becomes its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    usual, here = warnings.formatwarning, Path(__file__).parent
+
+    def tell(message: Warning | str, category: type[Warning], file: str, *more: Any) -> str:
+        ours = Path(file).is_relative_to(here)
+        return f"ssl3d: {message}\n" if ours else usual(message, category, file, *more)
+    warnings.formatwarning = tell  # type: ignore[assignment]  # a warning of ours is one line, without code
+
 # %% ../nbs/81_cli.ipynb #86cbb8c1
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the nearest option that there is."""
@@ -283,6 +295,7 @@ def _as_typed(word: str) -> str:
 def main(args: list[str] | None = None) -> None:
     """The `ssl3d` command; exits with 1 for a mistake in the input, 2 for one in the command, 130 when interrupted."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for memory in large pages, which is quicker
+    _speak()
     parser, parsers = _parser()
     found, rest = parser.parse_known_args([_as_typed(word) for word in (sys.argv[1:] if args is None else args)])
     if rest:
@@ -291,7 +304,9 @@ def main(args: list[str] | None = None) -> None:
     places = {name: given.pop(name) for name in (*command.places, *([command.out] if command.out else []))}
     del given["command"]
     try:
-        command.run(**places, given=given)
+        with disk_troubles(places.get(command.out or "")):
+            command.run(**places, given=given)
+        sys.stdout.flush()
     except (InputError, OSError) as e:
         print(f"ssl3d: {e}", file=sys.stderr)
         sys.exit(1)

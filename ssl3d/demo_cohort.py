@@ -19,7 +19,7 @@ from .errors import InputError
 from .evidence.experiments import Cell, Experiment, run_experiment
 from .evidence.report import keep_answer
 from .evidence.statistics import verdict
-from .files import Folder, as_folder, write_whole
+from .files import Folder, as_folder, say, write_whole
 from .settings import Demonstrating, takes
 
 # %% ../nbs/80_demo_cohort.ipynb #a542eebe
@@ -52,7 +52,7 @@ def demo(
         pretraining={"epochs": how.epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
         finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3, "track": max(1, steps // 10)})
     rows = run_experiment(experiment, folder, progress=how.progress)
-    print(keep_answer(rows, folder, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
+    say(keep_answer(rows, folder, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
     cells = {arm: folder / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms}
     draw_case(Store(folder / "store"), cells)
     write_whole(folder / "case.png", lambda f: plt.savefig(f, format="png"))

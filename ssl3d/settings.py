@@ -22,6 +22,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from .errors import InputError
+from .files import disk_troubles, read_yaml
 
 # %% ../nbs/04_settings.ipynb #3823f0d2
 def option(
@@ -174,6 +175,12 @@ def _explained(kinds: tuple[type, ...]) -> str:
     return "\n".join(lines)
 
 
+def _place(given: Mapping[str, Any]) -> str | None:
+    """The folder or file that a call writes, for what is said of its disk."""
+    out = given.get("out")
+    return os.fspath(out) if isinstance(out, (str, os.PathLike)) else None
+
+
 _Result = TypeVar("_Result")
 
 
@@ -183,7 +190,7 @@ def takes(
 ) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
     """A decorator: options become keywords of a function, in its signature and its docstring.
 
-    The function raises `InputError` for a name or a value that does not fit.
+    The function raises `InputError` for a name or a value that does not fit, and for a disk that cannot be written.
     """
     def give(function: Callable[..., _Result]) -> Callable[..., _Result]:
         parameters = inspect.signature(function).parameters.values()
@@ -197,7 +204,9 @@ def takes(
                                  f"name, as {next(iter(options_of(kind, *more)))}=...")
             mine = dict(zip(places, args)) | {p.name: given.pop(p.name) for p in own if p.name in given}
             further = {name: given.pop(name) for name in options_of(*more) if name in given}
-            return function(**mine, how=settings_from(kind, given, function.__name__), **further)
+            how = settings_from(kind, given, function.__name__)
+            with disk_troubles(_place(mine)):
+                return function(**mine, how=how, **further)
         keywords = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hint)
                     for name, (f, hint) in options_of(kind, *more).items()]
         made = inspect.signature(function).replace(parameters=[*own, *keywords])
@@ -208,19 +217,24 @@ def takes(
 
 # %% ../nbs/04_settings.ipynb #26d781b8
 def from_text(kind: Any, text: str) -> Any:
-    """The value that a text in a shell means for an option of a type; the text itself where it means none."""
+    """The value that a text in a shell means for an option of a type; the text itself where it means none.
+
+    Raises `InputError` for YAML that is broken, or has a key twice.
+    """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        values = [from_text(part, text) for part in parts if part is not NoneType]
-        return next((value for value, part in zip(values, parts) if _fits(value, part)), text)
+        for part in parts:
+            value = text if part is NoneType else from_text(part, text)
+            if _fits(value, part):
+                return value
+        return text
     if origin in (list, tuple, Sequence):
         return tuple(from_text(parts[0], each.strip()) for each in text.strip("[]()").split(","))
     if origin in (dict, Mapping):
-        from ssl3d.files import read_yaml
         try:
             return read_yaml(text)
-        except ValueError:
-            return text
+        except ValueError as e:
+            raise InputError(f"{text!r} cannot be read as YAML: {e}.") from None
     try:
         return kind(text) if kind in (int, float) else text
     except ValueError:

@@ -1,5 +1,6 @@
 """The `ssl3d` command, as a user types it."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import SAMPLES, ssl3d, write_nifti
+
+from ssl3d.cli import main
 
 WIDTHS = "8,16,32"
 
@@ -122,3 +125,31 @@ def test_mistakes_end_in_one_line(tmp_path, store):
     ):
         done = shell(*wrong)
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize("coding", ["ascii", "cp932", "cp1252"])
+def test_a_console_that_does_not_know_a_letter_costs_no_result(tmp_path, monkeypatch, coding):
+    rows = ["image,age"]
+    for i in range(8):
+        write_nifti(tmp_path / f"ü{i}.nii.gz", np.random.default_rng(i).random((8, 9, 10)))
+        rows.append(f"ü{i}.nii.gz,{30 + i}")
+    (tmp_path / "t.csv").write_text("\n".join(rows), encoding="utf-8")
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=coding, write_through=True) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    store, run = (tmp_path.parent / f"{tmp_path.name}-{name}" for name in ("störe", "漢²"))
+    main(["prepare", str(tmp_path / "t.csv"), "--out", str(store), "--size", "16", "--test", "0.4"])
+    main(["finetune", str(store), "--out", str(run), "--goal", "regression", "--target", "age", "--steps", "2",
+          "--widths", "4,8,16", "--batch-size", "2"])
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "no-漢\udcff"])
+    said, warned = (stream.buffer.getvalue().decode(coding) for stream in (out, err))
+    assert ended.value.code == 1 and "no-" in warned.splitlines()[-1] and "\\udcff" in warned.splitlines()[-1]
+    assert "mean error" in said.splitlines()[-1] and (run / "scores.csv").exists()
+    assert "100%" in said + warned, "progress bars, too"
+
+
+def test_two_options_of_one_name_in_a_shell(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "jigsaw", "STORE", "--out", "RUN", "--options", "{grid: 2, grid: 3}"])
+    assert ended.value.code == 2 and "line 1 has 'grid' again" in capsys.readouterr().err

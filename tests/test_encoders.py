@@ -1,6 +1,8 @@
 """Every architecture: pretrained by every task, widened, moved to and from MONAI, and fine-tuned."""
 
 import json
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,18 +10,21 @@ import torch
 import yaml
 from conftest import new_network, write_nifti
 from monai.networks.nets import DynUNet
+from torch import nn
+from torch.utils.data import DataLoader
 
 from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.errors import InputError
-from ssl3d.networks.encoders import ENCODERS, make_encoder
+from ssl3d.networks.encoders import ENCODERS, as_encoder, check_shown, make_encoder
 from ssl3d.networks.exchange import dynunet_names, load_dynunet
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import input_convolutions, load_encoder, save_encoder, widen
-from ssl3d.tasks import NAMES
-from ssl3d.tasks.base import Batch
+from ssl3d.tasks import NAMES, TASKS
+from ssl3d.tasks.base import Batch, fit_plainly
 from ssl3d.training.pretrain import make_task, pretrain
+from ssl3d.training.runs import read_log
 
 SMALL = (4, 8, 16)
 RNG = np.random.default_rng(0)
@@ -211,3 +216,70 @@ def test_the_paper_is_a_preset_and_the_user_goes_first(cohorts, tmp_path):
         finetune(store, tmp_path / "short", preset="paper", epochs=3, **few)
     with pytest.raises(InputError, match="preset"):
         finetune(store, tmp_path / "x", preset="article", epochs=3, **few)
+
+
+# Maps of one voxel
+
+
+def loader(n, *shape):
+    return DataLoader(torch.rand(n, *shape), batch_size=2)
+
+
+SMALL_MAPS = {
+    "rotation": ("rotation", "dynunet", (6, 1, 16, 16, 16), 2, {}, r"\(16, 16, 16\)"),
+    "exemplar": ("exemplar", "dynunet", (6, 1, 16, 16, 16), 2, {}, r"\(16, 16, 16\)"),
+    "tiles": ("jigsaw", "dynunet", (2, 1, 64, 64, 64), 2, {}, r"\(15, 15, 15\)"),
+    "places": ("location", "dynunet", (2, 1, 64, 64, 64), 1, {}, r"\(15, 15, 15\)"),
+    "overlapping patches": ("cpc", "dynunet", (2, 1, 48, 48, 48), 2, {"context_size": 16}, r"\(13, 13, 13\)"),
+    "one picture": ("rotation", "densenet121-batchnorm", (2, 1, 32, 32), 1, {}, r"\(32, 32\)"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_MAPS)
+def test_a_map_of_one_voxel_is_refused_before_the_first_step(tmp_path, name):
+    task, architecture, shape, batch_size, options, size = SMALL_MAPS[name]
+    widths = {"widths": (4, 8, 16, 32, 64)} if architecture == "dynunet" else {}
+    images = [{"image": image, "subject": i} for i, image in enumerate(torch.rand(shape))]
+    with pytest.raises(InputError) as error:
+        pretrain(task, images, tmp_path / "x", steps=1, batch_size=batch_size, architecture=architecture,
+                 options=options, progress=False, **widths)
+    said = str(error.value)
+    assert re.search(f"'{architecture}' makes .*{size} a map of 1 voxel", said) and "--architecture unet" in said
+    assert ("--batch-size 2" in said) == (name == "one picture") and ("--widths" in said) == bool(widths)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("how", [{"batch_size": 2}, {"options": {"samples_per_image": 2}}])
+def test_batch_normalisation_takes_two_rows_of_one_voxel(tmp_path, how):
+    run = pretrain("rotation", [torch.rand(1, 32, 32)] * 2, tmp_path / "x", steps=1,
+                   architecture="densenet121-batchnorm", progress=False, **how)
+    assert run.encoder.channels
+
+
+def test_a_last_batch_of_one_is_said_in_its_step(tmp_path):
+    with pytest.raises(InputError, match="map of 1 voxel.*--batch-size 2"):
+        pretrain("rotation", loader(3, 1, 32, 32), tmp_path / "x", steps=2, architecture="densenet121-batchnorm",
+                 progress=False)
+    assert read_log(tmp_path / "x")["step"].tolist() == [1]
+
+
+@pytest.mark.parametrize("norm, few", [(nn.InstanceNorm2d, 1), (nn.BatchNorm2d, 1), (partial(nn.GroupNorm, 4), 1)])
+def test_a_network_of_ones_own_says_the_same_also_in_a_loop_of_ones_own(norm, few):
+    own = as_encoder(nn.Sequential(nn.Conv2d(1, 4, 3, 8, 1), norm(4)), torch.zeros(1, 1, 32, 32))
+    with pytest.raises(InputError, match="'Sequential' makes .*8, 8. a map of 1 voxel"):
+        fit_plainly(TASKS["rotation"](own), torch.rand(few, 1, 8, 8), n_steps=1)
+    before = [buffer.clone() for buffer in own.buffers()]
+    with pytest.raises(InputError, match="map of 1 voxel"):
+        check_shown(own, (few, 1, 8, 8))
+    check_shown(own, (few, 1, 16, 16))
+    assert own.training and all(torch.equal(a, b) for a, b in zip(before, own.buffers())), "and nothing has moved"
+
+
+def test_fine_tuning_on_too_small_windows_is_refused_before_the_first_step(store, tmp_path):
+    how = {"architecture": "dynunet", "steps": 1, "progress": False}
+    for more in ({"widths": (4, 8, 16, 32, 64)}, {"widths": (4, 8, 16, 32), "patch": 8}):
+        with pytest.raises(InputError, match="'dynunet' makes .*map of 1 voxel.*--patch"):
+            finetune(store, tmp_path / "x", **how, **more)
+        assert not (tmp_path / "x").exists()
+    run = finetune(store, tmp_path / "y", widths=(4, 8, 16), patch=8, **how)
+    assert run.scores

@@ -33,6 +33,7 @@ from ssl3d.evidence.report import keep_answer
 from ssl3d.evidence.statistics import verdict
 from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
+from ssl3d.training import loop
 from ssl3d.training.runs import read_log
 
 TOY = Experiment(
@@ -417,3 +418,61 @@ def test_interrupted_means_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_experiment(replace(TOY, seeds=1), tmp_path / "out", progress=False)
     assert read_diary(tmp_path / "out") == [], "it is not a failure of the cell"
+
+
+def test_a_cell_whose_loss_is_no_number_fails_and_the_others_go_on(tmp_path):
+    few = {"seeds": 1, "label_fractions": [1.0], "finetuning": {"steps": 4}}
+    arms = {"scratch": {}, "wild": {"finetuning": {"lr": 1e30}}, "far": {"task": "rotation", "steps": 4, "lr": 1e30}}
+    experiment = replace(TOY, arms=arms, **few)
+    rows = run_experiment(experiment, tmp_path, progress=False)
+    assert {row["arm"] for row in rows} == {"scratch"}
+    failed = {line["cell"]: line["error"] for line in failed_cells(experiment, tmp_path)}
+    assert [*failed] == ["wild-1-0", "far-1-0"] and all("the loss is nan in step" in said for said in failed.values())
+    for folder in (tmp_path / "cells/wild-1-0", tmp_path / "pretraining/far-0"):
+        assert not {"encoder.json", "encoder.safetensors", "scores.csv"} & {file.name for file in folder.iterdir()}
+
+
+def test_a_full_disk_stops_an_experiment_at_once(tmp_path, monkeypatch):
+    """Not one cell after the other, each with its own error."""
+    write, tried = loop.write_whole, []
+
+    def full(path, write_it):
+        tried.append(path)
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(loop, "write_whole", full)
+    experiment = replace(TOY, arms={"scratch": {}}, seeds=2, label_fractions=[1.0], finetuning={"steps": 2})
+    with pytest.raises(InputError, match="last.ckpt: no space left on the disk of"):
+        run_experiment(experiment, tmp_path, progress=False)
+    assert len(tried) == 1 and not read_diary(tmp_path)
+    monkeypatch.setattr(loop, "write_whole", write)
+    assert run_experiment(experiment, tmp_path, progress=False)
+
+
+FILE = "cohort: {source: SCANS}\narms:\n  scratch: {}\n  rotation: {task: rotation}\n"
+WRONG = {
+    "two arms of one name": (FILE + "  rotation: {task: jigsaw}\n", "line 5 has 'rotation' again, after line 4"),
+    "two cohorts": (FILE + "cohort: {source: OTHER}\n", "line 5 has 'cohort' again, after line 1"),
+    "an option twice": (FILE + "finetuning: {lr: 1e-3,\n  lr: 1e-4}\n", "line 6 has 'lr' again"),
+    "a tab": (FILE + "finetuning:\n\tlr: 1e-3\n", "line 6 has a tab"),
+    "Latin-1": ((FILE + "# für\n").encode("latin-1"), "line 5 has the byte 0xfc.*UTF-8"),
+    "nothing": ("", "it holds nothing"),
+    "a list": ("- a\n", "it holds list"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_that_says_two_things_is_refused_with_its_line(tmp_path, name):
+    text, words = WRONG[name]
+    (tmp_path / "e.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=f"e.yaml: .*{words}"):
+        read_experiment(tmp_path / "e.yaml")
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_files_from_every_editor(tmp_path, coding, ends):
+    text = FILE + "finetuning: {lr: 1E-3}\nseeds: 2  # für\n"
+    (tmp_path / "e.yaml").write_bytes(text.replace("\n", ends).encode(coding))
+    described = read_experiment(tmp_path / "e.yaml")
+    assert described.finetuning == {"lr": 0.001} and described.seeds == 2 and len(described.arms) == 2

@@ -456,7 +456,7 @@ def test_one_name_for_most_cases_is_pointed_out(tmp_path, subjects, said):
 def test_a_case_without_a_modality_names_the_ways_out(tmp_path):
     volumes(tmp_path / "in", "a_T1", "a_T2", "b_T1", "c_T1", "c_T2")
     images = {kind: f"{{id}}_{kind}.nii.gz" for kind in ("T1", "T2")}
-    with pytest.raises(InputError, match="'b' has no T2.*--modalities T1.*--on_error skip"):
+    with pytest.raises(InputError, match="'b' has no T2.*--modalities T1.*--on-error skip"):
         prepare(tmp_path / "in", tmp_path / "store", images=images, size=8, progress=False)
     assert len(prepare(tmp_path / "in", tmp_path / "one", images=images, modalities="T1", size=8, progress=False)) == 3
     some = prepare(tmp_path / "in", tmp_path / "two", images=images, on_error="skip", size=8, progress=False)

@@ -1,23 +1,34 @@
 """Pretraining: every task, continued, refused."""
 
+import json
+import os
+import re
+import shutil
 import signal
 from functools import partial
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
-from conftest import SAMPLES, SMALL, checkpoint_step
+from conftest import SAMPLES, SMALL, checkpoint_step, write_nifti
+from torch.utils.data import DataLoader
 
+import ssl3d
+from ssl3d.cli import main
 from ssl3d.data.prepare import prepare
 from ssl3d.errors import InputError
 from ssl3d.networks.cards import read_card
+from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.unet import Segmenter
-from ssl3d.networks.weights import load_encoder
+from ssl3d.networks.weights import load_encoder, load_weights, save_weights
 from ssl3d.tasks import NAMES
+from ssl3d.tasks.base import evaluate, fit_plainly
 from ssl3d.training import pretrain as pretrain_module
-from ssl3d.training.pretrain import pretrain
-from ssl3d.training.runs import read_log
+from ssl3d.training.loop import images_of_step, train
+from ssl3d.training.pretrain import make_task, pretrain
+from ssl3d.training.runs import Run, read_log
 
 
 @pytest.mark.parametrize("slices", [False, True])
@@ -366,6 +377,168 @@ def test_a_run_with_an_encoder_of_ones_own_begins_the_next_step(store, tmp_path)
         pretrain(ssl3d.tasks.Rotation(encoder), store, tmp_path / "x", steps=1, progress=False)
 
 
-def test_a_loss_that_is_no_number_is_said(store, tmp_path):
-    run = pretrain("rotation", store, tmp_path / "run", steps=12, lr=1e30, widths=SMALL, progress=False)
-    assert "the loss is nan" in run.summary() and "nothing was learned" in run.summary()
+def refused(words, *args, **how):
+    with pytest.raises(InputError, match=words) as error:
+        pretrain(*args, progress=False, **how)
+    return str(error.value)
+
+
+def finite_checkpoint(run):
+    if (run / "last.ckpt").exists():
+        state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+        assert all(weight.isfinite().all() for weight in state.values())
+
+
+@pytest.mark.parametrize("task", ["rotation", "exemplar"])
+def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path, task):
+    how = {"steps": 12, "lr": 1e30, "batch_size": 2, "widths": SMALL}
+    for _ in range(2):
+        said = refused("the loss is (nan|inf) in step [23],.*lower learning rate than 1e", task, store, tmp_path, **how)
+        step = int(said.partition("in step ")[2].partition(",")[0])
+        shown = [store.split("train")[i] for i in images_of_step(len(store.split("train")), 2, 0, step - 1)]
+        assert f"It was shown {', '.join(shown)}." in said
+        assert read_log(tmp_path)["step"].tolist() == [*range(1, step)], "the rows before it stay"
+        assert {f.name for f in tmp_path.iterdir()} == {"settings.yaml", "train.lock", "log.csv"}
+
+
+def test_half_precision_is_named_where_it_may_be_the_reason(store, tmp_path):
+    words = "the loss is nan.*precision='32-true' .--precision 32-true. in place of bf16-mixed"
+    refused(words, "rotation", store, tmp_path, steps=9, lr=1e30, widths=(4, 8), precision="bf16-mixed")
+
+
+def test_images_without_a_store_are_named_by_their_places(tmp_path):
+    images, how = torch.rand(6, 1, 16, 16, 16), {"lr": 1e30, "widths": SMALL, "steps": 9}
+    seen = images_of_step(6, 2, 0, 1)
+    words = f"in step 2, .*It was shown image {seen[0]}, image {seen[1]}[.]"
+    refused(words, "rotation", images, tmp_path / "a", batch_size=2, **how)
+    batches = DataLoader(images, batch_size=2)
+    assert "shown" not in refused("the loss is nan in step 2", "rotation", batches, tmp_path / "b", **how)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
+    """The loss does not show it, as where a layer is not used for it."""
+
+    def poison(network, batch, step):
+        if step == 4:
+            network.weight.data[0] = torch.inf
+        return torch.ones(2, 3), torch.zeros(2, 4)
+
+    def measure(network, outputs, targets):
+        return {"loss": outputs.nan_to_num(0, 0, 0).pow(2).mean()}
+
+    network = torch.nn.Linear(3, 4)
+    with pytest.raises(InputError, match="the weights weight are not finite in step 6"):
+        train(network, poison, measure, lambda step: 0, tmp_path, n_steps=9, lr=0.1, checkpoint_every=3, progress=False)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    finite_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="weights weight are not finite"):
+        save_weights(network, tmp_path / "encoder.safetensors")
+    assert not (tmp_path / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_an_encoder_with_weights_that_are_no_numbers_is_refused(store, encoder, tmp_path, bad):
+    """From an old run, or one's own."""
+    folder = tmp_path / "old"
+    shutil.copytree(encoder, folder)
+    weights = safetensors.torch.load_file(folder / "encoder.safetensors")
+    name = [*weights][3]
+    weights[name].view(-1)[0] = bad
+    safetensors.torch.save_file(weights, folder / "encoder.safetensors")
+    own = Run(encoder).encoder
+    own.state_dict()[name].view(-1)[0] = bad
+    for given in (folder, Run(folder), own):
+        refused(f"weights {name} are not finite", "rotation", store, tmp_path / "x", steps=1, encoder=given)
+        with pytest.raises(InputError, match=f"weights {name} are not finite"):
+            ssl3d.finetune(store, tmp_path / "x", encoder=given, steps=1, progress=False)
+    with pytest.raises(InputError, match="old/encoder.safetensors: its weights"):
+        print(Run(folder).encoder)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_mask_among_the_buffers_may_be_infinite(tmp_path):
+    network = torch.nn.Conv3d(1, 4, 3, 2, 1)
+    network.register_buffer("mask", torch.full((2, 2), -torch.inf))
+    save_weights(network, tmp_path / "x.safetensors")
+    load_weights(network, tmp_path / "x.safetensors")
+
+
+def test_several_devices_are_not_started_by_others(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    refused("started by torchrun.*Start it once", "rotation", store, tmp_path / "x", devices=2, batch_size=2, steps=1)
+    assert not (tmp_path / "x").exists()
+
+
+FULL = [(28, r"no space left on the disk of .*, \d+ MB are free"), (30, "read only")]
+
+
+@pytest.mark.parametrize("number, words", FULL)
+def test_a_disk_that_gets_full_loses_nothing(store, tmp_path, monkeypatch, capsys, number, words):
+    line = ["pretrain", "rotation", store.folder, "--out", tmp_path / "run", "--steps", 60, "--widths", "4,8"]
+    sync, calls = os.fsync, []
+
+    def full(file):
+        calls.append(file)
+        if len(calls) > 2:  # after the settings and the first checkpoint
+            raise OSError(number, os.strerror(number))
+        sync(file)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, line)])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ended.value.code == 1 and re.search(f"^ssl3d: {tmp_path}/run/last.ckpt: .*{words}", said), said
+    assert not list(tmp_path.rglob("*.part")) and read_log(tmp_path / "run")["step"][-1] == 60
+    assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["global_step"] == 50
+    monkeypatch.setattr("os.fsync", sync)
+    main([*map(str, line)])
+    assert read_card(tmp_path / "run")["steps"] == 60
+
+
+# Values
+
+
+@pytest.mark.parametrize("bad", [torch.nan, 255.0, -0.5, 1.1, torch.inf])
+def test_every_image_has_to_be_from_0_to_1_not_only_the_first(tmp_path, bad):
+    images = [torch.rand(1, 16, 16, 16) for _ in range(6)]
+    place = images_of_step(6, 2, 0, 2)[0]
+    images[place][0, 3, 3, 3] = bad
+    how = {"widths": SMALL, "steps": 3}
+    refused(f"image {place} have values.*from 0 to 1", "rotation", images, tmp_path / "a", batch_size=2, **how)
+    refused(f"image {place} have values", "rotation", torch.stack(images), tmp_path / "b", batch_size=2, **how)
+    batches = DataLoader(torch.stack(images), batch_size=2)
+    refused(f"images of step {place // 2 + 1} have values", "rotation", batches, tmp_path / "c", **how)
+    task = make_task("rotation", make_encoder("unet", 3, 1, SMALL))
+    for ask in (task.make, task.show, partial(fit_plainly, task, n_steps=1), partial(evaluate, task)):
+        with pytest.raises(InputError, match="images have values.*from 0 to 1"):
+            ask(images=torch.stack(images))
+    rounded = torch.stack(images).nan_to_num(0.5).clamp(-5e-4, 1 + 5e-4)
+    assert len(task.make(rounded).inputs) == 6, "rounding is no fault"
+
+
+# Slices
+
+
+@pytest.mark.parametrize("mm, thick", [((1, 1, 6), "6.0"), ((3, 1, 1), "3.0"), ((1, 1, 1), None), ((1, 1, 1.4), None)])
+def test_rotation_is_told_from_thick_slices_and_says_so(tmp_path, recwarn, capsys, mm, thick):
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 1000, (16, 16, 16)).astype(np.int16)
+        write_nifti(tmp_path / f"scans-{i}.nii.gz", noise, np.diag([*mm, 1.0]))
+    store = ssl3d.prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-store", size=16, progress=False)
+    for task in ("rotation", "exemplar"):
+        run = pretrain(task, store, store.folder / task, steps=1, batch_size=2, widths=(4, 8))
+        said = [str(each.message) for each in recwarn if "times as thick" in str(each.message)]
+        assert len(said) == bool(thick), "only of rotation"
+    rotation = Run(store.folder / "rotation")
+    assert ("caution" in rotation.card) == bool(thick) and "caution" not in run.card
+    if thick:
+        assert f"slices are {thick} times as thick" in rotation.card["caution"] and thick in said[0]
+
+
+def test_the_closing_line_repeats_a_caution(encoder, tmp_path):
+    shutil.copytree(encoder, tmp_path / "run")
+    card = read_card(encoder) | {"caution": "The scans' slices are 6.0 times as thick."}
+    (tmp_path / "run/encoder.json").write_text(json.dumps(card))
+    log = "step,loss,accuracy,chance\n" + "".join(f"{i},1,0.8,0.1\n" for i in range(1, card["steps"] + 1))
+    (tmp_path / "run/log.csv").write_text(log)
+    assert "6.0 times as thick" in Run(tmp_path / "run").summary()

@@ -1,15 +1,19 @@
 """Runs: what is in their folders, who gets which images and numbers, and what is damaged."""
 
+import io
+import sys
+
 import pytest
 import torch
 import yaml
-from conftest import SMALL
+from conftest import SMALL, python
+from filelock import FileLock
 
 from ssl3d.errors import InputError
 from ssl3d.networks.cards import read_card
 from ssl3d.training.loop import images_of_step, steps_per_epoch
 from ssl3d.training.pretrain import pretrain
-from ssl3d.training.runs import append_log, read_log, trim_log
+from ssl3d.training.runs import Run, append_log, begin_run, begun_run, finished_run, read_log, trim_log
 
 pytestmark = pytest.mark.quick
 
@@ -77,3 +81,90 @@ def test_a_log_cut_at_its_header_is_begun_again(tmp_path):
     trim_log(tmp_path, 0)
     append_log(tmp_path, {"step": 1, "loss": 2.0})
     assert read_log(tmp_path)["step"].tolist() == [1]
+
+
+AT_ONCE = """
+import multiprocessing, sys
+from pathlib import Path
+
+from ssl3d.errors import InputError
+from ssl3d.training.runs import begun_run, read_settings
+
+folder, same = Path(sys.argv[1]), sys.argv[2] == "same"
+forks = multiprocessing.get_context("fork")
+barrier, found = forks.Barrier(2), forks.Queue()
+
+
+def begin(who):
+    for n in range(25):
+        barrier.wait()
+        try:
+            with begun_run(folder / str(n), {"steps": 0 if same else who}, "encoder.json") as to_be_made:
+                barrier.wait(20)
+                found.put(read_settings(folder / str(n))["steps"] in (0, who) and to_be_made)
+        except InputError as e:
+            barrier.wait(20)
+            found.put(str(e))
+
+
+both = [forks.Process(target=begin, args=(who,)) for who in (1, 2)]
+[each.start() for each in both]
+said = [found.get(timeout=60) for _ in range(50)]
+[each.join() for each in both]
+assert said.count(True) == 25, said
+assert sum("is being trained by another process" in str(each) for each in said) == 25, said
+"""
+
+
+@pytest.mark.parametrize("settings", ["same", "different"])
+def test_of_two_that_begin_a_run_at_once_one_trains(tmp_path, settings):
+    python(AT_ONCE, tmp_path, settings)
+
+
+@pytest.mark.parametrize("started", [{}, {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"}, {"SLURM_LOCALID": "1"}])
+def test_a_second_process_is_refused_whoever_started_it(store, tmp_path, monkeypatch, started):
+    """By torchrun, by srun, or by hand in a second window."""
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "run").mkdir()
+    said = "trained by another process.*devices=2"
+    with FileLock(tmp_path / "run/train.lock"), pytest.raises(InputError, match=said):
+        pretrain("rotation", store, tmp_path / "run", steps=1, widths=SMALL, progress=False)
+    assert [f.name for f in (tmp_path / "run").iterdir()] == ["train.lock"], "its settings are not those of the second"
+    run = pretrain("rotation", store, tmp_path / "run", steps=1, widths=SMALL, progress=False)
+    with FileLock(run / "train.lock"):  # many may read what is finished
+        assert pretrain("rotation", store, run, steps=1, widths=SMALL, progress=False) == run
+
+
+def test_a_folder_that_is_refused_is_not_touched(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="not empty"), begun_run(tmp_path, {"steps": 1}, "encoder.json"):
+        pass
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path):
+    with begun_run(tmp_path, {"steps": 1}, "encoder.json"):
+        (tmp_path / "last.0123456789ab.part").write_bytes(b"killed")
+    with begun_run(tmp_path, {"steps": 1}, "encoder.json"):
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["settings.yaml", "train.lock"]
+
+
+@pytest.mark.parametrize("rise, early", [(0.3, True), (0.01, False)])
+def test_what_is_learned_early_is_said(tmp_path, rise, early):
+    begin_run(tmp_path, {"command": "pretrain", "task": "jigsaw", "steps": 100})
+    for step in range(1, 101):
+        append_log(tmp_path, {"step": step, "loss": 0.1, "accuracy": min(1, 0.1 + rise * step), "chance": 0.1})
+    said = Run(tmp_path).summary()
+    assert "learned jigsaw in 100 steps" in said and ("learned early" in said and "shortcut" in said) == early
+
+
+@pytest.mark.parametrize("coding", ["ascii", "cp932"])
+def test_a_run_says_what_it_learned_on_any_console(tmp_path, monkeypatch, coding):
+    run = begin_run(tmp_path / "Bäuche²", {"command": "pretrain", "task": "jigsaw", "steps": 20})
+    for step in range(1, 21):
+        append_log(run, {"step": step, "loss": 0.1, "accuracy": 0.8, "chance": 0.1})
+    console = io.TextIOWrapper(io.BytesIO(), encoding=coding, write_through=True)
+    monkeypatch.setattr(sys, "stdout", console)
+    finished_run(run, progress=True)
+    assert "learned jigsaw in 20 steps" in console.buffer.getvalue().decode(coding)

@@ -115,3 +115,40 @@ def test_a_store_without_masks_is_refused(tmp_path):
     assert isinstance(store, Store)
     with pytest.raises(InputError, match="masks"):
         finetune(store.folder, tmp_path / "ft", epochs=1, progress=False)
+
+
+def labelled(folder, header, cells, test=0.4):
+    """A store of a table with one column of labels."""
+    folder.mkdir()
+    rows = [f"image,{header}"]
+    for i, cell in enumerate(cells):
+        np.save(folder / f"a{i}.npy", np.random.default_rng(i).random((16, 16, 16)))
+        rows.append(f"a{i}.npy,{cell}")
+    (folder / "t.csv").write_text("\n".join(rows))
+    return prepare(folder / "t.csv", folder.parent / f"{folder.name}-store", size=16, test=test, progress=False)
+
+
+def test_a_refusal_names_the_option_that_helps(store, tmp_path):
+    """In a shell as well, where it is spelled with two dashes."""
+    ages, sexes = labelled(tmp_path / "ages", "age", range(30, 38)), labelled(tmp_path / "sexes", "sex", "MFMFMFMF")
+    untested = labelled(tmp_path / "untested", "age", range(30, 38), test=0)
+    for opened, how, words in (
+        (ages, {}, "masks for 0 .*--goal regression --target age"),
+        (sexes, {}, "masks for 0 .*--goal classification --target sex"),
+        (ages, {"goal": "classification"}, "--goal regression --target age"),
+        (store, {"goal": "regression", "target": "age"}, "--goal segmentation"),
+        (untested, {"goal": "regression"}, "nobody for testing.*--test 0.2.*--fold 0,5"),
+    ):
+        with pytest.raises(InputError, match=words):
+            finetune(opened, tmp_path / "x", steps=1, progress=False, **how)
+        assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("goal", ["segmentation", "regression"])
+def test_fine_tuning_ends_where_its_loss_is_no_number(store, tmp_path, goal):
+    opened = store if goal == "segmentation" else labelled(tmp_path / "ages", "age", range(30, 38))
+    how = {"goal": goal, "steps": 6, "warmup": 0, "lr": 1e30, "batch_size": 2, "widths": (4, 8, 16), "progress": False}
+    for _ in range(2):
+        with pytest.raises(InputError, match="the loss is (nan|inf) in step 2.*It was shown .*, .*Try a lower"):
+            finetune(opened, tmp_path / "x", **how)
+        assert {f.name for f in (tmp_path / "x").iterdir()} == {"settings.yaml", "train.lock", "log.csv"}

@@ -274,3 +274,49 @@ def test_the_itk_viewer_gets_the_volume_upright(monkeypatch):
     seen.clear()
     view(volume, viewer="itk")
     assert "label_image" not in seen and seen["place"] == 2.5
+
+
+WITHOUT = """
+import sys
+
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None  # as where it is not installed
+import numpy as np
+import torch
+
+from ssl3d.errors import InputError
+from ssl3d.plots.slices import planes
+from ssl3d.plots.widgets import stage, view
+from ssl3d.tasks import cpc, exemplar, jigsaw, location, rotation
+from ssl3d.training.monitor import live
+
+volume, image = np.random.default_rng(0).random((12, 12, 12)), torch.rand(1, 36, 36, 36)
+calls = [lambda viewer=viewer: view(volume, viewer=viewer) for viewer in ("auto", "slices", "niivue", "itk")]
+if "ipywidgets" in sys.argv[1]:
+    calls += [lambda: stage(print), lambda: live({"a": "ssl3d pretrain rotation s --out r"})]
+    calls += [lambda: cpc.play_cpc(image, None), lambda: exemplar.play_exemplar(image, None)]
+    calls += [lambda: jigsaw.play_jigsaw(image), lambda: location.play_location(image, None)]
+    calls += [lambda: rotation.play_rotation(image)]
+for call in calls:
+    try:
+        call()
+        print("it shows")
+    except InputError as e:
+        print(e)
+planes(volume)
+"""
+
+
+@pytest.mark.parametrize("missing", ["ipywidgets,ipyniivue,itkwidgets,IPython", "ipyniivue,itkwidgets"])
+def test_what_is_not_installed_is_named_with_its_cure(missing):
+    said = python(WITHOUT, missing).stdout.splitlines()
+    auto, slices, niivue, itk, *others = said
+    assert "pip install 'ssl3d[notebooks]'" in niivue and "pip install 'ssl3d[itk]'" in itk
+    if "ipywidgets" in missing:
+        assert len(others) == 7
+        needed = "needs ipywidgets, which is not installed: pip install 'ssl3d[notebooks]'"
+        assert all(needed in line for line in [slices, *others])
+        assert "viewer='slices'" not in niivue + itk, "it would not show either"
+        assert "ssl3d.plots.slices.planes" in niivue and "ssl3d.plots.slices.planes" in auto
+    else:
+        assert slices == auto == "it shows" and "viewer='slices' needs nothing more" in niivue

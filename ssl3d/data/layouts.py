@@ -715,7 +715,7 @@ def _finished(cohort: Cohort, place: Path, found: Findings, on_error: str) -> Co
         _check_rest(cohort, root, [], found)
     if found.problems and on_error == "raise":
         n = len(found.problems) - 1
-        more = f" ({n} more such problems; --on_error skip leaves them out and lists them.)" if n else ""
+        more = f" ({n} more such problems; --on-error skip leaves them out and lists them.)" if n else ""
         raise InputError(f"{found.problems[0]}{more}")
     return replace(cohort, left_out=tuple(found.problems), notes=(*dict.fromkeys(found.notes), *line))
 
@@ -756,7 +756,7 @@ def _chosen(cohort: Cohort, wanted: tuple[str, ...], problems: list[InputError])
         lacks = [m for m in wanted if m not in has]
         if lacks:
             problems.append(InputError(f"{case.images[0].parent}: case '{case.id}' has no {', '.join(lacks)}. Leave "
-                                       "the modality out (--modalities), or the case (--on_error skip)."))
+                                       "the modality out (--modalities), or the case (--on-error skip)."))
         else:
             cases.append(replace(case, images=tuple(has[m] for m in wanted), modalities=wanted))
     if not cases:

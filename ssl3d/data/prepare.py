@@ -35,7 +35,7 @@ from .splits import merge_copies, split_subjects
 from .store import NOTES, UNITS, Store, alike_subjects, array_digest, labels_of, write_split
 from .voxels import fingerprint
 from ..errors import InputError, warn
-from ..files import Folder, as_folder, is_file_name, is_free, refuse_difference, write_sealed, write_whole
+from ..files import Folder, as_folder, is_file_name, is_free, refuse_difference, sweep, write_sealed, write_whole
 from ..settings import Preparing, Reading, takes
 
 # %% ../../nbs/19_prepare.ipynb #d9f8494a
@@ -81,7 +81,7 @@ def _check_modalities(case: Case, cohort: Cohort) -> None:
         raise InputError(f"{case.images[0].parent}: case '{case.id}' has no {', '.join(lacks)}, which others of "
                          f"{cohort.source.name} have. Say which modalities to use (modalities=..., in a shell "
                          f"--modalities {','.join(m for m in cohort.channels if m not in lacks)}), or leave such cases "
-                         "out with on_error='skip' (--on_error skip).")
+                         "out with on_error='skip' (--on-error skip).")
 
 # %% ../../nbs/19_prepare.ipynb #bba17378
 def _begin(folder: Path, settings: dict) -> dict[str, dict]:
@@ -229,6 +229,8 @@ def _opened(source: Folder | Cohort, how: Reading) -> Cohort:
 def _prepare_all(cohort: Cohort, out: Path, settings: dict, how: Preparing) -> None:
     """Prepare what is not done yet, note each case as it is done, and finish the store."""
     noted, writing = _begin(out, settings), Lock()
+    for kind in ("images", "content", "masks"):
+        sweep(out / kind)
     done, left_out = {}, [{"case": "", "problem": str(e)} for e in cohort.left_out]
 
     def make(case: Case) -> dict:

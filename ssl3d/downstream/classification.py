@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.store import Store
-from .goals import Goal
+from .goals import Goal, what_else
 from .metrics import grading_scores
 from ..errors import InputError, one_of
 from ..files import read_table
@@ -123,12 +123,9 @@ class ImageGoal(Goal):
     def check(self, store: Store, train: dict[str, Any], test: dict[str, Any]) -> None:
         differ = len({*train.values(), *test.values()})
         if not train or len(test) < self.least or differ < 2:
-            known = [name for name in ("grade", "sex", "age") if any(case[name] is not None
-                                                                     for case in store.cases.values())]
             raise InputError(f"{store.folder}: knows the {self.asked} of {len(train)} training and {len(test)} test "
                              f"case(s), {differ} different ones. Training and test cases are needed (for ages two to "
-                             "test on), and two values that differ. This store has "
-                             f"{' and '.join(known) or 'masks only, for the goal segmentation'}.")
+                             f"test on), and two values that differ. {what_else(store)}")
 
     def headed(self, encoder: nn.Module, n_out: int, size: int) -> Classifier:
         """A network with `n_out` outputs for images of `size` a side."""

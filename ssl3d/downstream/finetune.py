@@ -26,7 +26,7 @@ from .segmentation import score, segment
 from ..errors import InputError
 from ..files import Folder, as_folder, read_json, write_json, write_table
 from ..networks.cards import check_card, provenance, seen_dimensions
-from ..networks.encoders import make_encoder
+from ..networks.encoders import check_shown, has_statistics, make_encoder, shown_to
 from ssl3d.networks.weights import (
     check_shape,
     empty_encoder,
@@ -43,7 +43,7 @@ from ..plots.slices import busiest, row
 from ..seeds import generator_for, seeded
 from ..settings import Finetuning, Training, takes
 from ..training.loop import check_devices, images_of_step, steps_per_epoch, train
-from ..training.runs import Run, begin_run, finished_run, read_settings
+from ..training.runs import Run, begun_run, finished_run, read_settings
 
 # %% ../../nbs/65_finetune.ipynb #4013a17d
 def freeze(encoder: nn.Module, frozen: bool = True) -> None:
@@ -193,28 +193,45 @@ def finetune(
     facts = chosen.facts(opened, truths, case_ids)
     network, origins = starting_network(opened, chosen, facts, how)
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
-    chosen.trained(network, how.slices)
-    begin_run(folder, settings)
-    if not (folder / "scores.csv").exists():
-        before = given_card(how.encoder) or None
-        _learn(network, opened, chosen, settings, truths["train"], case_ids, cases["test"], folder, how)
-        seen = provenance(opened, case_ids, before)
-        keep_trained(network, folder, settings | {"trained_on": case_ids}, seen, origins)
-        tables = chosen.tables(chosen.whole(network, how.slices), opened, cases["test"], facts)
-        for file, rows in tables.items():
-            write_table(folder / file, rows)
+    _check_maps(chosen.trained(network, how.slices), opened, chosen, truths["train"], case_ids, settings)
+    with begun_run(folder, settings, "scores.csv") as to_be_made:
+        if to_be_made:
+            _learn(network, opened, chosen, settings, truths["train"], case_ids, cases["test"], folder, how)
+            seen = provenance(opened, case_ids, given_card(how.encoder) or None)
+            keep_trained(network, folder, settings | {"trained_on": case_ids}, seen, origins)
+            tables = chosen.tables(chosen.whole(network, how.slices), opened, cases["test"], facts)
+            for file, rows in tables.items():
+                write_table(folder / file, rows)
     return finished_run(folder, how.progress, own_module(how.encoder))
+
+
+def _step(store: Store, goal: Goal, truths: dict[str, Any], case_ids: list[str], settings: dict,
+          step: int) -> tuple[list[str], Callable]:
+    """The cases of a step, and a function that reads their images and truths."""
+    places = images_of_step(len(case_ids), settings["batch_size"], settings["seed"], step)
+    chosen = [case_ids[i] for i in places]
+    return chosen, lambda: goal.read(store, truths, chosen, generator_for(settings["seed"], "windows", step))
+
+
+def _check_maps(network: nn.Module, store: Store, goal: Goal, truths: dict[str, Any], case_ids: list[str],
+                settings: dict) -> None:
+    """Refuse images whose coarsest map is too small for a normalisation of the encoder, unless it never learns."""
+    if settings["warmup_steps"] < settings["steps"] and has_statistics(network.encoder):
+        images, _ = _step(store, goal, truths, case_ids, settings, 0)[1]()
+        check_shown(network.encoder, shown_to(network.encoder, lambda: network(images)))
 
 
 def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths: dict[str, Any], case_ids: list[str],
            test: list[str], out: Path, how: Finetuning) -> None:
     """Train a network on cases, and score it on test cases now and then where that is wanted."""
-    facts, loss, batch_size = settings["facts"], goal.loss(settings["facts"]), settings["batch_size"]
+    facts, loss = settings["facts"], goal.loss(settings["facts"])
     whole = goal.whole(network, how.slices)
 
     def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = [case_ids[i] for i in images_of_step(len(case_ids), batch_size, how.seed, step)]
-        return goal.read(store, truths, chosen, generator_for(how.seed, "windows", step))
+        return _step(store, goal, truths, case_ids, settings, step)[1]()
+
+    def named(step: int) -> list[str]:
+        return _step(store, goal, truths, case_ids, settings, step)[0]
 
     def measure(network: nn.Module, outputs: torch.Tensor, truth: torch.Tensor) -> dict:
         return {"loss": loss(outputs, truth)}
@@ -225,7 +242,7 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
     train(goal.trained(network, how.slices), warm_up(settings["warmup_steps"]), measure, read, out,
           n_steps=settings["steps"], lr=settings["lr"], title=f"finetune {len(case_ids)} labels", progress=how.progress,
           accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
-          precision=how.precision, observe=(how.track, look) if how.track else None)
+          precision=how.precision, observe=(how.track, look) if how.track else None, seen=named)
 
 # %% ../../nbs/65_finetune.ipynb #4ea0703b
 def goal_of(settings: dict) -> Goal:

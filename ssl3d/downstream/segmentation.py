@@ -17,7 +17,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from ..data.store import Store
-from .goals import Goal
+from .goals import Goal, what_else
 from .metrics import dice_per_region, hausdorff95, regions_of
 from ..errors import InputError
 from ..files import read_table
@@ -94,8 +94,8 @@ class Segmentation(SegmentationOptions, Goal):
     def check(self, store: Store, train: dict[str, Any], test: dict[str, Any]) -> None:
         if not train or not test or len(store.classes) < 2:
             raise InputError(f"{store.folder}: has masks for {len(train)} training and {len(test)} test case(s), with "
-                             f"the classes {store.classes}. Segmentation needs both, and two classes. (Grades, sexes "
-                             "and ages are the goals classification and regression.)")
+                             f"the classes {store.classes}. Segmentation needs both, and two classes. "
+                             f"{what_else(store)}")
         weights = self.class_weights
         if weights is not None and (len(weights) != len(store.classes) or sum(weights) == 0):
             raise InputError(f"class_weights are {weights}: give a number from 0 for each of {store.classes}, in this "

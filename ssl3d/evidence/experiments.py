@@ -33,12 +33,16 @@ from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError, one_of, whole_number
 from ssl3d.files import (
+    DiskError,
     as_folder,
+    disk_troubles,
     is_file_name,
     is_free,
     read_table,
+    read_text,
     read_yaml,
     refuse_difference,
+    say,
     write_table,
     write_whole,
 )
@@ -85,7 +89,9 @@ _FORMER = {"shares": "label_fractions", "elsewhere": "pretraining_cohort"}  # wh
 def read_experiment(file: str | Path) -> Experiment:
     """The experiment that a YAML file describes; raises `InputError` for one that cannot be run."""
     try:
-        content = read_yaml(Path(file).read_text(encoding="utf-8"))
+        content = read_yaml(read_text(Path(file)))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {'nothing' if content is None else type(content).__name__}")
         known = [f.name for f in fields(Experiment)]
         wrong = [name for name in content if name not in known]
         if wrong:
@@ -95,7 +101,7 @@ def read_experiment(file: str | Path) -> Experiment:
     except (OSError, yaml.YAMLError, TypeError, ValueError) as e:
         if isinstance(e, InputError):
             raise
-        raise InputError(f"{file}: cannot be read as an experiment ({e}). It is a YAML file with a cohort, arms and "
+        raise InputError(f"{file}: cannot be read as an experiment: {e}. It is a YAML file with a cohort, arms and "
                          "more; see `70_experiments`.") from None
     try:
         check_experiment(experiment)
@@ -421,11 +427,12 @@ def make_cell(
         begin, error = time.perf_counter(), ""
         try:
             run_cell(experiment, cell, stores, out)
-        except Timeout:  # another process makes its encoder, or chooses its rate
+        except (Timeout, DiskError):  # another process makes its encoder, or chooses its rate; no cell can be written
             raise
         except Exception as e:  # whatever it is, the other cells go on
             error = f"{type(e).__name__}: {e}"
-            write_whole(out / "cells" / f"{cell.name}.error.txt", lambda f: f.write(traceback.format_exc().encode()))
+            trace = traceback.format_exc().encode(errors="backslashreplace")
+            write_whole(out / "cells" / f"{cell.name}.error.txt", lambda f: f.write(trace))
         _note(out, {"cell": cell.name, "hash": digest, "state": "failed" if error else "done",
                     "seconds": round(time.perf_counter() - begin, 1), "error": error})
 
@@ -529,9 +536,9 @@ def open_experiment(
     if progress and not read_diary(out):
         try:
             found = forecast(experiment, stores)
-            print(f"{out}: {found['runs']} runs, about {found['hours']:.2g} hours one after the other on this machine")
+            say(f"{out}: {found['runs']} runs, about {found['hours']:.2g} hours one after the other on this machine")
         except InputError as e:
-            print(f"{out}: how long it takes cannot be said, since a run cannot begin: {e}")
+            say(f"{out}: how long it takes cannot be said, since a run cannot begin: {e}")
     return stores
 
 
@@ -550,6 +557,12 @@ def run_experiment(
         raise InputError(f"the experiment is of type {type(experiment).__name__}. Give an `Experiment`, as "
                          "ssl3d.read_experiment(FILE) returns it, or the file to ssl3d.experiment.")
     out = as_folder(out, "out")
+    with disk_troubles(out):
+        return _run_all(experiment, out, progress)
+
+
+def _run_all(experiment: Experiment, out: Path, progress: bool) -> list[ScoreRow]:
+    """Make every cell that is not made; what another process makes is waited for."""
     stores, known = open_experiment(experiment, out, progress), len(read_diary(out))
     waiting = cells_of(experiment)
     with tqdm(total=len(waiting), desc=out.name, unit="run", disable=not progress) as bar:

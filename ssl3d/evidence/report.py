@@ -168,7 +168,7 @@ def keep_answer(
         write_whole(out / "curves.png", lambda f: plt.savefig(f, format="png"))
         plt.close()
         summary = (f"{about}\n\n" if about else "") + verdict_table(verdict(rows, baseline)) + "\n"
-        write_whole(out / "summary.txt", lambda f: f.write(summary.encode()))
+        write_whole(out / "summary.txt", lambda f: f.write(summary.encode(errors="backslashreplace")))
         page = html_report(out, title or out.name, baseline)
-        write_whole(out / "report.html", lambda f: f.write(page.encode()))
+        write_whole(out / "report.html", lambda f: f.write(page.encode(errors="backslashreplace")))
     return summary

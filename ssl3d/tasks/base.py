@@ -60,12 +60,16 @@ def check_images(image: Any, encoder: nn.Module) -> None:
                          f"encoder reads {channels}. ssl3d.networks.weights.widen makes it read more.")
 
 # %% ../../nbs/40_base.ipynb #f4b59502
-def check_range(image: torch.Tensor) -> None:
-    """Refuse images whose values are not finite, or not in [0, 1]; looks at every voxel."""
-    low, high = image.min().item(), image.max().item()
+def check_range(
+    image: torch.Tensor,  # of any shape
+    what: str = "images",  # it is, for the message
+) -> None:
+    """Refuse images whose values are not finite, or not in [0, 1] but for rounding; looks at every voxel."""
+    low, high = torch.stack(image.detach().aminmax()).tolist()
     if not (low > -1e-3 and high < 1 + 1e-3):
-        raise InputError(f"images have values from {low:g} to {high:g}. Give finite numbers from 0 to 1, as MONAI's "
-                         "ScaleIntensity makes them.")
+        cure = "divide them by 255" if low >= 0 and 1 < high <= 255 else "scale them"
+        raise InputError(f"{what} have values from {low:g} to {high:g}. Give finite numbers from 0 to 1: {cure}, as "
+                         "MONAI's ScaleIntensity does, and clamp what an augmentation brings beyond them.")
 
 
 def check_subjects(
@@ -106,11 +110,16 @@ class ProxyTask(nn.Module):
         self.samples_per_image = whole_number(samples_per_image=samples_per_image)
 
     def as_batch(self, images: Batch | torch.Tensor, subjects: Any = None) -> Batch:
-        """Images that this task can ask about, checked; without `subjects` every image shows a person of its own."""
+        """Images that this task can ask about, checked; without `subjects` every image shows a person of its own.
+
+        Of a `Batch` the values are taken as they are, for who numbers voxels to see where each one goes.
+        """
         if isinstance(images, Batch) and subjects is not None:
             raise InputError("a Batch says who is seen: leave subjects= out, or give its images alone.")
         image, whose = images if isinstance(images, Batch) else (images, subjects)
         check_images(image, self.encoder)
+        if not isinstance(images, Batch):
+            check_range(image)
         image = image.as_subclass(torch.Tensor).to(next(self.encoder.parameters(), image).dtype)  # MONAI's, too
         if whose is None and self.min_subjects > 1:
             raise InputError(f"{type(self).__name__} compares people: say who each image shows, as "
@@ -127,7 +136,8 @@ class ProxyTask(nn.Module):
     ) -> Example:
         """Questions and answers from images, on the images' device, without gradient.
 
-        Raises `InputError` for images that are no (B, C, *space) for the encoder, and where subjects are missing.
+        Raises `InputError` for images that are no (B, C, *space) for the encoder, for values outside [0, 1], and where
+        subjects are missing.
         """
         if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
             raise InputError(f"generator is {generator!r}: give one of the CPU, as torch.Generator().manual_seed(0).")

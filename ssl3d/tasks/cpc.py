@@ -479,9 +479,9 @@ def play_cpc(
     task: CPC,
 ) -> Any:  # an ipywidgets box
     """Walk a patch through an image: its context, targets and negatives, and what the network predicts."""
-    from ipywidgets import IntSlider, ToggleButtons
-
-    from ssl3d.plots.widgets import stage
+    from ssl3d.plots.widgets import needing, stage
+    with needing("notebooks"):
+        from ipywidgets import IntSlider, ToggleButtons
 
     batch = Batch(image[None], torch.zeros(1, dtype=torch.int64))
 

@@ -349,9 +349,9 @@ def play_exemplar(
     task: Exemplar | None = None,  # a trained one, whose distances are drawn
 ) -> Any:  # an ipywidgets box
     """Flip, rotate, stretch and recolour an image, and see how far that takes it from itself."""
-    from ipywidgets import Dropdown, FloatSlider, IntSlider
-
-    from ssl3d.plots.widgets import stage
+    from ssl3d.plots.widgets import needing, stage
+    with needing("notebooks"):
+        from ipywidgets import Dropdown, FloatSlider, IntSlider
 
     dims = images.ndim - 2
     names = "xyz"[:dims]

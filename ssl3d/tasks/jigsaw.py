@@ -145,9 +145,9 @@ def play_jigsaw(
     grid: int = 3,  # tiles along each axis, where there is no task
 ) -> Any:  # an ipywidgets box
     """Exchange tiles until the puzzle is solved; a network, where there is one, says how they were dealt."""
-    from ipywidgets import Box, Button, Checkbox, Dropdown, IntSlider, IntText
-
-    from ssl3d.plots.widgets import stage
+    from ssl3d.plots.widgets import needing, stage
+    with needing("notebooks"):
+        from ipywidgets import Box, Button, Checkbox, Dropdown, IntSlider, IntText
 
     grid, dims, at = grid if task is None else task.grid, image.ndim - 1, {"puzzle": None}
 

@@ -211,9 +211,9 @@ def play_location(
     task: Location,  # that answers beside you
 ) -> Any:  # an ipywidgets box
     """Guess where a piece lies relative to the centre, and see what was right, and what the network says."""
-    from ipywidgets import Checkbox, IntSlider, Text
-
-    from ssl3d.plots.widgets import stage
+    from ssl3d.plots.widgets import needing, stage
+    with needing("notebooks"):
+        from ipywidgets import Checkbox, IntSlider, Text
 
     dims, side = image.ndim - 1, min(image.shape[1:]) // 3
     cells = {describe_cell(cell, dims): cell for cell in range(3**dims)}

@@ -192,9 +192,9 @@ def play_rotation(
     task: Rotation | None = None,  # a trained one, whose answer is drawn; with 24 rotations, there is a list of them
 ) -> Any:  # an ipywidgets box
     """Choose axis and angle, and see the image turned, and what a network says to it."""
-    from ipywidgets import Dropdown, ToggleButtons
-
-    from ssl3d.plots.widgets import stage
+    from ssl3d.plots.widgets import needing, stage
+    with needing("notebooks"):
+        from ipywidgets import Dropdown, ToggleButtons
 
     if task is not None and task.n_classes == 24:
         turns = Dropdown(options=[(describe(m), k) for k, m in enumerate(task.matrices)], description="rotation")

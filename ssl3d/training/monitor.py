@@ -25,7 +25,7 @@ import torch
 
 from ..errors import InputError
 from ..plots.slices import COLOURS
-from ..plots.widgets import snapshot
+from ..plots.widgets import needing, snapshot
 from ..tasks import arm_looks
 from .runs import read_log, read_settings
 
@@ -177,6 +177,7 @@ def _changes(runs: Iterable[Path]) -> dict[Path, int]:
     return found
 
 # %% ../../nbs/54_monitor.ipynb #eb6de33f
+@needing("notebooks")
 def live(
     commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune
     picture: Callable[[dict[str, Path]], None] | None = None,  # draws one more figure from the folders of the runs

@@ -9,11 +9,13 @@ __all__ = ['make_task', 'paper_options', 'Images', 'images_from', 'pretrain']
 import hashlib
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -23,7 +25,7 @@ from ..data.store import Store
 from ..errors import InputError
 from ..files import Folder, as_folder
 from ..networks.cards import provenance, seen_dimensions
-from ..networks.encoders import make_encoder
+from ..networks.encoders import check_shown, make_encoder, shown_to
 from ssl3d.networks.weights import (
     check_shape,
     encoder_origin,
@@ -41,7 +43,7 @@ from ..tasks.base import Batch, ProxyTask, check_range
 from .loop import check_devices, images_of_step, read_batch, steps_per_epoch, train
 from .probes import probe as ask
 from .probes import probe_cases
-from .runs import Run, begin_run, finished_run, read_log
+from .runs import Run, begun_run, finished_run, read_log
 
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
 def _question(seed: int) -> Callable:
@@ -138,6 +140,7 @@ class Images(NamedTuple):
     store: Store | None = None  # where they come from, and who they are
     subjects: list[str] | None = None  # of all images, in their order
     again: bool = True  # whether a step can be read again
+    named: Callable[[int], list[str]] | None = None  # step -> what its images are called
 
 
 def _of_store(place: Folder, how: Pretraining) -> Images:
@@ -145,14 +148,16 @@ def _of_store(place: Folder, how: Pretraining) -> Images:
     store = Store(place, how.fold)
     case_ids, n = store.split("train"), how.batch_size or 1
 
+    def named(step: int) -> list[str]:
+        return [case_ids[i] for i in images_of_step(len(case_ids), n, how.seed, step)]
+
     def read(step: int) -> Batch:
-        chosen = [case_ids[i] for i in images_of_step(len(case_ids), n, how.seed, step)]
         height = generator_for(how.seed, "slices", step) if how.slices else None
-        return read_batch(store, chosen, content=True, slices=height)
+        return read_batch(store, named(step), content=True, slices=height)
     return Images(read, store.hash, min(n, len(case_ids)), steps_per_epoch(len(case_ids), n),
                   seen_dimensions(store, how.slices), store.channels,
                   provenance(store, case_ids, given_card(how.encoder) or None), store,
-                  [store.cases[name]["subject"] for name in case_ids])
+                  [store.cases[name]["subject"] for name in case_ids], named=named)
 
 # %% ../../nbs/53_pretrain.ipynb #1dd9777d
 def _image_and_subject(item: Any, what: str) -> tuple[torch.Tensor, Any]:
@@ -198,11 +203,13 @@ def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
             if image.shape != first.shape:
                 raise InputError(f"{what}: image {i} is of shape {tuple(image.shape)}, and the first of "
                                  f"{tuple(first.shape)}. Give images of one size.")
+            check_range(image, f"{what}: the voxels of image {i}")
         whose = torch.tensor(places) if who is None else _numbers_of([subject for _, subject in found], numbers)
         return Batch(torch.stack([image.float() for image, _ in found]), whose)
     digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()[:16]
     return Images(read, f"{what}, {digest}", min(n, len(items)), steps_per_epoch(len(items), n), first.ndim - 1,
-                  len(first), _unknown(what, how))
+                  len(first), _unknown(what, how),
+                  named=lambda step: [f"image {i}" for i in images_of_step(len(items), n, how.seed, step)])
 
 
 def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
@@ -223,6 +230,7 @@ def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
             raise InputError(f"{what} has no batch for step {step + 1}. Give fewer steps, or something that can be "
                              "gone through again, as a DataLoader.")
         image, subjects = _image_and_subject(item, what)
+        check_range(image, f"{what}: the images of step {step + 1}")
         if subjects is None and compares:
             raise InputError(f"{what} does not say whom an image shows, and the task compares people. Give batches as "
                              "{'image': tensor, 'subject': numbers}.")
@@ -255,6 +263,18 @@ def images_from(
         raise InputError("several devices cannot share a stream of batches. Give a store or a Dataset.")
     raise InputError(f"images are of type {type(images).__name__}. Give a prepared store, a PyTorch Dataset, or "
                      "something that gives tensors (B, C, *space).")
+
+# %% ../../nbs/53_pretrain.ipynb #7169e179
+def _caution(task: str, seen: Images) -> dict[str, str]:
+    """What the card says of a question that the scans themselves give away; empty where they do not."""
+    if task != "rotation" or seen.store is None or seen.dims == 2:
+        return {}
+    spacings = [seen.store.cases[name]["spacing"] for name in seen.store.split("train")]
+    thick = float(np.median([max(each) / min(each) for each in spacings]))
+    if thick <= 1.5:
+        return {}
+    return {"caution": f"The scans' slices are {thick:.1f} times as thick as their pixels are wide, so rotation can be "
+            "told from the blur between slices alone. Compare it with another task."}
 
 # %% ../../nbs/53_pretrain.ipynb #0d22e6e5
 @takes(Pretraining)
@@ -291,12 +311,15 @@ def pretrain(
     if begun and not seen.again:
         raise InputError(f"{folder}: was begun with images that cannot be read again. Name a new folder, or give a "
                          "store or a Dataset, with which a run goes on.")
-    begin_run(folder, settings)
-    if not (folder / "encoder.json").exists():
-        best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
-        save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
-                                       "steps": best} | seen.about)
-        (folder / "best.safetensors").unlink(missing_ok=True)
+    caution = _caution(task, seen)
+    with begun_run(folder, settings, "encoder.json") as to_be_made:
+        if to_be_made:
+            for words in caution.values():
+                warnings.warn(f"{folder}: {words}", stacklevel=3)
+            best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
+            save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
+                                           "steps": best} | seen.about | caution)
+            (folder / "best.safetensors").unlink(missing_ok=True)
     return finished_run(folder, how.progress, own_module(how.encoder))
 
 
@@ -315,13 +338,13 @@ def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
 def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
     """The number of steps; raises `InputError` where the task cannot be made of these images."""
     first = seen.read(0)
-    check_range(first.image)
-    network.make(first, generator_for(how.seed, "questions", 0))
+    inputs, _ = network.make(first, generator_for(how.seed, "questions", 0))
     least, shape = network.encoder.min_side, tuple(first.image.shape[2:])
     if min(shape) < least:
         where = seen.store.folder if seen.store else seen.origin
         raise InputError(f"{where}: holds images of {shape}, and the encoder '{network.encoder.architecture}' needs "
                          f"{least} a side at least. Prepare a store of that size.")
+    check_shown(network.encoder, shown_to(network.encoder, lambda: network(inputs)))
     if how.steps is None and seen.per_epoch is None:
         raise InputError(f"{seen.origin} does not say how many batches it has, so epochs cannot be counted. Give "
                          "steps.")
@@ -336,7 +359,7 @@ def _learn(network: ProxyTask, seen: Images, out: Path, n_steps: int, lr: float,
     look = (how.probe_every, _look(seen.store, how.probe, out)) if seen.store and how.probe else None
     train(network, _question(how.seed), _measure, seen.read, out, n_steps=n_steps, lr=lr, title=title,
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, precision=how.precision,
-          observe=look)
+          observe=look, seen=seen.named)
     if how.keep != "probe":
         return n_steps
     load_weights(network.encoder, out / "best.safetensors")

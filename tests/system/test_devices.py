@@ -113,3 +113,13 @@ def test_what_cannot_be_shared(store, tmp_path, monkeypatch):
     refused("devices is 0", devices=0)
     monkeypatch.setattr(sys, "argv", ["-c"])
     refused("put the call into a script", batch_size=4, devices=2)
+
+
+def test_a_loss_that_is_no_number_ends_all_processes(store, tmp_path):
+    line = ["pretrain", "rotation", str(store.folder), "--out", str(tmp_path / "run"), "--steps", "9", "--lr", "1e30"]
+    line += ["--batch-size", "2", "--widths", "4,8", "--accelerator", "cpu", "--devices", "2"]
+    (tmp_path / "program.py").write_text("from ssl3d.cli import main\nmain()\n")
+    assert ended(begin(tmp_path / "program.py", *line, said=tmp_path), 120) == 1
+    said = (tmp_path / "stderr").read_text()
+    assert said.count("ssl3d: the loss is nan in step 2") == 1 and "Traceback" not in said
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {"settings.yaml", "train.lock", "log.csv"}
