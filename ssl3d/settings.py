@@ -12,6 +12,7 @@ __all__ = ['GROUPS', 'PLACES', 'option', 'again', 'check_option', 'Settings', 'o
 import difflib
 import functools
 import inspect
+import re
 import math
 import os
 import textwrap
@@ -216,6 +217,12 @@ def takes(
     return give
 
 # %% ../nbs/04_settings.ipynb #26d781b8
+def _named_texts(text: str) -> dict[str, str]:
+    """Texts by name, as {T1: {id}_T1.nii.gz, T2: {id}_T2.nii.gz}, with quotes or without."""
+    found = re.findall(r"""([\w .-]+?)\s*:\s*("[^"]*"|'[^']*'|[^,]+?)\s*(?:,|$)""", text.strip()[1:].removesuffix("}"))
+    return {name.strip(): value.strip("'\"") for name, value in found}
+
+
 def from_text(kind: Any, text: str) -> Any:
     """The value that a text in a shell means for an option of a type; the text itself where it means none.
 
@@ -223,13 +230,19 @@ def from_text(kind: Any, text: str) -> Any:
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
+        several = next((p for p in parts if get_origin(p) in (list, tuple, Sequence)), None)
+        named = next((p for p in parts if get_origin(p) in (dict, Mapping) and get_args(p) == (str, str)), None)
+        if several and re.search(r"^[\[(]|,", text.strip()):  # as T1,T2 where T1 alone is a text
+            return from_text(several, text)
+        if named and re.match(r"\{\s*[\w .-]+:", text.strip()):
+            return _named_texts(text)
         for part in parts:
             value = text if part is NoneType else from_text(part, text)
             if _fits(value, part):
                 return value
         return text
     if origin in (list, tuple, Sequence):
-        return tuple(from_text(parts[0], each.strip()) for each in text.strip("[]()").split(","))
+        return tuple(from_text(parts[0], each.strip(" '\"")) for each in text.strip(" []()").split(","))
     if origin in (dict, Mapping):
         try:
             return read_yaml(text)
@@ -453,7 +466,7 @@ class Demonstrating(Shown):
 
 # %% ../nbs/04_settings.ipynb #91f32060
 PLACES = {
-    "scans": "scans: a folder in any layout, a file, a CSV table, or a MedMNIST archive",
+    "scans": "scans: a folder in any layout, a CSV table, or a MedMNIST archive; for a trained run also a file",
     "task": "proxy task: rotation, location, jigsaw, exemplar or cpc",
     "store": "prepared store: what `ssl3d prepare` wrote",
     "run": "run: what `ssl3d pretrain` or `ssl3d finetune` wrote",

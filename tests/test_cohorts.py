@@ -23,6 +23,18 @@ pytestmark = pytest.mark.quick
 @pytest.mark.parametrize(
     "names, people",
     [
+        ("anna/CBF anna/CBV anna/MTT anna/TTP anna/a anna/b anna/c anna/d anna/e anna/f bert/a", "anna " * 10 + "bert"),
+        ("P1/IM0001 P1/IM0002 P2/IM0001", "P1 P1 P2"),
+        ("arterial/P07 venous/P07 arterial/P08 venous/P08", "P07 P07 P08 P08"),
+        ("GE/001 Siemens/001 GE/002 Siemens/002", "001 001 002 002"),
+        ("0001L 0001R 0002L", "0001 0001 0002"),
+        ("P01a P01b P02a", "P01 P01 P02"),
+        ("001BL 001FU 002BL", "001 001 002"),
+        ("31.01.2020/P1 01.02.2021/P1 31.01.2020/P2", "P1 P1 P2"),
+        ("SMITH_01-02-2020 SMITH_03-04-2021 JONES_01-02-2020", "SMITH SMITH JONES"),
+        ("P01_Baseline p01_followup P1_late P02_Baseline", "P01 P01 P01 P02"),
+        ("001_20200101 001_20210101 002_20200101", "001 001 002"),
+        ("ab_1 ab_2 bc_1 bc_2 ce_1 de_1 ef_1", "ab ab bc bc ce de ef"),
         ("P01_visit1 P01_visit2 P02_visit1", "P01 P01 P02"),
         ("P01/a P01/b P02/a", "P01 P01 P02"),
         ("anna/x anna/y bert/x", "anna anna bert"),
@@ -43,7 +55,10 @@ def test_two_scans_of_a_person_are_one_person(names, people):
 
 @pytest.mark.parametrize("names", [
     "scan_001 scan_002 scan_003", "a0 a1 a2", "train_1 train_2 test_1", "healthy/1 healthy/2 sick/1 sick/2",
-    "hippocampus_001 hippocampus_003 hippocampus_004", "v1 v2 v3", "t1 t2 t3", "s0001/ct s0002/ct",
+    "hippocampus_001 hippocampus_003 hippocampus_004", "v1 v2 v3", "imagesTr/x1 imagesTr/x2 imagesTs/x3",
+    "002_S_0295 002_S_0413 003_S_0001", "TCGA-02-0003 TCGA-02-0006", "site1/P1 site1/P2 site2/P3", "img_12 img_13",
+    "fold0/a fold0/b fold1/c", "2020_1 2020_2 2021_1", "T1_007 T1_008", "ds1/sub-01/a ds1/sub-02/a ds2/sub-01/a",
+    "t1 t2 t3", "s0001/ct s0002/ct",
 ])  # fmt: skip
 def test_other_people_stay_other_people(names):
     found = people_of([Path(f"{name}.nii.gz") for name in names.split()])[0]
@@ -191,9 +206,11 @@ def test_every_file_is_accounted_for(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     Image.new("L", (9, 9)).save(tmp_path / "preview.bmp")
-    with pytest.raises(InputError, match="preview.bmp: is of a kind that is not read. Save it as .png"):
+    assert "1 pictures beside the volumes, as preview.bmp" in str(open_cohort(tmp_path))
+    (tmp_path / "preview.bmp").rename(tmp_path / "scan.mnc")
+    with pytest.raises(InputError, match="scan.mnc: is of a kind that is not read. .*mnc2nii"):
         open_cohort(tmp_path)
-    (tmp_path / "preview.bmp").unlink()
+    (tmp_path / "scan.mnc").unlink()
     text = str(open_cohort(tmp_path))
     assert "files:    6 seen, 2 used, 4 left out: 2 .txt files, as notes.txt; 1 .json files, as b.json; " \
         "1 .npz files, as extra.npz" in text
@@ -216,3 +233,37 @@ def test_a_reading_is_told_when_a_store_is_made(tmp_path, capsys):
     write_nifti(tmp_path / "b.nii.gz", np.random.default_rng(1).random((8, 9, 10)) * 100)
     ssl3d.prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-store", size=8, test=0)
     assert "files:    2 seen, 2 used, 0 left out" in capsys.readouterr().out
+
+
+def test_series_without_a_patient_are_told_apart_by_their_folders(tmp_path):
+    for person in ("P1", "P2"):
+        for visit in ("visit1", "visit2"):
+            series(tmp_path / f"{person}/{visit}", PatientID="")
+    cohort = open_cohort(tmp_path)
+    assert sorted({case.subject for case in cohort.cases}) == ["P1", "P2"] and "PatientID" not in cohort.told_by
+    volumes(tmp_path, "P3_visit1", "P3_visit2")
+    series(tmp_path / "x", PatientID="P9")
+    assert {case.subject for case in open_cohort(tmp_path).cases} == {"P1", "P2", "P3", "P9"}
+
+
+@pytest.mark.parametrize("table, said", [
+    ("nr,patient,age\n1,4,40\n2,3,50\n3,2,60\n4,9,70\n", "columns nr, patient fit the ids.*columns="),
+    ("id,label,label\n1,0,1\n", "two columns called 'label'"),
+    ("id,age\n", "has no rows"),
+    ("who,age\nA,40\n", "It has who: A.*columns="),
+])  # fmt: skip
+def test_a_key_column_is_not_guessed(tmp_path, table, said):
+    volumes(tmp_path, "1", "2", "3", "4")
+    (tmp_path / "t.csv").write_text(table)
+    with pytest.raises(InputError, match=said):
+        open_cohort(tmp_path, table="t.csv")
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(InputError, match="t.xlsx: is a spreadsheet, which is not read. Save it as 'CSV"):
+        open_cohort(tmp_path, table="t.xlsx")
+
+
+def test_ages_that_nobody_has(tmp_path):
+    volumes(tmp_path, "1", "2")
+    (tmp_path / "t.csv").write_text("id,age\n1,-5\n2,400\n")
+    cohort = open_cohort(tmp_path, table="t.csv")
+    assert [case.age for case in cohort.cases] == [None, None] and "the age '400' is not used" in str(cohort)

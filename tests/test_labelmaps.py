@@ -178,6 +178,65 @@ def test_a_large_folder_is_not_read_whole(tmp_path, monkeypatch):
     assert sum("_x" not in name for name in read) == 3, "three scans are read, the others' headers"
 
 
+def test_masks_that_pack_badly_are_masks_all_the_same(tmp_path):
+    """Small or busy masks need as many bytes as scans; three of a naming were looked at, so all are."""
+    for i in range(6):
+        noise = gaussian_filter(np.random.default_rng(i).normal(size=(128, 128)), 1.2)
+        vessels = ((noise > 0.05) * 255).astype(np.uint8)
+        photo = np.random.default_rng(i).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+        for part, image in (("images", photo), ("masks", np.stack([vessels] * 3, -1))):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / part / f"p{i}.png")
+    cohort = open_cohort(tmp_path)
+    assert len(cohort) == 6 and all(case.mask for case in cohort.cases)
+
+
+@pytest.mark.parametrize("scans, masks, pairs", [
+    ("P5/visit1/T1 P5/visit2/T1 P6/visit2/T1 P7/visit1/T1", "P5/visit1/lesion P5/visit2/lesion P6/visit1/lesion", 2),
+    ("siteA/P2/T1 siteB/P3/T1 siteB/P4/T1 siteC/P5/T1", "siteA/P1/lesion siteB/P3/lesion siteB/P4/lesion", 2),
+    ("P01_20200101 P02_20200101", "P03_20200101_seg", 0),
+    ("1_2 3_4", "2_1_seg", 0),
+    ("anna bert", "carl_seg", 0),
+])  # fmt: skip
+def test_a_mask_of_somebody_else_is_nobodys(tmp_path, scans, masks, pairs):
+    for i, name in enumerate(scans.split()):
+        put(tmp_path, name, a_scan(i))
+    for name in masks.split():
+        put(tmp_path, name, a_mask())
+    cohort = open_cohort(tmp_path)
+    having = [case for case in cohort.cases if case.mask]
+    assert len(cohort) == len(scans.split()) and len(having) == pairs
+    assert all(case.mask.parent == case.images[0].parent for case in having)
+    assert "no scan to belong to" in str(cohort)
+
+
+@pytest.mark.parametrize("kind", ["halves", "blurred classes"])
+def test_codes_that_are_no_whole_numbers_are_a_mask(tmp_path, kind):
+    for i in range(3):
+        mask = a_mask(1, 2, 3).astype(np.float32)
+        put(tmp_path, f"p{i}", a_scan(i))
+        put(tmp_path, f"p{i}_x", mask / 2 if kind == "halves" else np.where(mask == 1, mask + 0.25, mask))
+    assert len(open_cohort(tmp_path)) == 3
+
+
+def test_a_mask_under_an_unknown_suffix_of_bids_is_no_channel(tmp_path):
+    for i in range(3):
+        put(tmp_path, f"sub-0{i}/anat/sub-0{i}_T1w", a_scan(i))
+        put(tmp_path, f"sub-0{i}/anat/sub-0{i}_lesionmask", a_mask())
+    cohort = open_cohort(tmp_path)
+    assert cohort.channels == ("T1w",) and all(case.mask for case in cohort.cases)
+
+
+def test_the_mask_of_another_run_is_not_taken(tmp_path):
+    for i in range(3):
+        for scan in ("run-1_T1w", "run-2_T1w", "T2w"):
+            put(tmp_path, f"sub-0{i}/anat/sub-0{i}_{scan}", a_scan(i))
+        put(tmp_path, f"derivatives/x/sub-0{i}/anat/sub-0{i}_run-2_dseg", a_mask())
+    cohort = open_cohort(tmp_path)
+    assert len(cohort) == 3 and not any(case.mask for case in cohort.cases)
+    assert "3 masks that fit no scan" in str(cohort)
+
+
 def levels(image: np.ndarray, n: int) -> np.ndarray:
     low, high = np.percentile(image, (0.5, 99.5))
     return np.clip(np.floor((image - low) / (high - low) * n), 0, n - 1)

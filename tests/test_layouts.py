@@ -564,7 +564,7 @@ def test_real_folders_open_without_any_pattern(real_data):
     said = {"Task04_Hippocampus": ("msd", 223, 223), "adrenalmnist3d": ("medmnist", 1584, 0),
             "brats_mini_2mm": ("brats", 8, 8), "idrid_grading_512": ("folder", 413, 0),
             "ixi_t1_brain_2mm": ("folder", 159, 0), "ixi_t1_head_2mm_10": ("folder", 10, 10),
-            "retinamnist": ("medmnist", 1600, 0), "totalsegmentator_ct": ("folder", 3, 0)}
+            "retinamnist": ("medmnist", 1600, 0), "totalsegmentator_ct": ("folder", 3, 1)}
     for name, facts in said.items():
         cohort = open_cohort(real_data / name)
         assert (cohort.layout, len(cohort), sum(c.mask is not None for c in cohort.cases)) == facts

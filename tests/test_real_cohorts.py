@@ -41,8 +41,8 @@ REAL = {  # folder: how it is opened; layout, cases, masks, grades, channels
         {0: 134, 1: 20, 2: 136, 3: 74, 4: 49},
         3,
     ),
-    "synthseg_labelmaps_2mm": ({}, "folder", 20, 0, {}, 1),
-    "totalsegmentator_ct": ({}, "folder", 5, 0, {}, 1),
+    "synthseg_labelmaps_2mm": ({"images": "{id}.nii.gz"}, "pattern", 20, 0, {}, 1),
+    "totalsegmentator_ct": ({}, "folder", 3, 1, {}, 1),
 }
 
 

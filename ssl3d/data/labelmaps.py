@@ -70,9 +70,9 @@ SCAN, LABELS, UNSURE = "scan", "label map", "unsure"
 
 def looks_like(found: Measures, lossy: bool = False) -> str:  # SCAN, LABELS or UNSURE
     """What an image of these measures looks like; `lossy` for JPEG, which rounds."""
-    if found.values <= 2 or found.whole and (found.values <= 4 or found.equal >= 0.65):
+    if found.values <= 4 or found.equal >= 0.65:
         return LABELS
-    if found.extreme >= 0.6 and (lossy or not found.whole):
+    if found.extreme >= 0.85 and (lossy or not found.whole):
         return LABELS  # nearly two values only
     if found.whole and found.equal >= 0.4 or 0 <= found.low and found.high <= 1:
         return UNSURE
@@ -85,7 +85,7 @@ def _kind_of(array: np.ndarray, lossy: bool) -> tuple[str, Measures]:
     kinds = {looks_like(each, lossy) for each in found}
     if len(array) > 1 and kinds <= {LABELS, UNSURE} and np.allclose(array.astype(float).sum(axis=0), 1, atol=1e-2):
         kinds = {LABELS}
-    if array.ndim == 3 and len(array) == 3 and kinds != {LABELS}:
+    if array.ndim == 3 and len(array) == 3 and (lossy or kinds != {LABELS}):
         return SCAN, found[0]  # a photograph
     return kinds.pop() if len(kinds) == 1 else UNSURE if SCAN not in kinds else SCAN, found[0]
 
@@ -141,7 +141,7 @@ def _header_look(path: Path) -> Look | None:
         return Look(SCAN, _grid(shape[:3], affine if oriented else None), int(np.prod(shape[3:], dtype=int)))
     if name.endswith(PICTURES):
         with Image.open(path, formats=("PNG", "JPEG")) as image:
-            return Look(SCAN, _grid((image.height, image.width), None))
+            return Look(SCAN, _grid((image.height, image.width), None), len(image.getbands()))
     return None
 
 
@@ -160,18 +160,19 @@ def look_at(path: Path, like: tuple[str, float] | None = None) -> Look | None:
     """
     from ssl3d.data.voxels import read_voxels
 
+    name = path.name.lower()
     try:
         header = _header_look(path)
         size = _bytes_per_voxel(path, header) if header and like else None
         if header and like and size is not None:
-            if size >= (_SPARSE if path.name.lower().endswith(".gz") else 0.1):
+            if like[0] == SCAN and size >= (_SPARSE if name.endswith(".gz") else 0.1):
                 return header
             if like[0] == LABELS and size <= 2 * like[1]:
-                return replace(header, kind=LABELS)
+                return replace(header, kind=LABELS, channels=1 if name.endswith(PICTURES) else header.channels)
         array, affine, oriented = read_voxels(path)
-        if len(array) in (3, 4) and all((channel == array[0]).all() for channel in array[1:3]):
+        if array.ndim == 3 and len(array) in (3, 4) and np.ptp(array[:3].astype(float), axis=0).max() <= 3:
             array = array[:1]  # grey, written in colour
-        kind, found = _kind_of(array, path.name.lower().endswith((".jpg", ".jpeg")))
+        kind, found = _kind_of(array, name.endswith((".jpg", ".jpeg")))
     except Exception:  # nibabel and PIL have their own; preparing the file will tell what is wrong
         return None
     grid = header.grid if header else _grid(array.shape[1:], affine if oriented else None)
@@ -214,24 +215,43 @@ def _marks(root: Path, file: Path) -> set[str]:
     return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:]))}
 
 
+def _counts(root: Path, file: Path) -> dict[str, set[str]]:
+    """The numbers of a path by the word in front of each; those of modalities (T1, T2) are no counts."""
+    text = re.sub(r"(?<![a-z])t[12](?!\d)", "mr", (below(root, file).parent / stem(file)).as_posix().lower())
+    words = [word.lstrip("0") or "0" for word in re.findall(r"[^\W\d_]+|\d+", text)]
+    found = defaultdict(set)
+    for before, word in zip(["", *words], words):
+        if word.isdigit():
+            found["#" if before.isdigit() else before].add(word)
+    return found
+
+
+def _contradict(a: dict[str, set[str]], b: dict[str, set[str]]) -> bool:
+    """Whether two paths have other numbers behind the same word, as visit2 and visit1."""
+    return any(not a[word] & b[word] for word in a.keys() & b.keys())
+
+
 def pair_masks(root: Path, masks: dict[Path, Look], scans: dict[Path, Look]) -> dict[Path, list[Path]]:
     """The scans that each mask belongs to: none, one, or several of equal right.
 
-    It has to share a word with them that not all files have, unless there is one scan only on its grid.
+    It has to share a word with them that not all files have, unless there is one scan only; and no number may
+    contradict another one.
     """
     marks = {file: _marks(root, file) for file in (*masks, *scans)}
+    counts = {file: _counts(root, file) for file in marks}
     having = Counter(mark for found in marks.values() for mark in found)
     by_shape = defaultdict(list)
     for scan, look in scans.items():
         by_shape[look.grid.shape].append(scan)
     pairs = {}
     for mask, look in masks.items():
-        near = [scan for scan in by_shape[look.grid.shape] if same_grid(look.grid, scans[scan].grid)]
+        near = [scan for scan in by_shape[look.grid.shape] if same_grid(look.grid, scans[scan].grid)
+                and not _contradict(counts[mask], counts[scan])]
         shared = {scan: sum(1 / having[mark] for mark in sorted(marks[mask] & marks[scan])) for scan in near}
         best = max(shared.values(), default=0)
         pairs[mask] = [scan for scan in near if shared[scan] >= best - 1e-9]
         telling = any(having[mark] < len(marks) for scan in pairs[mask] for mark in marks[mask] & marks[scan])
-        if not telling and len(near) > 1:
+        if not telling and len(scans) > 1:
             pairs[mask] = []
     return pairs
 
@@ -239,22 +259,27 @@ def pair_masks(root: Path, masks: dict[Path, Look], scans: dict[Path, Look]) -> 
 def common_patterns(root: Path, pairs: list[tuple[Path, Path]]) -> tuple[str, str] | None:
     """Patterns for the scans and for the masks of (scan, mask) pairs, with {id} for what they share; None without."""
     texts = [tuple(below(root, file).as_posix() for file in pair) for pair in pairs]
-    scan, mask = texts[0]
-    name = scan[: -len(_ending(scan))]
+    ends = [{_ending(text[i]) for text in texts} for i in (0, 1)]
+    more = [end.copy().pop() if len(end) == 1 else ".*" for end in ends]  # as .nii.gz, or any where they differ
+    scan, mask = (text[: len(text) - len(_ending(text))] for text in texts[0])
+    tries = [(scan.replace(part, "{id}"), mask.replace(part, "{id}")) for part in _parts(scan) if part in mask]
+    if scan.count("/") > 1 and mask.count("/") > 1:  # as P1/visit2/T1, of which no single part is the id
+        tries.append(("{subject}/{session}/" + scan.split("/", 2)[2], "{subject}/{session}/" + mask.split("/", 2)[2]))
+    for first, second in tries:
+        patterns = pattern_of(first + more[0]), pattern_of(second + more[1])
+        found = [(patterns[0].fullmatch(a), patterns[1].fullmatch(b)) for a, b in texts]
+        ids = [a.groups() for a, b in found if a and b and a.groupdict() == b.groupdict()]
+        if len(ids) == len(pairs) == len({*ids}):
+            return first + more[0], second + more[1]
+    return None
+
+
+def _parts(name: str) -> list[str]:
+    """What may be the id in a path: everything between its separators, and between letters and digits; long first."""
     bounds = sorted({0, len(name), *(m.start() for m in re.finditer(r"[/_\-. ]|(?<=\D)(?=\d)|(?<=\d)(?=\D)", name)),
                      *(m.end() for m in re.finditer(r"[/_\-. ]", name))})
     inside = {name[a:b] for a in bounds for b in bounds if a < b and "/" not in name[a:b]}
-    parts = sorted(inside, key=lambda part: (part.strip("_-. ") == part, len(part), part), reverse=True)
-    for part in parts:
-        if part not in mask:
-            continue
-        patterns = scan.replace(part, "{id}"), mask.replace(part, "{id}")
-        first, second = (pattern_of(pattern) for pattern in patterns)
-        found = [(first.fullmatch(a), second.fullmatch(b)) for a, b in texts]
-        ids = [a["id"] for a, b in found if a and b and a["id"] == b["id"]]
-        if len(ids) == len(pairs) == len({*ids}):
-            return patterns
-    return None
+    return sorted(inside, key=lambda part: (part.strip("_-. ") == part, len(part), part), reverse=True)
 
 
 def _ending(name: str) -> str:

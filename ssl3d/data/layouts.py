@@ -38,8 +38,8 @@ from ssl3d.data.cohorts import (
     to_whole,
     with_people,
 )
-from .formats import below, exists, files_below, is_dicom, is_scan_name, is_series, stem, unread
-from .labelmaps import LABELS, SCAN, UNSURE, common_patterns, look_through, pair_masks
+from .formats import PICTURES, below, exists, files_below, is_dicom, is_scan_name, is_series, stem, unread
+from .labelmaps import LABELS, SCAN, UNSURE, Grid, Look, common_patterns, look_at, look_through, pair_masks
 from ..errors import InputError
 from ..files import Folder, as_folder
 from ..settings import Reading, takes
@@ -248,6 +248,15 @@ def _is_mask(one: _Named) -> bool:
     return one.suffix.lower() in _MASKS and one.suffix != "probseg" and not brain
 
 
+def _maps_among(scans: list[_Named]) -> set[str]:
+    """The kinds of images with a suffix that BIDS does not have, which look like label maps: as lesionmask."""
+    kinds: dict[str, Look | None] = {}
+    for one in scans:
+        if not re.fullmatch(r"\w*(w|map|FLAIR|T2star|PD|angio|inplane\w*|UNIT1|MTR?S?|MEGRE|MP2RAGE|IRT1)", one.suffix):
+            kinds.setdefault(one.kind, look_at(one.file))
+    return {kind for kind, look in kinds.items() if look is not None and look.kind == LABELS}
+
+
 def _runs(scans: list[_Named], found: Findings) -> list[tuple[tuple[str, ...], dict[str, Path]]]:
     """Cases with a file by modality: one for each run that has all modalities, else one for the session."""
     cases = []
@@ -276,7 +285,8 @@ def _runs(scans: list[_Named], found: Findings) -> list[tuple[tuple[str, ...], d
 
 def _mask_of(key: tuple[str, ...], files: Iterable[Path], masks: list[_Named], scans: list[_Named]) -> list[_Named]:
     """The masks of a case: of its person, session and run, as far as a mask's name has them."""
-    spaces = {one.space for one in scans if one.file in files}
+    used = [one for one in scans if one.file in {*files}]
+    spaces, runs = {one.space for one in used}, {one.run for one in used}
     mine = [one for one in masks if one.person == key[0] and one.space in spaces | {""}]
     exact = [one for one in mine if one.key == key]
     if exact:
@@ -285,7 +295,8 @@ def _mask_of(key: tuple[str, ...], files: Iterable[Path], masks: list[_Named], s
     loose = [one for one in mine if {*one.key[1:]} < {*key[1:]}]
     alone = [one for one in loose if sum({*one.key[1:]} <= {*other[1:]} for other in cases) == 1]
     short = [one for one in mine if {*key[1:]} < {*one.key[1:]} and one.run]  # the case stands for the session
-    return alone or [one for one in short if one.run == min(other.run for other in short)]
+    fits = [one for one in short if one.run in runs or runs == {""} and one.run in ("run-1", "run-01")]
+    return alone or fits
 
 # %% ../../nbs/15_layouts.ipynb #8d49dfcc
 def _bids(folder: Path, found: Findings) -> Cohort:
@@ -294,6 +305,8 @@ def _bids(folder: Path, found: Findings) -> Cohort:
     masks = [one for one in named if _is_mask(one)]
     scans = [one for one in named if one.place in ("", "rawdata/") and "/anat/" in one.file.as_posix()
              and one.suffix.lower() not in (*_MASKS, "defacemask")]
+    maps = _maps_among(scans)
+    masks, scans = masks + [one for one in scans if one.kind in maps], [one for one in scans if one.kind not in maps]
     kinds: defaultdict[tuple[str, str], set[Path]] = defaultdict(set)
     of_case: dict[tuple[str, ...], dict[tuple[str, str], Path]] = {}
     cases = _runs(scans, found)
@@ -322,9 +335,15 @@ def _bids(folder: Path, found: Findings) -> Cohort:
 def _joined_quietly(cohort: Cohort, table: Path, found: Findings) -> Cohort:
     """A table that lies there and nobody asked for; a cell that cannot be used is a note."""
     mine = Findings()
-    key = {"id": "participant_id"} if "participant_id" in (table_rows(table) or [{}])[0] else None
-    cohort = join_table(cohort, table, mine, key)
-    found.read |= mine.read
+    try:
+        key = {"id": "participant_id"} if "participant_id" in (table_rows(table) or [{}])[0] else None
+        joined = join_table(cohort, table, mine, key)
+    except InputError as e:
+        mine.problems.append(e)
+        joined = cohort
+    found.read |= mine.read | {table}
+    cohort = replace(joined, cases=tuple(replace(new, subject=old.subject)  # who is who stands in the names of BIDS
+                                         for new, old in zip(joined.cases, cohort.cases)))
     found.notes += [*mine.notes, *(f"table:    {problem}" for problem in mine.problems)]
     return cohort
 
@@ -435,7 +454,9 @@ def _public(name: str, folder: Path, found: Findings) -> Cohort:
             found.aside[file] = "masks of single structures or readers"
     cases = cases_by_pattern(folder, files, images, rule.masks, found.problems)
     channels = tuple(m for m in images if any(m in case.modalities for case in cases))
-    if len(channels) == 1:
+    if name == "flare" and len(channels) == 1:  # anything may be called so
+        channels = ()
+    if len(channels) <= 1:
         cases = [replace(case, modalities=()) for case in cases]
     if rule.note:
         found.notes.append(rule.note)
@@ -445,7 +466,8 @@ def _public(name: str, folder: Path, found: Findings) -> Cohort:
     return with_people(cohort, folder)
 
 # %% ../../nbs/15_layouts.ipynb #432c3e90
-_MASK_NAME = re.compile(r"(.*[_.\-])?(seg|dseg|segmentation|masks?|labels?|roi|gt|gtv)", re.IGNORECASE)
+_MASK_NAME = re.compile(r"(.*[_.\-])?(seg|dseg|segmentation|masks?|labels?|roi|gt|gtv|lesions?|les|tumou?r|annotation|"
+                        r"contours?|truth|prob|probability)", re.IGNORECASE)
 
 
 def _advice(root: Path, pairs: list[tuple[Path, Path]]) -> str:
@@ -461,6 +483,7 @@ class _Sorted(NamedTuple):
     masks: dict[Path, list[Path]]  # label map -> the scans that it belongs to
     single: bool  # whether each label map has one channel
     doubtful: dict[Path, list[Path]]  # neither one nor the other -> the scans that it may belong to
+    torn: list[Path]  # called masks, and not to be read
 
 
 def _sorted(root: Path, files: list[Path]) -> _Sorted:
@@ -474,10 +497,11 @@ def _sorted(root: Path, files: list[Path]) -> _Sorted:
     named = {f: look for f, look in sure.items() if _MASK_NAME.fullmatch(stem(f))}
     others = {f: look for f, look in sure.items() if f not in named}
     maybe = {f: scans for f, scans in _of_one_person(root, pair_masks(root, unsure | named, others)).items() if scans}
-    scans = [f for f in (*sure, *unsure, *unread) if f not in maybe]
+    torn = {f for f in unread if _MASK_NAME.fullmatch(stem(f))}
+    scans = [f for f in (*sure, *unsure, *unread) if f not in maybe and f not in torn]
     single = all(look.channels == 1 for look in of_kind[LABELS].values())
     masks = _of_one_person(root, pair_masks(root, of_kind[LABELS], sure))
-    return _Sorted(sorted(scans), masks, single, maybe)
+    return _Sorted(sorted(scans), masks, single, maybe, sorted(torn))
 
 
 def _of_one_person(root: Path, pairs: dict[Path, list[Path]]) -> dict[Path, list[Path]]:
@@ -492,15 +516,26 @@ def _kinds(root: Path, masks: dict[Path, list[Path]]) -> dict[tuple[str, ...], l
     kinds = defaultdict(list)
     for mask, scans in masks.items():
         for scan in scans:
-            words = [re.findall(r"[^\W\d_]+|\d+", below(root, f).as_posix().lower()) for f in (mask, scan)]
+            words = [re.findall(r"[^\W\d_]+|\d+", (below(root, f).parent / stem(f)).as_posix().lower())
+                     for f in (mask, scan)]
             kinds[tuple(word for word in words[0] if word not in words[1])].append((scan, mask))
     return dict(kinds)
+
+
+def _elsewhere(root: Path, masks: list[Path], scans: list[Path]) -> list[tuple[Path, Path]]:
+    """Masks with the one scan that they belong to by name, though it has another grid."""
+    nowhere = Look(SCAN, Grid((), None))
+    pairs = pair_masks(root, dict.fromkeys(masks, nowhere), dict.fromkeys(scans, nowhere))
+    return [(mask, found[0]) for mask, found in pairs.items() if len(found) == 1 and len(scans) > 1]
 
 
 def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]:
     """The mask of each scan, where every scan has one at most; what is found is told in a note."""
     pairs = {mask: scans for mask, scans in sorting.masks.items() if scans}
     lonely = [mask for mask, scans in sorting.masks.items() if not scans]
+    for mask, scan in _elsewhere(root, lonely, sorting.scans):
+        found.notes.append(f"masks:    {below(root, mask)} shares its name with {below(root, scan)}, but lies on "
+                           "another grid (other voxels, or another place)")
     if lonely:
         found.aside |= dict.fromkeys(lonely, "label maps that fit no scan")
         names = some_of(below(root, file).as_posix() for file in lonely)
@@ -512,6 +547,12 @@ def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]
         return {}
     said = f"masks:    {count_of(len(pairs), 'file')} look like label maps of {count_of(len(scans), 'scan')}"
     per_scan = Counter(scan for found_scans in pairs.values() for scan in found_scans)
+    lossy = [mask for mask in pairs if mask.name.lower().endswith((".jpg", ".jpeg"))]
+    if lossy:
+        found.aside |= dict.fromkeys(pairs, "masks in JPEG")
+        found.notes.append(f"{said}, but JPEG changes the codes of a mask ({lossy[0].name}), so none is used; save "
+                           "them as .png")
+        return {}
     if len(kinds) == 1 and max(per_scan.values()) == 1 and sorting.single:
         (chosen,) = kinds.values()
         found.notes.append(f"{said}, and are taken as their masks; to say the same: {_advice(root, chosen)}")
@@ -526,9 +567,14 @@ def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]
 def from_folder(folder: Path, found: Findings) -> Cohort:
     """A folder of scans in any format and DICOM series, at any depth: one case each, masks and people by rule."""
     files = files_below(folder, found.problems)
-    found.problems += [InputError(f"{file}: is of a kind that is not read. {cure}")
-                       for file in files if (cure := unread(file))]
     scans = [file for file in files if is_scan_name(file)]
+    volumes = any(not file.name.lower().endswith(PICTURES) for file in scans)
+    for file in files:
+        cure = unread(file)
+        if cure and volumes and file.suffix.lower() in (".gif", ".bmp", ".webp"):
+            found.aside[file] = "pictures beside the volumes"
+        elif cure:
+            found.problems.append(InputError(f"{file}: is of a kind that is not read. {cure}"))
     sorting = _sorted(folder, scans)
     if sorting.masks and not sorting.scans and not any(map(is_dicom, files)):
         found.problems.append(InputError(
@@ -539,6 +585,8 @@ def from_folder(folder: Path, found: Findings) -> Cohort:
             f"{file}: may be a mask or a probability map of {partners[0].name}, which lies on the same grid, or a scan "
             "of its own. Describe the folder by patterns: "
             f"{_advice(folder, [(partners[0], file)])}, or --images alone."))
+    found.problems += [InputError(f"{file}: is a mask by its name, and cannot be read. Is the file whole?")
+                       for file in sorting.torn]
     masks = _masks_of(folder, sorting, found)
     cases = [Case("-".join((*file.relative_to(folder).parts[:-1], stem(file))), (file,), masks.get(file))
              for file in sorting.scans]
@@ -547,8 +595,35 @@ def from_folder(folder: Path, found: Findings) -> Cohort:
     for _, path, header in series:
         name = path.relative_to(folder).as_posix().replace("/", "-")
         cases.append(Case(name if name != "." else folder.resolve().name, (path,), subject=header["PatientID"]))
+    _mention_modalities(folder, sorting.scans, found)
+    _check_datasets_below(folder, files, found)
     cohort = make_cohort(folder, "folder", cases, found.problems)
-    return replace(cohort, told_by="PatientID") if series and not sorting.scans else with_people(cohort, folder)
+    told = "PatientID" if any(header["PatientID"] for *_, header in series) else ""
+    return with_people(replace(cohort, told_by=told), folder)
+
+
+_MODALITY = re.compile(r"t1(w|c|n|ce|gd)?|t2(w|f)?|flair|pdw?|dwi|adc|swi|ct|pet|mr", re.IGNORECASE)
+
+
+def _mention_modalities(folder: Path, scans: list[Path], found: Findings) -> None:
+    """Files that are called after several modalities are scans of their own here; that is told."""
+    words = [re.findall(r"[a-zA-Z0-9]+", stem(scan)) for scan in scans]
+    counts = Counter(word for each in words for word in {*each} if _MODALITY.fullmatch(word))
+    some = {name: n for name, n in counts.items() if 0 < n < len(scans)}
+    if len(some) > 1:
+        listed = ", ".join(f"{name} ({n})" for name, n in sorted(some.items(), key=lambda each: -each[1]))
+        example = ", ".join(f"{name}: PATTERN" for name in [*some][:2])
+        found.notes.append(f"channels: files are called {listed}, and each is a scan of its own; to join those of a "
+                           f"person as channels: --images '{{{example}}}'")
+
+
+def _check_datasets_below(folder: Path, files: list[Path], found: Findings) -> None:
+    """A folder of datasets, each with its own index, is no folder of scans."""
+    inner = sorted({file.parent for file in files if file.name == "dataset.json" and file.parent != folder})
+    if inner:
+        names = some_of(below(folder, each) for each in inner)
+        found.problems.append(InputError(f"{folder}: holds {count_of(len(inner), 'dataset')} with a dataset.json of "
+                                         f"its own: {names}. Give the folder of one."))
 
 
 def _ending(files: list[Path]) -> str:
@@ -575,9 +650,17 @@ def recognise(source: Path) -> str:
         new = {"channel_names", "file_ending"} & {*_index(source / "dataset.json")}
         return "nnunet" if new else "msd"
     for layout, signs in _SIGNS.items():
-        if any(next(source.glob(sign), None) is not None for sign in signs):
+        if any(next(source.glob(sign), None) is not None for sign in signs) and _is_whole(source, layout):
             return layout
     return _recognised_by_names(source, files_below(source, []))
+
+
+def _is_whole(source: Path, layout: str) -> bool:
+    """Whether the other signs of a layout are there, too."""
+    if layout == "aptos":
+        return (source / "train.csv").is_file()
+    return layout != "ukb" or any(re.fullmatch(r"\d+(_\d+_\d+_\d+)?", file.parts[-3])
+                                  for file in source.glob("*/T1/T1*.nii.gz"))
 
 
 def _recognised_by_names(source: Path, files: list[Path]) -> str:
@@ -603,13 +686,28 @@ def _used(cohort: Cohort) -> set[Path]:
     for case in cohort.cases:
         for path in filter(None, (*case.images, case.mask)):
             if not is_series(path):
-                used.add(path)
+                used |= {path, *(path.with_name(stem(path) + end) for end in _BESIDE if path.name.lower().endswith("hd")
+                                 or path.name.lower().endswith("hdr"))}
                 continue
             try:
-                used |= {f for f in (path if path.is_dir() else path.parent).iterdir() if f.is_file() and is_dicom(f)}
-            except OSError:  # reading it will say why
+                used |= _slices_of(path)
+            except (InputError, OSError):  # reading it will say why
                 continue
     return used
+
+
+_BESIDE = (".raw", ".zraw", ".raw.gz", ".img", ".bin")  # where the voxels of a .mhd or .nhdr lie
+
+
+def _slices_of(path: Path) -> set[Path]:
+    """The files of a series: all DICOM files of a folder, or those that have its UID."""
+    if path.is_file():
+        return {path}
+    if path.is_dir():
+        return {f for f in path.iterdir() if f.is_file() and is_dicom(f)}
+    from ssl3d.data.dicom import files_of_series
+
+    return {*files_of_series(path)}
 
 
 def _reason(file: Path) -> str:
@@ -645,6 +743,11 @@ def _check_rest(cohort: Cohort, root: Path, rest: list[Path], found: Findings) -
                 found.problems.append(InputError(
                     f"{mask}: looks like a label map of {scans[0].name}, and would be a case of its own. Name the "
                     "masks (--masks, or the column 'mask'), or make the pattern of the images say more."))
+    for name in cohort.channels if cohort.layout in ("pattern", "csv") else ():
+        files = [case.images[case.modalities.index(name)] for case in cohort.cases if name in case.modalities][:3]
+        if files and all((look := look_at(file)) is not None and look.kind == LABELS for file in files):
+            found.notes.append(f"masks:    '{name}' looks like label maps, and is a channel of the images; to learn "
+                               "from it: --masks, or the column 'mask'")
     if not rest or not bare or cohort.layout == "pattern":
         return
     looks = look_through(root, [*rest, *bare])
@@ -672,13 +775,14 @@ def _mention_tables(cohort: Cohort, folder: Path, found: Findings, files: Iterab
             joined = join_table(cohort, file, mine)
         except InputError:
             continue
-        if mine.problems and not joined.cases == cohort.cases:
+        if any("fits none" in str(problem) for problem in mine.problems):
             continue
-        columns = [*(table_rows(file) or [{}])[0]]
-        where = file.relative_to(folder).as_posix()
-        if not mine.problems:
-            found.notes.append(f"table:    {where} knows these cases ({some_of(columns, 6)}) and is not read; "
-                               f"--table {where} takes grade, age, sex and subject from it")
+        known = [name for name in ("grade", "age", "sex", "subject")
+                 if any(getattr(a, name) != getattr(b, name) for a, b in zip(joined.cases, cohort.cases))]
+        columns, where = [*(table_rows(file) or [{}])[0]], file.relative_to(folder).as_posix()
+        how = f"--table {where} takes {', '.join(known)} from it" if known else \
+            f"--table {where} --columns '{{grade: NAME}}' takes a grade from its column NAME"
+        found.notes.append(f"table:    {where} knows these cases ({some_of(columns, 6)}) and is not read; {how}")
 
 # %% ../../nbs/15_layouts.ipynb #6bf33647
 @takes(Reading)

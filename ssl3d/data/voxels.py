@@ -283,7 +283,7 @@ def _check_metaimage(path: Path, fields: dict[str, str]) -> None:
     """Refuse a MetaImage whose text is not as it should be."""
     wrong = [name for name in ("NDims", "DimSize", "ElementType", "ElementDataFile") if not fields.get(name)]
     wrong += [name for name in _SWITCHES if fields.get(name, "True").lower() not in ("true", "false")]
-    wrong += [name for name in fields if not name.isidentifier()]
+    wrong += [name for name in fields if not re.fullmatch(r"\w[\w .|\[\]-]*", name)]  # as dim[0], from a NIfTI file
     wrong += [] if _MET.fullmatch(fields.get("ElementType", "")) else ["ElementType"]
     wrong += [] if fields.get("NDims") in ("2", "3", "4") else ["NDims"]
     before = list(fields)[: list(fields).index("NDims")] if "NDims" in fields else []
