@@ -244,7 +244,7 @@ def _speak() -> None:
     usual, here = warnings.formatwarning, Path(__file__).parent
 
     def tell(message: Warning | str, category: type[Warning], file: str, *more: Any) -> str:
-        ours = Path(file).is_relative_to(here)
+        ours = file == "ssl3d" or Path(file).is_relative_to(here)
         return f"ssl3d: {message}\n" if ours else usual(message, category, file, *more)
     warnings.formatwarning = tell  # type: ignore[assignment]  # a warning of ours is one line, without code
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import SAMPLES, ssl3d, write_nifti
+from conftest import SAMPLES, ssl3d, volumes, write_nifti
 
 from ssl3d.cli import main
 
@@ -153,3 +153,13 @@ def test_two_options_of_one_name_in_a_shell(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["pretrain", "jigsaw", "STORE", "--out", "RUN", "--options", "{grid: 2, grid: 3}"])
     assert ended.value.code == 2 and "line 1 has 'grid' again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("modalities", ["T1,T2", "T1, T2", "[T1, T2]", "['T1','T2']"])
+@pytest.mark.parametrize("images", ["{T1: {id}_T1.nii.gz, T2: {id}_T2.nii.gz}",
+                                    "{T1: '{id}_T1.nii.gz', T2: \"{id}_T2.nii.gz\"}"])  # fmt: skip
+def test_several_modalities_in_a_shell(tmp_path, capsys, modalities, images):
+    volumes(tmp_path / "in", *(f"p{i}_{m}" for i in range(3) for m in ("T1", "T2", "PD")))
+    main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "store"), "--size", "8", "--images", images,
+          "--modalities", modalities])
+    assert "channels: T1, T2" in capsys.readouterr().out

@@ -804,3 +804,13 @@ def test_half_of_a_nifti_pair(tmp_path):
     (tmp_path / "a.hdr").rename(tmp_path / "a.nii")
     message = refused(tmp_path / "a.nii")
     assert "is not a NIfTI file in one piece" in message and "Convert" in message
+
+
+def test_a_metaimage_that_simpleitk_made_of_a_nifti_is_read(tmp_path):
+    """It carries the fields of the NIfTI header, as dim[0]."""
+    volume = np.random.default_rng(0).integers(0, 900, (9, 8, 7)).astype(np.int16)
+    nib.save(nib.Nifti1Image(volume, np.diag([2.0, 2.0, 3.0, 1.0])), tmp_path / "a.nii.gz")
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "a.nii.gz")), str(tmp_path / "a.mha"))
+    assert b"dim[0]" in (tmp_path / "a.mha").read_bytes()[:4000]
+    made, source = read_scan(tmp_path / "a.mha"), read_scan(tmp_path / "a.nii.gz")
+    assert np.array_equal(made, source) and np.allclose(made.affine, source.affine)
