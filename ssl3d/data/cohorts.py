@@ -12,7 +12,7 @@ import csv
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,9 +281,13 @@ def _is_person(members: list[list[_Word]], n: int, groups: int) -> bool:
     return groups >= 5 and size <= 4 and all(text.isdigit() for text in rest)  # as anna_1, anna_2
 
 # %% ../../nbs/13_cohorts.ipynb #2b0e05e1
-def with_people(cohort: Cohort, root: Path) -> Cohort:
+def with_people(
+    cohort: Cohort,
+    root: Path,  # folder from which the names count
+    known: Collection[str] = (),  # ids of the cases of which it is known who was scanned
+) -> Cohort:
     """The cohort with subjects told by names, where nothing else says who was scanned."""
-    unknown = [c for c in cohort.cases if c.subject == c.id]
+    unknown = [c for c in cohort.cases if c.id not in known]
     if not unknown:
         return cohort
     names, told = people_of([below(root, c.images[0]) for c in unknown])
@@ -390,7 +394,7 @@ def from_dicom(folder: Path, found: Findings) -> Cohort:
     check_patients(folder, headers, found)
     shared = {h["SeriesDescription"] or h["Modality"] or "series" for h in headers
               if "DERIVED" not in h["ImageType"].upper()}
-    cases, taken = [], Counter[str]()
+    cases, taken, patients = [], Counter[str](), {}
     for (patient, _), series in studies.items():
         common = Path(os.path.commonpath([place for place, *_ in series])).relative_to(folder)
         name = common.as_posix().replace("/", "-") if common.parts else folder.resolve().name
@@ -399,6 +403,7 @@ def from_dicom(folder: Path, found: Findings) -> Cohort:
         cases.append(Case(name if taken[name] == 1 else f"{name}-{taken[name]}", tuple(images.values()),
                           subject=patient, modalities=tuple(images), age=_age(first["PatientAge"]),
                           sex=_sex(first["PatientSex"])))
+        patients[cases[-1].id] = patient
     channels = tuple(sorted({m for c in cases for m in c.modalities}))
     cases = [replace(c, images=tuple(c.images[c.modalities.index(m)] for m in channels if m in c.modalities),
                      modalities=tuple(m for m in channels if m in c.modalities)) for c in cases]
@@ -406,8 +411,9 @@ def from_dicom(folder: Path, found: Findings) -> Cohort:
     if numbered:
         found.notes.append(f"series:   {some_of(numbered)} share a description with another series of their study; the "
                            "plain name is the original with the lowest SeriesNumber")
-    told = "PatientID" if any(header["PatientID"] for header in headers) else ""
-    return with_people(make_cohort(folder, "dicom", cases, found.problems, channels=channels, told_by=told), folder)
+    told = "PatientID" if any(patients.values()) else ""
+    cohort = make_cohort(folder, "dicom", cases, found.problems, channels=channels, told_by=told)
+    return with_people(cohort, folder, [name for name, patient in patients.items() if patient])
 
 # %% ../../nbs/13_cohorts.ipynb #567ac375
 def pattern_of(text: str) -> re.Pattern:
@@ -616,8 +622,9 @@ def from_table(file: Path, found: Findings, columns: dict[str, str] | None = Non
     if unused:
         found.notes.append(f"columns:  {some_of(unused, 6)} of {file.name} not used")
     cohort = make_cohort(file, "csv", cases, found.problems, channels=tuple(modalities))
-    told = "the column subject" if any(row.get("subject") for row in rows) else ""
-    return with_people(replace(cohort, told_by=told), file.parent)
+    known = [case.id for case in cases if case.subject != case.id or "subject" in rows[0] and case.id in
+             {row.get("subject") for row in rows}]
+    return with_people(replace(cohort, told_by="the column subject" if known else ""), file.parent, known)
 
 
 def _first(cell: list[str]) -> Path:

@@ -590,16 +590,16 @@ def from_folder(folder: Path, found: Findings) -> Cohort:
     masks = _masks_of(folder, sorting, found)
     cases = [Case("-".join((*file.relative_to(folder).parts[:-1], stem(file))), (file,), masks.get(file))
              for file in sorting.scans]
-    series = dicom_series(files, found.problems)
+    series, patients = dicom_series(files, found.problems), list[str]()
     check_patients(folder, [header for *_, header in series], found)
     for _, path, header in series:
         name = path.relative_to(folder).as_posix().replace("/", "-")
         cases.append(Case(name if name != "." else folder.resolve().name, (path,), subject=header["PatientID"]))
+        patients += [cases[-1].id] if header["PatientID"] else []
     _mention_modalities(folder, sorting.scans, found)
     _check_datasets_below(folder, files, found)
     cohort = make_cohort(folder, "folder", cases, found.problems)
-    told = "PatientID" if any(header["PatientID"] for *_, header in series) else ""
-    return with_people(replace(cohort, told_by=told), folder)
+    return with_people(replace(cohort, told_by="PatientID" if patients else ""), folder, patients)
 
 
 _MODALITY = re.compile(r"t1(w|c|n|ce|gd)?|t2(w|f)?|flair|pdw?|dwi|adc|swi|ct|pet|mr", re.IGNORECASE)
