@@ -472,8 +472,11 @@ _MASK_NAME = re.compile(r"(.*[_.\-])?(seg|dseg|segmentation|masks?|labels?|roi|g
 
 def _advice(root: Path, pairs: list[tuple[Path, Path]]) -> str:
     """The options that name masks, written for these pairs of scan and mask."""
-    patterns = common_patterns(root, pairs)
-    return "--images '{}' --masks '{}'".format(*patterns) if patterns else "--images ... --masks ..."
+    namings = Counter(re.sub(r"\d+", "#", below(root, scan).name) for scan, _ in pairs)
+    most = namings.most_common(1)[0][0]  # a mask may belong to a T1 and a FLAIR
+    alike = [pair for pair in pairs if re.sub(r"\d+", "#", below(root, pair[0]).name) == most]
+    patterns = common_patterns(root, pairs) or common_patterns(root, alike)
+    return "--images '{}' --masks '{}'".format(*patterns) if patterns else "--images PATTERN --masks PATTERN"
 
 
 class _Sorted(NamedTuple):
@@ -518,7 +521,8 @@ def _kinds(root: Path, masks: dict[Path, list[Path]]) -> dict[tuple[str, ...], l
         for scan in scans:
             words = [re.findall(r"[^\W\d_]+|\d+", (below(root, f).parent / stem(f)).as_posix().lower())
                      for f in (mask, scan)]
-            kinds[tuple(word for word in words[0] if word not in words[1])].append((scan, mask))
+            own = Counter(words[0]) - Counter(words[1])
+            kinds[tuple(sorted(own.elements()))].append((scan, mask))
     return dict(kinds)
 
 
@@ -545,7 +549,8 @@ def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]
     scans = {scan for found_scans in pairs.values() for scan in found_scans}
     if not pairs:
         return {}
-    said = f"masks:    {count_of(len(pairs), 'file')} look like label maps of {count_of(len(scans), 'scan')}"
+    look = "looks like a label map" if len(pairs) == 1 else "look like label maps"
+    said = f"masks:    {count_of(len(pairs), 'file')} {look} of {count_of(len(scans), 'scan')}"
     per_scan = Counter(scan for found_scans in pairs.values() for scan in found_scans)
     lossy = [mask for mask in pairs if mask.name.lower().endswith((".jpg", ".jpeg"))]
     if lossy:
@@ -666,6 +671,8 @@ def _is_whole(source: Path, layout: str) -> bool:
 def _recognised_by_names(source: Path, files: list[Path]) -> str:
     """The layout that the names of files tell."""
     names = [f.name for f in files]
+    if "dataset.json" in names:  # not of this folder, but of one further down
+        return "folder"
     if any(re.fullmatch(re.escape(f.parent.name) + r"(_flair|_t1ce|-t2f|-t1c)\.nii(\.gz)?", f.name) for f in files):
         return "brats"
     if any(re.fullmatch(r"IXI\d+-\w+-\d+-(T1|T2|PD|MRA)\.nii(\.gz)?", name) for name in names):
