@@ -54,7 +54,9 @@ def test_two_scans_of_a_person_are_one_person(names, people):
 
 
 @pytest.mark.parametrize("names", [
-    "scan_001 scan_002 scan_003", "a0 a1 a2", "train_1 train_2 test_1", "healthy/1 healthy/2 sick/1 sick/2",
+    "scan_001 scan_002 scan_003", "a0 a1 a2",
+    "IXI012-T1 IXI102-T1 IXI1002-T1", "p_010 p_100 p_1000", "P1 P10 P100",
+    "train_1 train_2 test_1", "healthy/1 healthy/2 sick/1 sick/2",
     "hippocampus_001 hippocampus_003 hippocampus_004", "v1 v2 v3", "imagesTr/x1 imagesTr/x2 imagesTs/x3",
     "002_S_0295 002_S_0413 003_S_0001", "TCGA-02-0003 TCGA-02-0006", "site1/P1 site1/P2 site2/P3", "img_12 img_13",
     "fold0/a fold0/b fold1/c", "2020_1 2020_2 2021_1", "T1_007 T1_008", "ds1/sub-01/a ds1/sub-02/a ds2/sub-01/a",

@@ -568,5 +568,6 @@ def test_real_folders_open_without_any_pattern(real_data):
     for name, facts in said.items():
         cohort = open_cohort(real_data / name)
         assert (cohort.layout, len(cohort), sum(c.mask is not None for c in cohort.cases)) == facts
+        assert len({c.subject for c in cohort.cases}) == len(cohort), "one scan of each person"
     with pytest.raises(InputError, match="all 20 files look like label maps"):
         open_cohort(real_data / "synthseg_labelmaps_2mm")

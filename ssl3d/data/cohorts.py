@@ -180,7 +180,7 @@ class _Word(NamedTuple):
     @property
     def key(self) -> str:
         """How it is compared: without upper case, and zeros in front of numbers."""
-        return re.sub(r"0+(?=\d)", "", self.text.casefold())
+        return re.sub(r"(?<!\d)0+(?=\d)", "", self.text.casefold())
 
 
 _DATES = ((r"(?<!\d)((?:19|20)\d\d)[-._](\d\d)[-._](\d\d)(?!\d)", r"\1\2\3"),  # 2020-01-31 is one word

@@ -152,11 +152,11 @@ def _bytes_per_voxel(path: Path, look: Look) -> float | None:
     return path.stat().st_size / max(look.channels * float(np.prod(look.grid.shape, dtype=float)), 1)
 
 
-def look_at(path: Path, like: tuple[str, float] | None = None) -> Look | None:
+def look_at(path: Path, like: tuple[str, float, float] | None = None) -> Look | None:
     """What a file looks like; None for a file that cannot be read.
 
-    Where others of its naming have been looked at, `like` says what they all are and the most bytes that they need for
-    a voxel: then the header is enough for a file that needs as few, or far more.
+    Where others of its naming have been looked at, `like` says what they all are, and the least and the most bytes that
+    they need for a voxel: then the header is enough for a file that needs about as many.
     """
     from ssl3d.data.voxels import read_voxels
 
@@ -165,9 +165,9 @@ def look_at(path: Path, like: tuple[str, float] | None = None) -> Look | None:
         header = _header_look(path)
         size = _bytes_per_voxel(path, header) if header and like else None
         if header and like and size is not None:
-            if like[0] == SCAN and size >= (_SPARSE if name.endswith(".gz") else 0.1):
+            if like[0] == SCAN and size >= min(_SPARSE if name.endswith(".gz") else 0.1, like[1] / 2):
                 return header
-            if like[0] == LABELS and size <= 2 * like[1]:
+            if like[0] == LABELS and size <= 2 * like[2]:
                 return replace(header, kind=LABELS, channels=1 if name.endswith(PICTURES) else header.channels)
         array, affine, oriented = read_voxels(path)
         if array.ndim == 3 and len(array) in (3, 4) and np.ptp(array[:3].astype(float), axis=0).max() <= 3:
@@ -199,13 +199,14 @@ def look_through(root: Path, files: list[Path]) -> dict[Path, Look]:
     return looks
 
 
-def _alike(looks: dict[Path, Look | None]) -> tuple[str, float] | None:
-    """What all of these are, and the most bytes that one needs for a voxel; None where they differ."""
+def _alike(looks: dict[Path, Look | None]) -> tuple[str, float, float] | None:
+    """What all of these are, and the least and the most bytes that one needs for a voxel; None where they differ."""
     kinds = {look.kind for look in looks.values() if look is not None}
     if len(kinds) != 1 or UNSURE in kinds:
         return None
     sizes = [_bytes_per_voxel(file, look) for file, look in looks.items() if look is not None]
-    return kinds.pop(), max((size for size in sizes if size is not None), default=0.0)
+    known = [size for size in sizes if size is not None] or [0.0]
+    return kinds.pop(), min(known), max(known)
 
 # %% ../../nbs/14_labelmaps.ipynb #2e5c933e
 def _marks(root: Path, file: Path) -> set[str]:
