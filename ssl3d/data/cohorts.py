@@ -215,7 +215,7 @@ def _who(words: list[_Word]) -> list[_Word]:
 
 # %% ../../nbs/13_cohorts.ipynb #a427a262
 def people_of(files: list[Path]) -> tuple[list[str], str]:  # relative paths, one per case
-    """Who is on each scan, by folder and file names; and in words what told it."""
+    """Who is on each scan, by folder and file names; and in words what told it, empty where each is another person."""
     words = [_who(_words(file)) for file in files]
     for chosen in (_by_same_name(words), *(_by_beginning(words, n) for n in range(1, max(map(len, words), default=0)))):
         if chosen:
@@ -228,7 +228,7 @@ def people_of(files: list[Path]) -> tuple[list[str], str]:  # relative paths, on
     names = [shown.setdefault(key, "-".join(word.text for word in each)) for key, each in zip(keys, words)]
     several = [key for key, n in Counter(keys).items() if n > 1]
     if not several:
-        return [*map(str, range(len(files)))], "file"
+        return [*map(str, range(len(files)))], ""
     examples = [file.as_posix() for file, key in zip(files, keys) if key == several[0]]
     return names, f"names, as {some_of(examples, 2)} for '{shown[several[0]]}'"
 
@@ -291,10 +291,9 @@ def with_people(
     if not unknown:
         return cohort
     names, told = people_of([below(root, c.images[0]) for c in unknown])
-    told = "their files, one each" if told == "file" else told
-    who = dict(zip((c.id for c in unknown), (c.id for c in unknown) if told.startswith("their") else names))
+    who = dict(zip((c.id for c in unknown), names)) if told else {}
     parts = [cohort.told_by] if cohort.told_by and len(unknown) < len(cohort) else []
-    return replace(cohort, told_by="; others by ".join([*parts, told]),
+    return replace(cohort, told_by="; others by ".join([*parts, told or "their files, one each"]),
                    cases=tuple(replace(c, subject=who.get(c.id, c.subject)) for c in cohort.cases))
 
 # %% ../../nbs/13_cohorts.ipynb #40e29fb2
@@ -622,8 +621,8 @@ def from_table(file: Path, found: Findings, columns: dict[str, str] | None = Non
     if unused:
         found.notes.append(f"columns:  {some_of(unused, 6)} of {file.name} not used")
     cohort = make_cohort(file, "csv", cases, found.problems, channels=tuple(modalities))
-    known = [case.id for case in cases if case.subject != case.id or "subject" in rows[0] and case.id in
-             {row.get("subject") for row in rows}]
+    named = {row.get("subject") for row in rows}
+    known = {case.id for case in cases if case.subject != case.id or case.id in named}
     return with_people(replace(cohort, told_by="the column subject" if known else ""), file.parent, known)
 
 

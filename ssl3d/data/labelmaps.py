@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCAN', 'LABELS', 'UNSURE', 'Measures', 'measures', 'looks_like', 'Grid', 'same_grid', 'Look', 'look_at',
-           'look_through', 'pair_masks', 'common_patterns']
+           'look_through', 'text_of', 'words_in', 'naming_of', 'pair_masks', 'common_patterns']
 
 # %% ../../nbs/14_labelmaps.ipynb #ed45a825
 import re
@@ -18,7 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .cohorts import pattern_of
-from .formats import PICTURES, SUFFIXES, below, stem
+from .formats import PICTURES, below, ending, stem
 
 # %% ../../nbs/14_labelmaps.ipynb #766c65f5
 class Measures(NamedTuple):
@@ -79,15 +79,16 @@ def looks_like(found: Measures, lossy: bool = False) -> str:  # SCAN, LABELS or 
     return SCAN
 
 # %% ../../nbs/14_labelmaps.ipynb #e462d8b6
-def _kind_of(array: np.ndarray, lossy: bool) -> tuple[str, Measures]:
+def _kind_of(array: np.ndarray, lossy: bool) -> str:
     """What the channels of an array (C, *space) look like together."""
-    found = [measures(channel) for channel in array]
-    kinds = {looks_like(each, lossy) for each in found}
+    kinds = {looks_like(measures(channel), lossy) for channel in array}
     if len(array) > 1 and kinds <= {LABELS, UNSURE} and np.allclose(array.astype(float).sum(axis=0), 1, atol=1e-2):
         kinds = {LABELS}
     if array.ndim == 3 and len(array) == 3 and (lossy or kinds != {LABELS}):
-        return SCAN, found[0]  # a photograph
-    return kinds.pop() if len(kinds) == 1 else UNSURE if SCAN not in kinds else SCAN, found[0]
+        return SCAN  # a photograph
+    if len(kinds) == 1:
+        return kinds.pop()
+    return SCAN if SCAN in kinds else UNSURE
 
 # %% ../../nbs/14_labelmaps.ipynb #3e720510
 class Grid(NamedTuple):
@@ -122,7 +123,6 @@ class Look:
     kind: str  # SCAN, LABELS or UNSURE
     grid: Grid
     channels: int = 1
-    unit: bool = False  # whether all values lie in [0, 1]
 
 
 _SPARSE = 0.3  # bytes per voxel
@@ -172,18 +172,18 @@ def look_at(path: Path, like: tuple[str, float, float] | None = None) -> Look | 
         array, affine, oriented = read_voxels(path)
         if array.ndim == 3 and len(array) in (3, 4) and np.ptp(array[:3].astype(float), axis=0).max() <= 3:
             array = array[:1]  # grey, written in colour
-        kind, found = _kind_of(array, name.endswith((".jpg", ".jpeg")))
+        kind = _kind_of(array, name.endswith((".jpg", ".jpeg")))
     except Exception:  # nibabel and PIL have their own; preparing the file will tell what is wrong
         return None
     grid = header.grid if header else _grid(array.shape[1:], affine if oriented else None)
-    return Look(kind, grid, len(array), 0 <= found.low and found.high <= 1)
+    return Look(kind, grid, len(array))
 
 
 def look_through(root: Path, files: list[Path]) -> dict[Path, Look]:
     """A look at each file that can be read: closely at three of each naming, at others as far as it is needed."""
     namings = defaultdict(list)
     for file in files:
-        namings[re.sub(r"\d+", "#", below(root, file).as_posix())].append(file)
+        namings[naming_of(below(root, file).as_posix())].append(file)
     looks: dict[Path, Look] = {}
     bar = tqdm(total=len(files), desc=f"look at {root.name}", unit="file", delay=3, mininterval=1, leave=False)
     with bar:
@@ -209,18 +209,36 @@ def _alike(looks: dict[Path, Look | None]) -> tuple[str, float, float] | None:
     return kinds.pop(), min(known), max(known)
 
 # %% ../../nbs/14_labelmaps.ipynb #2e5c933e
+def text_of(root: Path, file: Path) -> str:
+    """A path as it counts from a folder, without upper case and ending."""
+    return (below(root, file).parent / stem(file)).as_posix().lower()
+
+
+def words_in(text: str) -> list[str]:
+    """The words and the numbers of a text, in their order."""
+    return re.findall(r"[^\W\d_]+|\d+", text)
+
+
+def _unpadded(words: list[str]) -> list[str]:
+    """Words with numbers without the zeros in front of them."""
+    return [word.lstrip("0") or "0" for word in words]
+
+
+def naming_of(text: str) -> str:
+    """A name without its numbers, which tell one file from another of its kind."""
+    return re.sub(r"\d+", "#", text)
+
+
 def _marks(root: Path, file: Path) -> set[str]:
     """The words of a path, and each two in a row."""
-    text = (below(root, file).parent / stem(file)).as_posix().lower()
-    words = [word.lstrip("0") or "0" for word in re.findall(r"[^\W\d_]+|\d+", text)]
+    words = _unpadded(words_in(text_of(root, file)))
     return {*words, *(f"{a} {b}" for a, b in zip(words, words[1:]))}
 
 
 def _counts(root: Path, file: Path) -> dict[str, set[str]]:
     """The numbers of a path by the word in front of each; those of modalities (T1, T2) are no counts."""
-    text = re.sub(r"(?<![a-z])t[12](?!\d)", "mr", (below(root, file).parent / stem(file)).as_posix().lower())
-    words = [word.lstrip("0") or "0" for word in re.findall(r"[^\W\d_]+|\d+", text)]
-    found = defaultdict(set)
+    text = re.sub(r"(?<![a-z])t[12](?!\d)", "mr", text_of(root, file))
+    words, found = _unpadded(words_in(text)), defaultdict(set)
     for before, word in zip(["", *words], words):
         if word.isdigit():
             found["#" if before.isdigit() else before].add(word)
@@ -260,9 +278,9 @@ def pair_masks(root: Path, masks: dict[Path, Look], scans: dict[Path, Look]) -> 
 def common_patterns(root: Path, pairs: list[tuple[Path, Path]]) -> tuple[str, str] | None:
     """Patterns for the scans and for the masks of (scan, mask) pairs, with {id} for what they share; None without."""
     texts = [tuple(below(root, file).as_posix() for file in pair) for pair in pairs]
-    ends = [{_ending(text[i]) for text in texts} for i in (0, 1)]
-    more = [end.copy().pop() if len(end) == 1 else ".*" for end in ends]  # as .nii.gz, or any where they differ
-    scan, mask = (text[: len(text) - len(_ending(text))] for text in texts[0])
+    ends = [[ending(pair[i]) for pair in pairs] for i in (0, 1)]
+    more = [each[0] if len({*each}) == 1 else ".*" for each in ends]  # as .nii.gz, or any where they differ
+    scan, mask = (text[: len(text) - len(each[0])] for text, each in zip(texts[0], ends))
     tries = [(scan.replace(part, "{id}"), mask.replace(part, "{id}")) for part in _parts(scan) if part in mask]
     if scan.count("/") > 1 and mask.count("/") > 1:  # as P1/visit2/T1, of which no single part is the id
         tries.append(("{subject}/{session}/" + scan.split("/", 2)[2], "{subject}/{session}/" + mask.split("/", 2)[2]))
@@ -281,7 +299,3 @@ def _parts(name: str) -> list[str]:
                      *(m.end() for m in re.finditer(r"[/_\-. ]", name))})
     inside = {name[a:b] for a in bounds for b in bounds if a < b and "/" not in name[a:b]}
     return sorted(inside, key=lambda part: (part.strip("_-. ") == part, len(part), part), reverse=True)
-
-
-def _ending(name: str) -> str:
-    return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")

@@ -38,8 +38,33 @@ from ssl3d.data.cohorts import (
     to_whole,
     with_people,
 )
-from .formats import PICTURES, below, exists, files_below, is_dicom, is_scan_name, is_series, stem, unread
-from .labelmaps import LABELS, SCAN, UNSURE, Grid, Look, common_patterns, look_at, look_through, pair_masks
+from ssl3d.data.formats import (
+    EXCHANGED,
+    PICTURES,
+    below,
+    ending,
+    exists,
+    files_below,
+    is_dicom,
+    is_scan_name,
+    is_series,
+    stem,
+    unread,
+)
+from ssl3d.data.labelmaps import (
+    LABELS,
+    SCAN,
+    UNSURE,
+    Grid,
+    Look,
+    common_patterns,
+    look_at,
+    look_through,
+    naming_of,
+    pair_masks,
+    text_of,
+    words_in,
+)
 from ..errors import InputError
 from ..files import Folder, as_folder
 from ..settings import Reading, takes
@@ -83,8 +108,7 @@ def _channels(image: Path, n: int) -> tuple[Path, ...]:
     """The file of an image; where it is not there, the files NAME_0000, NAME_0001, ... of nnU-Net's first version."""
     if exists(image) or not image.name:
         return (image,)
-    ending = image.name[len(stem(image)):]
-    parts = tuple(image.with_name(f"{stem(image)}_{i:04d}{ending}") for i in range(max(n, 1)))
+    parts = tuple(image.with_name(f"{stem(image)}_{i:04d}{ending(image)}") for i in range(max(n, 1)))
     return parts if exists(parts[0]) else (image,)
 
 # %% ../../nbs/15_layouts.ipynb #62c3e888
@@ -105,13 +129,13 @@ def _listed(folder: Path, info: dict) -> dict[str, tuple[list[Path], Path | None
     if "dataset" in info:
         return {str(name): ([folder / str(file) for file in row["images"]], folder / str(row["label"]))
                 for name, row in info["dataset"].items()}
-    ending, cases = str(info.get("file_ending", ".nii.gz")), {}
+    end, cases = str(info.get("file_ending", ".nii.gz")), {}
     for part in ("Tr", "Ts"):
-        for first in sorted((folder / f"images{part}").glob(f"[!.]*_0000{ending}")):
-            name = first.name[: -len(f"_0000{ending}")]
-            mask = folder / f"labels{part}" / f"{name}{ending}"
+        for first in sorted((folder / f"images{part}").glob(f"[!.]*_0000{end}")):
+            name = first.name[: -len(f"_0000{end}")]
+            mask = folder / f"labels{part}" / f"{name}{end}"
             channels = range(max(1, len(info.get("channel_names", {}))))
-            files = [first.with_name(f"{name}_{i:04d}{ending}") for i in channels]
+            files = [first.with_name(f"{name}_{i:04d}{end}") for i in channels]
             cases[name] = (files, mask if mask.exists() else None)
     return cases
 
@@ -187,7 +211,7 @@ def _ixi(folder: Path, found: Findings) -> Cohort:
     """IXI: `IXI012-HH-1211-T1.nii[.gz]`, and `IXI.csv` with the columns IXI_ID, AGE and SEX_ID (1=m, 2=f)."""
     files = files_below(folder, found.problems)
     present = [m for m in ("T1", "T2", "PD", "MRA") if any(re.search(rf"-{m}\.nii(\.gz)?$", f.name) for f in files)]
-    images = {m: f"**/IXI{{id}}-{m}{ending}" for m in present for ending in (".nii*",)}
+    images = {m: f"**/IXI{{id}}-{m}.nii*" for m in present}
     cases = cases_by_pattern(folder, files, images, None, found.problems)
     people: dict[str, dict] = {}
     for table in (f for f in files if f.name.lower() == "ixi.csv"):
@@ -472,9 +496,8 @@ _MASK_NAME = re.compile(r"(.*[_.\-])?(seg|dseg|segmentation|masks?|labels?|roi|g
 
 def _advice(root: Path, pairs: list[tuple[Path, Path]]) -> str:
     """The options that name masks, written for these pairs of scan and mask."""
-    namings = Counter(re.sub(r"\d+", "#", below(root, scan).name) for scan, _ in pairs)
-    most = namings.most_common(1)[0][0]  # a mask may belong to a T1 and a FLAIR
-    alike = [pair for pair in pairs if re.sub(r"\d+", "#", below(root, pair[0]).name) == most]
+    most = Counter(naming_of(scan.name) for scan, _ in pairs).most_common(1)[0][0]  # a mask may have a T1 and a FLAIR
+    alike = [pair for pair in pairs if naming_of(pair[0].name) == most]
     patterns = common_patterns(root, pairs) or common_patterns(root, alike)
     return "--images '{}' --masks '{}'".format(*patterns) if patterns else "--images PATTERN --masks PATTERN"
 
@@ -519,9 +542,7 @@ def _kinds(root: Path, masks: dict[Path, list[Path]]) -> dict[tuple[str, ...], l
     kinds = defaultdict(list)
     for mask, scans in masks.items():
         for scan in scans:
-            words = [re.findall(r"[^\W\d_]+|\d+", (below(root, f).parent / stem(f)).as_posix().lower())
-                     for f in (mask, scan)]
-            own = Counter(words[0]) - Counter(words[1])
+            own = Counter(words_in(text_of(root, mask))) - Counter(words_in(text_of(root, scan)))
             kinds[tuple(sorted(own.elements()))].append((scan, mask))
     return dict(kinds)
 
@@ -582,9 +603,10 @@ def from_folder(folder: Path, found: Findings) -> Cohort:
             found.problems.append(InputError(f"{file}: is of a kind that is not read. {cure}"))
     sorting = _sorted(folder, scans)
     if sorting.masks and not sorting.scans and not any(map(is_dicom, files)):
+        ends = Counter(map(ending, scans)).most_common(1)
         found.problems.append(InputError(
             f"{folder}: all {len(sorting.masks)} files look like label maps, with few whole numbers, and none like a "
-            f"scan. If they are the images that you mean, say so by a pattern: --images '**/{{id}}{_ending(scans)}'."))
+            f"scan. If they are the images that you mean, say so by a pattern: --images '**/{{id}}{ends[0][0]}'."))
     for file, partners in sorting.doubtful.items():
         found.problems.append(InputError(
             f"{file}: may be a mask or a probability map of {partners[0].name}, which lies on the same grid, or a scan "
@@ -629,11 +651,6 @@ def _check_datasets_below(folder: Path, files: list[Path], found: Findings) -> N
         names = some_of(below(folder, each) for each in inner)
         found.problems.append(InputError(f"{folder}: holds {count_of(len(inner), 'dataset')} with a dataset.json of "
                                          f"its own: {names}. Give the folder of one."))
-
-
-def _ending(files: list[Path]) -> str:
-    """What the names of most files end in."""
-    return Counter(file.name[len(stem(file)):] for file in files).most_common(1)[0][0]
 
 # %% ../../nbs/15_layouts.ipynb #e85450a5
 LAYOUTS: dict[str, Callable[..., Cohort]] = {
@@ -692,29 +709,27 @@ def _used(cohort: Cohort) -> set[Path]:
     used: set[Path] = set()
     for case in cohort.cases:
         for path in filter(None, (*case.images, case.mask)):
-            if not is_series(path):
-                used |= {path, *(path.with_name(stem(path) + end) for end in _BESIDE if path.name.lower().endswith("hd")
-                                 or path.name.lower().endswith("hdr"))}
-                continue
+            used.add(path)
             try:
-                used |= _slices_of(path)
+                used |= _more_files_of(path)
             except (InputError, OSError):  # reading it will say why
                 continue
     return used
 
 
-_BESIDE = (".raw", ".zraw", ".raw.gz", ".img", ".bin")  # where the voxels of a .mhd or .nhdr lie
-
-
-def _slices_of(path: Path) -> set[Path]:
-    """The files of a series: all DICOM files of a folder, or those that have its UID."""
-    if path.is_file():
-        return {path}
+def _more_files_of(path: Path) -> set[Path]:
+    """The files that belong to an image besides the one that names it: slices, and the voxels of a header."""
     if path.is_dir():
         return {f for f in path.iterdir() if f.is_file() and is_dicom(f)}
-    from ssl3d.data.dicom import files_of_series
+    if path.name.lower().endswith(EXCHANGED):
+        from ssl3d.data.voxels import files_of
 
-    return {*files_of_series(path)}
+        return {*files_of(path)}
+    if is_series(path) and not path.is_file():
+        from ssl3d.data.dicom import files_of_series
+
+        return {*files_of_series(path)}
+    return set()
 
 
 def _reason(file: Path) -> str:
@@ -726,9 +741,9 @@ def _reason(file: Path) -> str:
     return "DICOM files that are no slice of a case" if is_dicom(file) else f"{file.suffix or 'other'} files"
 
 
-def _accounted(cohort: Cohort, folder: Path, found: Findings) -> tuple[str, list[Path]]:
+def _accounted(cohort: Cohort, folder: Path, files: list[Path], found: Findings) -> tuple[str, list[Path]]:
     """One line about every file of a folder, and the scan files that fit no case."""
-    files, used = files_below(folder, []), _used(cohort)
+    used = _used(cohort)
     rest = [f for f in files if f not in used and f not in found.read]
     reasons = defaultdict(list)
     for file in rest:
@@ -818,9 +833,10 @@ def _finished(cohort: Cohort, place: Path, found: Findings, on_error: str) -> Co
     root = place if place.is_dir() else place.parent
     line = []
     if place.is_dir() and cohort.layout != "medmnist":
-        text, rest = _accounted(cohort, place, found)
+        files = files_below(place, [])
+        text, rest = _accounted(cohort, place, files, found)
         line = [text]
-        _mention_tables(cohort, place, found, files_below(place, []))
+        _mention_tables(cohort, place, found, files)
         _check_rest(cohort, root, rest, found)
     elif cohort.layout == "csv":
         _check_rest(cohort, root, [], found)
