@@ -74,6 +74,7 @@ def prepare(
     size: int = 128,
     crop: bool = True,
     percentiles: tuple[float, float] | None = None,
+    window: tuple[float, float] | None = None,
     dtype: Literal['float16', 'uint8'] = 'float16',
     test: float = 0.2,
     seed: int = 0,
@@ -97,8 +98,11 @@ def prepare(
     What is kept:
         size: voxels (pixels) per axis (from 8). Default: 128.
         crop: keep a second version that is cropped to its content, for pretraining. Default: True.
-        percentiles: clip intensities to these two percentiles; to minimum and maximum if not given (from 0 up
-            to 100). Default: None.
+        percentiles: clip intensities to these two percentiles of the foreground; to minimum and maximum if not
+            given (from 0 up to 100). Default: None.
+        window: intensity window: these two values become 0 and 1 in every scan, of the channel that is declared
+            a CT (by its name CT, or in DICOM), else of all; if not given, -1000 to 1000 HU where a CT is
+            declared. Default: None.
         dtype: number format of the images; uint8 takes half the space. Default: 'float16'.
 
     Who is tested:

@@ -306,8 +306,12 @@ class Preparing(Reading, Seeded, Shown):
     size: int = option(128, "voxels (pixels) per axis", "what is kept", least=8)
     crop: bool = option(True, "keep a second version that is cropped to its content, for pretraining", "what is kept")
     percentiles: tuple[float, float] | None = option(
-        None, "clip intensities to these two percentiles; to minimum and maximum if not given", "what is kept",
-        least=0, most=100, example="0.5,99.5")
+        None, "clip intensities to these two percentiles of the foreground; to minimum and maximum if not given",
+        "what is kept", least=0, most=100, example="0.5,99.5")
+    window: tuple[float, float] | None = option(
+        None, "intensity window: these two values become 0 and 1 in every scan, of the channel that is declared a CT "
+        "(by its name CT, or in DICOM), else of all; if not given, -1000 to 1000 HU where a CT is declared",
+        "what is kept", example="=-175,250")
     dtype: Literal["float16", "uint8"] = option("float16", "number format of the images; uint8 takes half the space",
                                                 "what is kept")
     test: float = option(0.2, "share of the subjects that is kept for testing; 0 for a cohort to pretrain on only",

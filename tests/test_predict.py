@@ -118,7 +118,10 @@ def test_every_voxel_asks_the_prediction_at_its_own_place_in_mm(tmp_path, axes):
     first, second = np.sort(looked_up, axis=0)[:-3:-1]
     clear = first - second > 1e-3
     found = to_scan(seen, read_grid(scan))
-    assert clear.mean() > 0.98 and np.array_equal(found[clear], looked_up.argmax(axis=0)[clear])
+    best = looked_up.argmax(axis=0)
+    assert clear.mean() > 0.98 and (found[clear] == best[clear]).mean() > 0.98, "but for volumes that are kept"
+    for moved in (np.roll(best, 1, axis) for axis in range(3)):
+        assert (found[clear] == best[clear]).mean() > (found[clear] == moved[clear]).mean() + 0.02
 
 
 @pytest.mark.parametrize("axes", ["PSR", "AIL"])
@@ -129,7 +132,7 @@ def test_the_way_back_is_monais_inverse(tmp_path, axes):
     cube = there(read_scan(scan))
     seen = smooth_probabilities(14)
     back = there.inverse(cube.__class__(seen, affine=cube.affine, applied_operations=cube.applied_operations))
-    assert np.array_equal(back.argmax(dim=0).numpy(), to_scan(seen, read_grid(scan)))
+    assert (back.argmax(dim=0).numpy() == to_scan(seen, read_grid(scan))).mean() > 0.98, "but for volumes that are kept"
     assert np.allclose(back.affine.numpy(), read_grid(scan).affine, atol=1e-4)
 
 
@@ -337,7 +340,10 @@ def test_a_run_writes_one_mask_per_test_case(trained, tmp_path, capfd):
         with torch.no_grad():
             image = torch.from_numpy(np.array(store.image(name))).float() / store.unit
             scores = network.eval()(image[None])[0]
-        assert np.array_equal(np.array(CODES)[scores.argmax(0)], segment(network, store, [name])[name])
+        found = segment(network, store, [name])[name]
+        assert np.array_equal(np.array(CODES)[scores.argmax(0)], found.on_store)
+        ras = nib.as_closest_canonical(written)
+        assert np.array_equal(np.asarray(ras.dataobj), found.on_scan), "what is written is what was scored"
         expected = to_scan(scores.softmax(dim=0), read_grid(source.get_filename()), CODES)
         assert np.array_equal(np.asarray(written.dataobj), expected)
     assert capfd.readouterr().out == ""

@@ -11,7 +11,18 @@ from PIL import Image
 from test_dicom import write as write_series
 
 from ssl3d.data.layouts import open_cohort
-from ssl3d.data.scans import content_box, crop, orient, prepare_scan, read_scan, resize, scale, survey
+from ssl3d.data.scans import (
+    content_box,
+    crop,
+    foreground,
+    limits_of,
+    orient,
+    prepare_scan,
+    read_scan,
+    resize,
+    scale,
+    survey,
+)
 from ssl3d.data.voxels import fingerprint
 from ssl3d.errors import InputError
 
@@ -117,7 +128,7 @@ def read_scan_like(array):
 @pytest.mark.parametrize("percentiles", [None, (1, 99)])
 def test_scale_is_per_channel_and_within_0_and_1(percentiles):
     scan = torch.stack([torch.rand(6, 6, 6) * 1000 - 500, torch.rand(6, 6, 6)])
-    scaled = scale(scan, percentiles)
+    scaled = scale(scan, limits_of(scan, percentiles))
     assert scaled.flatten(1).min(1).values.tolist() == [0, 0] and scaled.flatten(1).max(1).values.tolist() == [1, 1]
 
 
@@ -130,7 +141,7 @@ def test_prepared_whole_and_content(tmp_path):
     assert np.array_equal(ready.mask[0].numpy(), mask), "the mask is on the grid of the whole scan"
     assert (ready.image == 0).float().mean() > 0.8 > 0.1 > (ready.content == 0).float().mean()
     again = crop(read_scan(tmp_path / "a.nii"), ready.box)
-    assert torch.allclose(ready.content, scale(resize(again, (20, 20, 20))), atol=1e-6)
+    assert torch.allclose(ready.content, scale(resize(again, (20, 20, 20)), ready.facts["limits"]), atol=1e-6)
     assert prepare_scan((tmp_path / "a.nii",), size=20, crop_content=False).content is None
 
 
@@ -243,3 +254,77 @@ def test_every_slice_counts_in_a_fingerprint(tmp_path):
     data[-1] ^= 1
     last.write_bytes(data)
     assert fingerprint((folder,)) != before
+
+
+def brain_like(noise=0.0, side=40, seed=0):
+    """Two tissues and a dark one within a ball, in a box of air."""
+    rng = np.random.default_rng(seed)
+    radius = np.linalg.norm(np.indices((side,) * 3) - (side - 1) / 2, axis=0)
+    values = np.select([radius < 5, radius < 10, radius < 15], [40, 160, 110], 0).astype(np.float32)
+    values += (values > 0) * rng.normal(0, 6, values.shape).astype(np.float32)
+    return torch.from_numpy(values + noise * np.abs(rng.normal(0, 1, values.shape)).astype(np.float32))[None]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("padding", [(40,) * 6, (0, 25, 3, 0, 60, 9)])
+def test_air_around_a_scan_changes_no_grey(noise, padding):
+    scan = brain_like(noise)
+    air = noise * torch.randn(1, *(n + a + b for n, a, b in zip((40,) * 3, padding[4::-2], padding[5::-2]))).abs()
+    begin = padding[4::-2]
+    place = tuple(slice(b, b + 40) for b in begin)
+    air[0][place] = scan[0]
+    one, other = (limits_of(x, (0.5, 99.5))[0] for x in (scan, air))
+    assert np.allclose(one, other, atol=0 if noise == 0 else 3), (one, other)
+    everywhere = [np.percentile(x.numpy(), (0.5, 99.5)) for x in (scan, air)]
+    assert abs(everywhere[0][1] - everywhere[1][1]) > 3, "over all voxels the greys do change"
+
+
+def test_dark_tissue_is_no_air():
+    for noise in (0.0, 2.0):
+        inside = foreground(brain_like(noise))
+        radius = np.linalg.norm(np.indices((40,) * 3) - 19.5, axis=0)
+        assert inside[radius < 14].mean() > 0.995 and inside[radius > 16].mean() < 0.02
+
+
+def test_a_crop_without_air_and_a_channel_that_cannot_tell():
+    crop_of_brain = brain_like()[:, 10:30, 10:30, 10:30]
+    assert foreground(crop_of_brain).all()
+    noise = torch.from_numpy(np.random.default_rng(0).normal(100, 20, (1, 24, 24, 24)).astype(np.float32))
+    assert foreground(noise).all()
+    eye = torch.zeros(3, 80, 80)
+    disc = np.linalg.norm(np.indices((80, 80)) - 39.5, axis=0) < 38
+    eye[0][disc], eye[1][disc] = 150, 80
+    eye += 2 * torch.rand(3, 80, 80, generator=torch.Generator().manual_seed(0))
+    assert foreground(eye)[disc].all() and foreground(eye).mean() < 0.85, "the blue of an eye is dark everywhere"
+    shape = torch.zeros(1, 12, 12, 12)
+    shape[0, 3:7, 3:7, 3:7] = 1
+    low, high = limits_of(shape, (0.5, 99.5))[0]
+    assert low < high, "all of its tissue has one value"
+
+
+def test_a_liver_has_one_grey_whatever_else_is_in_the_field(tmp_path):
+    """By minimum and maximum it would be darker beside metal, and brighter where no air is seen."""
+    body = np.full((24, 24, 24), 60, np.float32)
+    body[:8] = -80
+    scans = {"body": body, "air": body.copy(), "metal": body.copy()}
+    scans["air"][:, :, :6] = -1024
+    scans["metal"][20:, 20:, 20:] = 3000
+    for name, values in scans.items():
+        file = write_nifti(tmp_path / f"{name}.nii", values)
+        fixed = prepare_scan((file,), size=24, windows=[(-1000, 1000)])
+        assert abs(float(fixed.image[0, 14, 10, 12]) - 0.53) < 1e-3 and fixed.facts["limits"] == [[-1000, 1000]]
+    free = {name: float(prepare_scan((tmp_path / f"{name}.nii",), size=24).image[0, 14, 10, 12]) for name in scans}
+    assert max(free.values()) - min(free.values()) > 0.2
+    with pytest.raises(InputError, match="body.nii: nothing is left.*2000 to 3000.*window"):
+        prepare_scan((tmp_path / "body.nii",), size=24, windows=[(2000, 3000)])
+    with pytest.raises(InputError, match="2 windows are given for 1 channel"):
+        prepare_scan((tmp_path / "body.nii",), size=24, windows=[None, (0, 1)])
+
+
+@pytest.mark.parametrize("percentiles", [None, (0.5, 99.5)])
+def test_a_tissue_has_one_grey_in_the_whole_scan_and_in_its_content(tmp_path, percentiles):
+    scan = brain_like()[0].numpy()
+    scan[20, 20, 20] = 400
+    ready = prepare_scan((write_nifti(tmp_path / "a.nii", scan),), size=40, percentiles=percentiles)
+    greys = [np.median(version[version > 0.2]) for version in (ready.image.numpy(), ready.content.numpy())]
+    assert ready.content is not None and abs(greys[0] - greys[1]) < 0.02

@@ -16,7 +16,7 @@ from ssl3d.data.splits import fold_subjects
 from ssl3d.data.store import Store
 from ssl3d.downstream.finetune import finetune, load_network, summary
 from ssl3d.downstream.predict import predict
-from ssl3d.downstream.segmentation import score, segment
+from ssl3d.downstream.segmentation import Segmented, score, segment
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
@@ -222,9 +222,12 @@ def test_regions_are_scored_beside_the_classes(store, tmp_path):
     assert [(r["case"], r["class"]) for r in rows] == [(n, r) for n in test for r in table]
     found = segment(load_network(run), store, test)
     for row in rows:
-        a, b = (np.isin(m[row["case"]], table[row["class"]]) for m in (found, {n: store.mask(n) for n in test}))
-        expected = 2 * (a & b).sum() / max(1, a.sum() + b.sum()) if (a | b).any() else 1
-        assert abs(row["dice"] - expected) < 1e-6
+        case, one = row["case"], found[row["case"]]
+        pairs = {"dice": (one.on_scan, store.truth(case)), "dice_store": (one.on_store, store.mask(case))}
+        for column, pair in pairs.items():
+            a, b = (np.isin(m, table[row["class"]]) for m in pair)
+            expected = 2 * (a & b).sum() / max(1, a.sum() + b.sum()) if (a | b).any() else 1
+            assert abs(row[column] - expected) < 1e-6
     assert "whole" in summary(run) and "oedema" in summary(run)
 
 
@@ -258,10 +261,11 @@ def test_distances_are_in_mm_of_the_scan(tmp_path):
     store = prepare(tmp_path / "scans/t.csv", tmp_path / "store", size=8, progress=False)
     name = store.split("test")[0]
     assert store.spacing(name) == (2.0, 2.0, 2.0)
-    truth = np.array(store.mask(name))
-    for axis in range(3):
-        (row,) = score({name: np.roll(truth, 1, axis=axis)}, store)
-        assert row["hausdorff95"] == 2.0
+    truth, on_scan = np.array(store.mask(name)), store.truth(name)
+    for axis, spacing in enumerate((1.0, 2.0, 0.5)):
+        moved = Segmented(np.roll(truth, 1, axis=axis), np.roll(on_scan, 1, axis=axis))
+        (row,) = score({name: moved}, store)
+        assert row["hausdorff95_store"] == 2.0 and row["hausdorff95"] == spacing and row["dice"] < 1
 
 
 def test_folds_test_everybody_once(store, tmp_path):

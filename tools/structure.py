@@ -26,7 +26,7 @@ FACE = {f"ssl3d.{name}": f"ssl3d.{module}" for module, names in _MODULES.items()
 LONG, SHORT = 60, 15  # lines: no function is longer than the first; most exported cells are no longer than the second
 
 
-ROOMS = {"0": ("errors", "files", "seeds", "settings"), "1": ("data",), "2": ("plots",), "3": ("networks",),
+ROOMS = {"0": ("errors", "files", "seeds", "settings", "grids"), "1": ("data",), "2": ("plots",), "3": ("networks",),
          "4": ("tasks",), "5": ("training",), "6": ("downstream",), "7": ("evidence",),
          "8": ("demo_cohort", "cli"), "9": ("samples",)}  # first digit -> package, or modules beside the packages
 

@@ -32,7 +32,8 @@ from .. import __version__
 from .cohorts import Case, Cohort
 from .layouts import open_cohort
 from .splits import merge_copies, split_subjects
-from .store import NOTES, UNITS, Store, alike_subjects, array_digest, labels_of, write_split
+from .dicom import modality_of
+from .store import NOTES, UNITS, Store, alike_subjects, array_digest, array_file, labels_of, write_split
 from .voxels import fingerprint
 from ..errors import InputError, warn
 from ..files import Folder, as_folder, is_file_name, is_free, refuse_difference, sweep, write_sealed, write_whole
@@ -52,14 +53,17 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
     _check_modalities(case, cohort)
     stamp = _stamp(case)
     ready = prepare_scan(case.images, case.mask, size=settings["size"], crop_content=settings["crop"],
-                         percentiles=settings["percentiles"], classes=cohort.classes, relabel=case.relabel)
+                         percentiles=settings["percentiles"], windows=settings["window"] or (),
+                         classes=cohort.classes, relabel=case.relabel)
     versions = {"images": ready.image} | ({} if ready.content is None else {"content": ready.content})
     kept = {name: as_kept(image.numpy(), settings["dtype"]) for name, image in versions.items()}
     arrays = {name: array for name, (array, _) in kept.items()}
-    if ready.mask is not None:
-        arrays["masks"] = ready.mask[0].byte().numpy()
+    if ready.mask is not None and ready.truth is not None:
+        arrays |= {"masks": ready.mask[0].byte().numpy(), "truths": ready.truth[0].byte().numpy()}
+    files = {name: folder / name / array_file(name, case.id) for name in arrays}
     for name, array in arrays.items():
-        write_whole(folder / name / f"{case.id}.npy", partial(np.save, arr=array))
+        write = partial(np.savez_compressed, mask=array) if name == "truths" else partial(np.save, arr=array)
+        write_whole(files[name], write)
     record = {"id": case.id, "stamp": stamp, "cropped": "content" in arrays, "stored": list(ready.image.shape),
               "classes": np.unique(arrays["masks"]).tolist() if "masks" in arrays else [], **ready.facts,
               "box": ready.box, "rounding": max(error for _, error in kept.values()),
@@ -68,7 +72,7 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
               "fingerprint": fingerprint(case.images),
               "mask_fingerprint": fingerprint((case.mask,)) if case.mask else None,
               "arrays": {name: array_digest(array) for name, array in arrays.items()},
-              "bytes": {name: array.nbytes for name, array in arrays.items()}}
+              "bytes": {name: file.stat().st_size for name, file in files.items()}}
     if _stamp(case) != stamp:
         raise InputError(f"{case.images[0]}: was changed while it was read. Prepare again when its copy is complete.")
     return record
@@ -82,6 +86,54 @@ def _check_modalities(case: Case, cohort: Cohort) -> None:
                          f"{cohort.source.name} have. Say which modalities to use (modalities=..., in a shell "
                          f"--modalities {','.join(m for m in cohort.channels if m not in lacks)}), or leave such cases "
                          "out with on_error='skip' (--on-error skip).")
+
+# %% ../../nbs/19_prepare.ipynb #c5760c95
+_CT_WINDOW = [-1000.0, 1000.0]  # HU, as in the pretraining of Swin UNETR (Tang et al. 2022)
+
+
+def _windows(cohort: Cohort, window: tuple[float, float] | None) -> list[list[float] | None] | None:
+    """The intensity window of each channel, or one for all of them; None where no channel has one."""
+    declared = [name.strip().casefold() == "ct" for name in cohort.channels]
+    if not any(declared):
+        declared = [_declares_ct(file) for file in cohort.cases[0].images]
+    chosen = _CT_WINDOW if window is None else list(window)
+    if any(declared):
+        return [chosen if ct else None for ct in declared]
+    return None if window is None else [chosen]
+
+
+def _declares_ct(file: Path) -> bool:
+    """Whether the header of a scan says that it is a CT."""
+    try:
+        return modality_of(file) == "CT"
+    except InputError:  # it is said when the scan is read
+        return False
+
+
+def _odd_scales(store: Store) -> list[str]:
+    """What is odd about the scale of a store's volumes, in words."""
+    if store.spatial_dims == 2:
+        return []
+    found, fixed, n = [], store.settings["window"] or [None], len(store)
+    values = np.array([case["percentiles"] for case in store.cases.values()])  # (cases, C, 5)
+    limits = np.array([case["limits"] for case in store.cases.values()])  # (cases, C, 2)
+    bright = (values[..., 3] - limits[..., 0]) / (limits[..., 1] - limits[..., 0])
+    for k in range(store.channels):
+        if fixed[k if len(fixed) > 1 else 0] is not None:
+            continue
+        name = store.channel_names[k] if store.channel_names else f"channel {k}"
+        where = f" of {name}" if store.channels > 1 else ""
+        low, high = np.quantile(bright[:, k], (0.1, 0.9))
+        dim = int((bright[:, k] < 0.5).sum())
+        if (values[:, k, 1] < -500).mean() > 0.5:
+            found.append(f"the values{where} look like those of a CT in HU, and nothing declares one. Prepare with a "
+                         "window, as window=(-1000, 1000) (in a shell --window=-1000,1000), so that a tissue has the "
+                         "same grey in every scan.")
+        elif store.settings["percentiles"] is None and dim >= 0.1 * n and high > 1.5 * low:
+            found.append(f"{dim} of {n} scans{where} are dark: a few bright voxels decide what becomes 1, and the 99th "
+                         "percentile lies below 0.5. The same tissue has different greys. Prepare with percentiles, as "
+                         "percentiles=(0.5, 99.5) (in a shell --percentiles 0.5,99.5).")
+    return found
 
 # %% ../../nbs/19_prepare.ipynb #bba17378
 def _begin(folder: Path, settings: dict) -> dict[str, dict]:
@@ -140,9 +192,10 @@ def _one_by_one(cases: list[Case], make: Callable[[Case], dict],
 
 def _is_done(case: Case, record: dict | None, out: Path) -> bool:
     """Whether a noted case was made from the files as they are now, and all of its arrays are there."""
-    files = [] if record is None else [(out / kind / f"{case.id}.npy", n) for kind, n in record["bytes"].items()]
+    files = [] if record is None else [(out / kind / array_file(kind, case.id), n)
+                                       for kind, n in record["bytes"].items()]
     return record is not None and "voxel_digests" in record and record["stamp"] == _stamp(case) and \
-        all(file.exists() and file.stat().st_size > n for file, n in files)
+        all(file.exists() and file.stat().st_size == n for file, n in files)
 
 
 def _check_room(folder: Path, record: dict, n_cases: int) -> None:
@@ -173,7 +226,7 @@ def _majority(done: dict[str, dict], left_out: list[dict], out: Path) -> dict[st
             left_out.append({"case": name, "problem": str(e)})
             del done[name]
             for kind in record["arrays"]:
-                (out / kind / f"{name}.npy").unlink()
+                (out / kind / array_file(kind, name)).unlink()
     return done
 
 # %% ../../nbs/19_prepare.ipynb #b96f814f
@@ -189,8 +242,9 @@ def prepare(
     """
     cohort, folder = _opened(source, how), as_folder(out, "out")
     settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, "size": how.size, "crop": how.crop,
-                "percentiles": how.percentiles and list(how.percentiles), "dtype": how.dtype, "test": how.test,
-                "seed": how.seed, "classes": {str(k): v for k, v in cohort.classes.items()},
+                "percentiles": how.percentiles and list(how.percentiles), "window": _windows(cohort, how.window),
+                "dtype": how.dtype, "test": how.test, "seed": how.seed,
+                "classes": {str(k): v for k, v in cohort.classes.items()},
                 "relabel": {str(k): v for case in cohort.cases for k, v in case.relabel.items()}}
     _check_call(cohort, folder, how)
     if how.progress and not isinstance(source, Cohort):
@@ -206,8 +260,8 @@ def prepare(
     (folder / "prepare.lock").unlink(missing_ok=True)
     store = Store(folder)
     alike = alike_subjects([case["named"] for case in store.cases.values()])
-    if alike:
-        warn(f"{folder}: {alike}")
+    for found in filter(None, [alike, *_odd_scales(store)]):
+        warn(f"{folder}: {found}")
     return store
 
 
@@ -229,7 +283,7 @@ def _opened(source: Folder | Cohort, how: Reading) -> Cohort:
 def _prepare_all(cohort: Cohort, out: Path, settings: dict, how: Preparing) -> None:
     """Prepare what is not done yet, note each case as it is done, and finish the store."""
     noted, writing = _begin(out, settings), Lock()
-    for kind in ("images", "content", "masks"):
+    for kind in ("images", "content", "masks", "truths"):
         sweep(out / kind)
     done, left_out = {}, [{"case": "", "problem": str(e)} for e in cohort.left_out]
 
@@ -283,6 +337,8 @@ def _check_call(cohort: Cohort, out: Path, how: Preparing) -> None:
     """Refuse what is known to be wrong before anything is read."""
     if how.percentiles is not None and how.percentiles[0] >= how.percentiles[1]:
         raise InputError(f"percentiles are {how.percentiles}: give two numbers from 0 to 100, the lower one first.")
+    if how.window is not None and how.window[0] >= how.window[1]:
+        raise InputError(f"window is {how.window}: give two intensities, the lower one first, as (-1000, 1000).")
     if not all(is_file_name(case.id) for case in cohort.cases):
         raise InputError(f"{cohort.source}: has cases whose ids cannot be names of files.")
     if out.resolve().is_relative_to(cohort.source.resolve()):
@@ -328,9 +384,10 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
              for c in people]
     labels = [labels_of(c.mask, c.grade) for c in people]
     split = split_subjects([*subjects.values()], settings["test"], settings["seed"], labels)
-    stored, present = cases[0]["stored"], {v for case in cases for v in case["classes"]}
+    stored, present = cases[0]["stored"], {int(v) for case in cases for v in case["voxels"]}
     classes = {v: f"class {v}" for v in present} | {0: "background"} | cohort.classes if present else {}
-    known = [{k: settings[k] for k in ("size", "crop", "percentiles", "dtype")}, split, sorted(classes.items()),
+    known = [{k: settings[k] for k in ("size", "crop", "percentiles", "window", "dtype")}, split,
+             sorted(classes.items()),
              [[c[k] for k in ("id", "subject", "grade", "age", "sex", "arrays", "fingerprint")] for c in cases]]
     write_split(out / "split.json", split, test_share=settings["test"], seed=settings["seed"])
     if left_out:

@@ -339,8 +339,9 @@ def draw_case(
     image, truth = store.image(case)[channel], store.mask(case)
     there = {name: run for name, run in runs.items()
              if any((Path(run) / file).exists() for file in ("last.ckpt", "network.json"))}
-    marked = [segment(network_so_far(run, store), store, [case])[case] for run in there.values()]
-    dice = [np.mean([r["dice"] for r in score({case: mask}, store, distances=False)]) for mask in marked]
+    found = [segment(network_so_far(run, store), store, [case])[case] for run in there.values()]
+    dice = [np.mean([r["dice"] for r in score({case: one}, store, distances=False)]) for one in found]
+    marked = [one.on_store for one in found]
     titles = [case, "truth", *(f"{name}: Dice {d:.2f}" for name, d in zip(there, dice))]
     row([image] * len(titles), masks=[truth * 0, truth, *marked], titles=titles, at=busiest(truth),
         classes=store.classes)

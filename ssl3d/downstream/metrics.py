@@ -219,6 +219,7 @@ ScoreRow = TypedDict("ScoreRow", {
     "subject": str, "case": str,  # whom it was scored on
     "metric": str,  # "Dice"; "kappa of grade" or "kappa of sex"; "R² of age"
     "class": str, "dice": float, "hausdorff95": float,  # of a mask: class or region, overlap, distance in mm
+    "dice_store": float, "hausdorff95_store": float,  # the same on the grid of the store; the above are on the scan's
     "grade": int, "sex": int, "predicted": int,  # of a class: the truth and the answer
     "age": float, "guess": float,  # of a number: the truth and the answer
 }, total=False)

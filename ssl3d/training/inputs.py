@@ -155,6 +155,7 @@ class Preparation:
 
     size: int  # voxels per axis
     percentiles: tuple[float, float] | None  # to which intensities were clipped; minimum and maximum if None
+    window: list[list[float] | None] | None  # for each channel its intensity window, or one for all; None if without
     dtype: str  # in which they were kept
     content: bool  # whether the network saw them cropped to their content
     spatial_dims: int  # 2 for pictures, 3 for volumes, of which the network may have seen slices
@@ -186,7 +187,8 @@ class Preparation:
 
     def read(self, files: tuple[Path, ...]) -> tuple[torch.Tensor, dict]:  # the files of one case
         """The prepared image (C, *size) in [0, 1], and the facts of the scan; checks its axes and channels."""
-        ready = prepare_scan(files, size=self.size, crop_content=self.content, percentiles=self.percentiles)
+        ready = prepare_scan(files, size=self.size, crop_content=self.content, percentiles=self.percentiles,
+                             windows=self.window or ())
         image = (ready.image if ready.content is None else ready.content).as_tensor()
         if image.ndim != 1 + self.spatial_dims or len(image) != self.channels:
             named = f" ({', '.join(self.names)})" if self.names else ""
@@ -206,7 +208,8 @@ def preparation_of(run: Folder) -> Preparation:
         raise InputError(f"{opened}: was not trained on a store, so how its images were prepared is not known. Prepare "
                          "them as for its training, and give features the tensor (images, channels, *space).")
     content = opened.settings["command"] == "pretrain" and how["crop"]
-    return Preparation(how["size"], how["percentiles"] and tuple(how["percentiles"]), how["dtype"], content,
+    percentiles = how["percentiles"] and tuple(how["percentiles"])
+    return Preparation(how["size"], percentiles, how.get("window"), how["dtype"], content,
                        card["image_dims"], card["image_channels"], tuple(card["channel_names"]), card.get("scans"),
                        {what: frozenset(card.get(what, ())) for what in ("trained_on", "voxel_digests", "people")})
 
@@ -287,7 +290,8 @@ def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
     differ = [f"{name} {getattr(preparation, name)} (here {value})" for name, value in (
         ("size", store.settings["size"]), ("dtype", store.settings["dtype"]), ("spatial_dims", store.spatial_dims),
         ("channels", store.channels),
-        ("percentiles", store.settings["percentiles"] and tuple(store.settings["percentiles"])))
+        ("percentiles", store.settings["percentiles"] and tuple(store.settings["percentiles"])),
+        ("window", store.settings.get("window")))
         if getattr(preparation, name) != value]
     if differ:
         raise InputError(f"{store.folder}: is prepared in another way than the run was trained with: "
