@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from test_scans import read_scan_like
 
 from ssl3d.data.scans import most_probable, resize
 from ssl3d.grids import Contest, resize_labels
-from test_scans import read_scan_like
 
 RATIOS = [(64, 16), (48, 24), (60, 30), (48, 36), (45, 30), (40, 17), (24, 60)]
 

@@ -461,3 +461,78 @@ def test_a_case_without_a_modality_names_the_ways_out(tmp_path):
     assert len(prepare(tmp_path / "in", tmp_path / "one", images=images, modalities="T1", size=8, progress=False)) == 3
     some = prepare(tmp_path / "in", tmp_path / "two", images=images, on_error="skip", size=8, progress=False)
     assert [*some.cases] == ["a", "c"]
+
+
+def ct_like(folder, names, mask=True):
+    """Volumes in HU: air around a body; with `mask`, an organ is marked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, name in enumerate(names):
+        values = np.random.default_rng(k).integers(-1024, -960, (20, 21, 22)).astype(np.int16)
+        values[4:16, 4:16, 4:16] = 60 + 10 * k
+        values[8, 8, 8:12] = 900 + 500 * k  # bone, or metal
+        write_nifti(folder / f"{name}.nii.gz", values)
+        if mask:
+            write_nifti(folder / f"{name}_seg.nii.gz", (values > 0).astype(np.uint8))
+
+
+def test_a_declared_ct_has_a_window_in_hounsfield_units(tmp_path):
+    ct_like(tmp_path / "in", "abcde", mask=False)
+    with pytest.warns(UserWarning, match="look like those of a CT.*window=.-1000, 1000.*--window=-1000,1000"):
+        plain = prepare(tmp_path / "in", tmp_path / "plain", size=16, progress=False)
+    assert plain.settings["window"] is None and len({case["limits"][0][1] for case in plain.cases.values()}) == 5
+    named = prepare(tmp_path / "in", tmp_path / "named", images={"CT": "{id}.nii.gz"}, size=16, progress=False)
+    assert named.settings["window"] == [[-1000, 1000]]
+    given = prepare(tmp_path / "in", tmp_path / "given", window=(-200, 300), size=16, progress=False)
+    assert given.settings["window"] == [[-200, 300]] and named.hash != given.hash
+    for name, k in zip("abcde", range(5)):
+        assert named.image(name)[0, 10, 10, 10] == pytest.approx((1060 + 10 * k) / 2000, abs=1e-3)
+        assert given.image(name)[0, 10, 10, 10] == pytest.approx((260 + 10 * k) / 500, abs=1e-3)
+        assert given.cases[name]["limits"] == [[-200, 300]]
+    with pytest.raises(InputError, match="window is .300.*the lower one first"):
+        prepare(tmp_path / "in", tmp_path / "x", window=(300, -200), size=16, progress=False)
+
+
+def test_only_the_ct_of_two_channels_has_a_window(tmp_path):
+    ct_like(tmp_path / "in", ["a_CT", "b_CT", "c_CT"], mask=False)
+    for name in "abc":
+        values = np.asarray(nib.load(tmp_path / "in" / f"{name}_CT.nii.gz").dataobj)
+        write_nifti(tmp_path / "in" / f"{name}_PT.nii.gz", (values > 0) * 3.5 + RNG.random(values.shape))
+    patterns = {"ct": "{id}_CT.nii.gz", "PET": "{id}_PT.nii.gz"}
+    store = prepare(tmp_path / "in", tmp_path / "store", images=patterns, size=16, progress=False)
+    assert store.channel_names == ["ct", "PET"] and store.settings["window"] == [[-1000, 1000], None]
+    assert store.image("a")[0].max() < 1 and store.image("a")[1].max() == 1
+
+
+def test_scans_that_are_scaled_very_differently_are_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        values = rng.normal(100, 20, (16, 16, 16)).clip(1)
+        values[8, 8, 8] = 20000 if i < 3 else 200
+        write_nifti(tmp_path / f"in/s{i}.nii.gz", values.astype(np.float32))
+    with pytest.warns(UserWarning, match="3 of 10 scans are dark.*percentiles=.0.5, 99.5.*--percentiles 0.5,99.5"):
+        prepare(tmp_path / "in", tmp_path / "store", size=16, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(tmp_path / "in", tmp_path / "clipped", percentiles=(0.5, 99.5), size=16, progress=False)
+
+
+def test_the_masks_of_the_scans_are_kept_whole(tmp_path):
+    ct_like(tmp_path / "in", "abcd")
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, masks="{id}_seg.nii.gz", images={"CT": "{id}.nii.gz"},
+                    progress=False)
+    for name, case in store.cases.items():
+        mask = np.asarray(nib.load(tmp_path / "in" / f"{name}_seg.nii.gz").dataobj)
+        assert np.array_equal(store.truth(name), mask) and case["voxels"]["1"] == mask.sum()
+        assert abs(int(store.mask(name).sum()) * mask.size / 512 / mask.sum() - 1) < 0.01, "its volume is kept"
+    store.check(progress=False)
+    file = tmp_path / "store/truths/a.npz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match="a.npz: is missing or damaged"):
+        store.truth("a")
+    with pytest.raises(InputError, match="a.npz: is damaged, 1 file"):
+        store.check(progress=False)
+    again = prepare(tmp_path / "in", tmp_path / "twice", size=8, masks="{id}_seg.nii.gz", images={"CT": "{id}.nii.gz"},
+                    progress=False)
+    assert (tmp_path / "twice/truths/a.npz").read_bytes() == whole and again.hash == store.hash
