@@ -263,3 +263,14 @@ def test_the_rule_on_scans_as_people_change_them(real_data):
         assert looks_like(measures(levels(brain, n))) == SCAN, f"{n} levels"
     assert looks_like(measures(levels(brain, 8))) == UNSURE and looks_like(measures(levels(brain, 2))) == LABELS
     assert looks_like(measures(brain / brain.max())) == UNSURE, "in [0, 1], as probabilities are"
+
+
+def test_a_scan_with_a_hot_voxel_is_a_scan(tmp_path):
+    """Metal, or a fault of the reconstruction, may be a hundred times as bright as all the rest."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        values = rng.normal(100, 20, (16, 16, 16)).clip(1)
+        values.flat[: i % 3] = 20000
+        write_nifti(tmp_path / f"in/s{i}.nii.gz", values.astype(np.float32))
+    assert len(open_cohort(tmp_path / "in")) == 6

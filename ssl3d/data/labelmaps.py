@@ -59,7 +59,8 @@ def measures(image: np.ndarray) -> Measures:  # (*space) of one channel
         alike += ((lines[:-1] == lines[1:]) & inside).sum()
     low, high = float(part.min()), float(part.max())
     bright = part > low + 0.1 * (high - low)
-    extreme = (part > low + 0.9 * (high - low)).sum() / max(bright.sum(), 1)
+    few = bright.sum() < 0.02 * (part != background).sum()  # a few hot voxels in a scan, and no structure
+    extreme = 0.0 if few else (part > low + 0.9 * (high - low)).sum() / max(bright.sum(), 1)
     whole = bool(np.isfinite(part).all() and np.abs(part - np.rint(part)).max() < 1e-3)
     return Measures(whole, len(np.unique(np.rint(part) if whole else part)), float(alike / max(pairs, 1)),
                     float(extreme), low, high)
