@@ -2,7 +2,7 @@
 
     SSL3D_DATA=FOLDER python experiments/foregrounds.py           (to results/foreground/cohorts.csv, about two minutes)
 
-Tissue is what a label map marks; of photographs of eyes the disc, all pixels brighter than 30 of 255 and the holes in it.
+Tissue is what a label map marks; of photographs of eyes the disc: pixels brighter than 30 of 255, and holes in them.
 """
 
 import os

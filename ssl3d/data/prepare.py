@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 from .. import __version__
 from .cohorts import Case, Cohort
 from .layouts import open_cohort
-from .splits import merge_copies, split_subjects
 from .dicom import modality_of
+from .splits import merge_copies, near_pairs, split_subjects
 from .store import NOTES, UNITS, Store, alike_subjects, array_digest, array_file, labels_of, write_split
 from .voxels import fingerprint
 from ..errors import InputError, warn
@@ -332,6 +332,19 @@ def _marks(record: dict) -> list[str]:
         return [record["fingerprint"]]
     return [record["fingerprint"], record["arrays"]["images"], *record["voxel_digests"]]
 
+
+def _tell_near(out: Path, pairs: list[tuple[str, str]], subjects: dict[str, str], tested: set[str]) -> None:
+    """Warn of cases that look like one scan and have different subjects."""
+    if not pairs:
+        return
+    apart = [pair for pair in pairs if len({subjects[name] in tested for name in pair}) == 2]
+    one, other = (apart or pairs)[0]
+    sides = f"{len(apart)} of them with one on each side of the split, " if apart else ""
+    warn(f"{out}: {len(pairs)} pair(s) of cases look like one image and have different subjects, {sides}as '{one}' and "
+         f"'{other}'. Is one a copy that was cropped, resampled or saved with other values, or are both of one person? "
+         "Then give a table with the columns id and subject (table=FILE, in a shell --table FILE), and prepare a new "
+         "store. All pairs are in manifest.json, as near_copies.")
+
 # %% ../../nbs/19_prepare.ipynb #750ec80c
 def _check_call(cohort: Cohort, out: Path, how: Preparing) -> None:
     """Refuse what is known to be wrong before anything is read."""
@@ -384,6 +397,8 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
              for c in people]
     labels = [labels_of(c.mask, c.grade) for c in people]
     split = split_subjects([*subjects.values()], settings["test"], settings["seed"], labels)
+    near = near_pairs(done, subjects)
+    _tell_near(out, near, subjects, set(split["test"]))
     stored, present = cases[0]["stored"], {int(v) for case in cases for v in case["voxels"]}
     classes = {v: f"class {v}" for v in present} | {0: "background"} | cohort.classes if present else {}
     known = [{k: settings[k] for k in ("size", "crop", "percentiles", "window", "dtype")}, split,
@@ -397,7 +412,8 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         "settings": settings, "spatial_dims": len(stored) - 1, "channels": stored[0],
         "channel_names": list(cohort.channels) if len(cohort.channels) == stored[0] else [],
         "classes": {str(v): name for v, name in sorted(classes.items())},
-        "copies": sum(subjects[c.id] != c.subject for c in people), "left_out": left_out, "notes": list(cohort.notes),
+        "copies": sum(subjects[c.id] != c.subject for c in people), "near_copies": near,
+        "left_out": left_out, "notes": list(cohort.notes),
         "hash": hashlib.sha256(json.dumps(known).encode()).hexdigest(), "cases": cases})
     (out / NOTES).unlink()
 

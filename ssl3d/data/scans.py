@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['A_MASK', 'Box', 'Limits', 'PERCENTILES', 'read_scan', 'orient', 'content_box', 'crop', 'resize', 'most_probable',
-           'foreground', 'limits_of', 'scale', 'survey', 'Prepared', 'prepare_scan']
+           'foreground', 'limits_of', 'scale', 'survey', 'Prepared', 'marks_of', 'prepare_scan']
 
 # %% ../../nbs/16_scans.ipynb #039e02bf
 import hashlib
 from collections.abc import Iterable, Sequence
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,9 @@ from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import Orientation, Resize, ScaleIntensityRange, SpatialCrop
 from monai.transforms.utils import generate_spatial_bounding_box, scale_affine
+from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 from tqdm.auto import tqdm
 
 from .cohorts import Cohort
@@ -371,11 +373,78 @@ class Prepared(NamedTuple):
 
 # %% ../../nbs/16_scans.ipynb #3566aafd
 def _digest(channel: torch.Tensor) -> str:  # 16 hexadecimal digits
-    """The beginning of the SHA-256 of the voxels of one channel, whatever file they came from."""
+    """The beginning of the SHA-256 of the voxels of one channel, whatever file they came from and however they lie."""
     values = np.ascontiguousarray(channel.numpy()) + 0.0  # so that -0 is 0
+    bits, axes = values.view(np.uint32), set(range(values.ndim))
+    sums = [bits.sum(axis=tuple(axes - {axis}), dtype=np.uint64).tolist() for axis in sorted(axes)]
+    keys = [(len(each), min(each, each[::-1])) for each in sums]
+    steps = [[1, -1] if each == each[::-1] else [1 if each < each[::-1] else -1] for each in sums]
+    orders = [order for order in permutations(axes) if [keys[k] for k in order] == sorted(keys)]
+    return min(_sha(values[tuple(slice(None, None, step) for step in way)].transpose(order))
+               for order in orders for way in product(*steps))
+
+
+def _sha(values: np.ndarray) -> str:
     digest = hashlib.sha256(repr(values.shape).encode())
-    digest.update(values.data)
+    digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()[:16]
+
+# %% ../../nbs/16_scans.ipynb #d326cf13
+def _signature(channel: torch.Tensor) -> str:  # 64 hexadecimal digits; none where there are too few waves
+    """The signs of the 256 longest waves in the content of a channel; they hardly change with values and size."""
+    box = content_box(channel[None])
+    inside = channel[tuple(slice(start, stop) for start, stop in zip(*box))][None, None]
+    shrink, side = (adaptive_avg_pool3d, 16) if channel.ndim == 3 else (adaptive_avg_pool2d, 32)
+    waves = dctn(shrink(inside, side)[0, 0].double().numpy(), norm="ortho").ravel()
+    bends = np.indices((side,) * channel.ndim).sum(axis=0).ravel()  # how many half waves, over all axes
+    longest = waves[np.argsort(bends, kind="stable")[1 + channel.ndim :][:256]]
+    silent = np.abs(longest) <= 1e-6 * np.abs(waves).max()  # as in a drawing that is its own mirror image
+    return "" if silent.sum() > 64 else np.packbits(longest > 0).tobytes().hex()
+
+# %% ../../nbs/16_scans.ipynb #cb9bcf32
+_MOST_PIECES, _FEWEST_VALUES = 8, 10  # of a channel; in a neighbourhood, so that flat ones do not count
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:  # float32 -> uint64
+    """A number for each value, which looks like chance and is always the same (the mixer of SplitMix64)."""
+    mixed = values.view(np.uint32).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _peaks(values: np.ndarray, reach: int) -> np.ndarray:  # whether each inner voxel is above its direct neighbours
+    """The local maxima of an image that are `reach` voxels away from its margin."""
+    inner = [slice(reach, n - reach) for n in values.shape]
+    centre = values[tuple(inner)]
+    peaks = np.ones(centre.shape, bool)
+    for axis, step in product(range(values.ndim), (-1, 1)):
+        beside = slice(reach + step, values.shape[axis] - reach + step)
+        peaks &= centre > values[(*inner[:axis], beside, *inner[axis + 1 :])]
+    return peaks
+
+
+def _pieces(channel: torch.Tensor) -> str:  # 8 hexadecimal digits for each piece
+    """Up to eight small neighbourhoods of a channel, as hashes: the same ones wherever they lie and however turned."""
+    values, reach = np.ascontiguousarray(channel.numpy()) + 0.0, 1 if channel.ndim == 3 else 2
+    if min(values.shape) <= 2 * reach:
+        return ""
+    places = np.argwhere(_peaks(values, reach)) + reach
+    keys = _mixed(values[tuple(places.T)])
+    first = keys <= np.partition(keys, min(2000, len(keys) - 1))[min(2000, len(keys) - 1)] if len(keys) else keys > 0
+    shifts = np.array([*product(range(-reach, reach + 1), repeat=values.ndim)])
+    around = np.sort(values[tuple((places[first][:, None] + shifts).transpose(2, 0, 1))], axis=1)
+    rich = (np.diff(around, axis=1) > 0).sum(axis=1) + 1 >= _FEWEST_VALUES
+    hashes = _mixed(around[rich]).sum(axis=1, dtype=np.uint64)
+    ordered = hashes[np.lexsort((hashes, keys[first][rich]))] >> np.uint64(32)
+    return "".join(f"{int(each):08x}" for each in [*dict.fromkeys(ordered.tolist())][:_MOST_PIECES])
+
+
+def marks_of(scan: torch.Tensor) -> dict[str, list[str]]:  # (C, *space), before anything is resized
+    """What tells copies of a scan, and near copies: for each channel its digest, its signature and its pieces."""
+    channels = [channel.as_tensor() if isinstance(channel, MetaTensor) else channel for channel in scan]
+    return {"voxel_digests": [*map(_digest, channels)], "signatures": [*map(_signature, channels)],
+            "pieces": [*map(_pieces, channels)]}
 
 # %% ../../nbs/16_scans.ipynb #8e7ba372
 def prepare_scan(
@@ -402,7 +471,7 @@ def prepare_scan(
     image = scale(small, limits)
     content = None if whole or not crop_content else scale(resize(crop(scan, box), grid), limits)
     _check_contrast(image, images[0], percentiles, limits)
-    facts = _facts(scan, _axes(stored), truth) | {"voxel_digests": [_digest(one) for one in scan], "limits": limits}
+    facts = _facts(scan, _axes(stored), truth) | marks_of(scan) | {"limits": limits}
     small_mask = None if truth is None else resize(truth, grid, mask=True)
     return Prepared(image, content, small_mask, truth, box, facts)
 

@@ -81,7 +81,8 @@ class Store:
 
     It stands for its folder wherever a path is taken. `cases` has what is known of each case by its id, `classes` the
     names of the mask's classes, `channels` how many channels an image has and `channel_names` their names, `unit` the
-    stored value that stands for 1.0, `settings` how it was prepared.
+    stored value that stands for 1.0, `near_copies` pairs of cases that look like one image, `settings` how it was
+    prepared.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Store:
     def _read(self, manifest: dict) -> None:
         self.hash, self.settings = manifest["hash"], manifest["settings"]
         self.left_out, self.copies = manifest["left_out"], manifest["copies"]
+        self.near_copies = [tuple(pair) for pair in manifest.get("near_copies", ())]  # see `ssl3d.data.splits`
         self.notes = manifest.get("notes", [])  # what was decided when the scans were read
         self.unit = UNITS[self.settings["dtype"]]  # the value that stands for 1.0
         self.spatial_dims, self.channels = manifest["spatial_dims"], manifest["channels"]
@@ -146,6 +148,10 @@ class Store:
                          "stored, so left and right may be swapped")
         if self.copies:
             lines.append(f"copies: {self.copies} image(s) are also there under another name, and count as one subject")
+        if self.near_copies:
+            one, other = self.near_copies[0]
+            lines.append(f"near copies: {len(self.near_copies)} pair(s) of cases look like one image and have "
+                         f"different subjects, as '{one}' and '{other}'")
         alike = alike_subjects([case["named"] for case in self.cases.values()])
         if alike:
             lines.append(f"subjects: {alike}")

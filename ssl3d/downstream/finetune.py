@@ -23,7 +23,7 @@ from ..data.splits import label_subset
 from ..data.store import Store
 from .goals import GOALS, Goal, goal_options, make_goal
 from .segmentation import score, segment
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..files import Folder, as_folder, read_json, write_json, write_table
 from ..networks.cards import check_card, provenance, seen_dimensions
 from ..networks.encoders import check_shown, has_statistics, make_encoder, shown_to
@@ -87,6 +87,7 @@ def parts(store: Store, validate: bool) -> dict[str, list[str]]:
 def starting_encoder(
     store: Store,  # what it will be trained on
     how: Finetuning,  # with values for everything, from `filled`
+    scored: list[str] | None = None,  # case ids that it will be scored on; the store's test cases if None
 ) -> tuple[nn.Module, list[str] | None]:  # and the weights that were widened; None where nothing was loaded
     """An encoder that fits a store; raises `InputError` for one that does not, and for options that it cannot have."""
     dims = seen_dimensions(store, how.slices)
@@ -97,15 +98,18 @@ def starting_encoder(
                                  "encoder=.")
         return make_encoder(how.architecture, dims, store.channels, how.widths, how.seed), None
     where = str(how.encoder) if isinstance(how.encoder, (str, os.PathLike)) else "the encoder that is given"
-    check_card(given_card(how.encoder), store, where, how.allow_seen, how.sources, how.slices)
+    fit = check_card(given_card(how.encoder), store, where, how.allow_seen, how.sources, how.slices, scored)
+    for caution in fit.cautions:
+        warn(caution)
     base: Any = given_encoder(how.encoder)
     check_shape(how, base)
-    same = base.in_channels == store.channels and how.sources is None
-    return base, [] if same else widen(base, store.channels, how.sources, bool(how.scaled))
+    base.started_with = {what: lines for what, lines in (("told", fit.told), ("cautions", fit.cautions)) if lines}
+    same = base.in_channels == store.channels and fit.sources is None
+    return base, [] if same else widen(base, store.channels, fit.sources, bool(how.scaled))
 
 
 def weight_origins(network: nn.Module, widened: list[str] | None) -> dict[str, list[str]]:
-    """Where the weights of a network with an `encoder` come from: loaded, widened, new."""
+    """Where the weights of a network with an `encoder` come from: loaded, widened, new; and what is told of it."""
     names: dict[str, list[str]] = {"loaded": [], "widened": [], "new": []}
     for name in network.state_dict():
         inside = name.removeprefix("encoder.")
@@ -113,7 +117,7 @@ def weight_origins(network: nn.Module, widened: list[str] | None) -> dict[str, l
             names["new"].append(name)
         else:
             names["widened" if inside in widened else "loaded"].append(name)
-    return names
+    return names | getattr(network.encoder, "started_with", {})
 
 
 def starting_network(
@@ -121,9 +125,10 @@ def starting_network(
     goal: Goal,
     facts: dict,  # from the goal
     how: Finetuning,  # with values for everything, from `filled`
+    scored: list[str] | None = None,  # case ids that it will be scored on; the store's test cases if None
 ) -> tuple[nn.Module, dict[str, list[str]]]:  # and where its weights come from
     """The network before its first step; raises `InputError` for an encoder or a size that does not fit."""
-    encoder, widened = starting_encoder(store, how)
+    encoder, widened = starting_encoder(store, how, scored)
     try:
         with seeded(how.seed, goal.part):
             network = goal.network(encoder, facts, store.settings["size"])
@@ -191,13 +196,13 @@ def finetune(
     n_steps, warmup_steps = plan_steps(len(case_ids), how, how.warmup)
     check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
     facts = chosen.facts(opened, truths, case_ids)
-    network, origins = starting_network(opened, chosen, facts, how)
+    network, origins = starting_network(opened, chosen, facts, how, cases["test"])
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
     _check_maps(chosen.trained(network, how.slices), opened, chosen, truths["train"], case_ids, settings)
     with begun_run(folder, settings, "scores.csv") as to_be_made:
         if to_be_made:
             _learn(network, opened, chosen, settings, truths["train"], case_ids, cases["test"], folder, how)
-            seen = provenance(opened, case_ids, given_card(how.encoder) or None)
+            seen = provenance(opened, case_ids, given_card(how.encoder) or None, labelled=case_ids)
             keep_trained(network, folder, settings | {"trained_on": case_ids}, seen, origins)
             tables = chosen.tables(chosen.whole(network, how.slices), opened, cases["test"], facts)
             for file, rows in tables.items():
@@ -280,9 +285,11 @@ def load_network(
 
 # %% ../../nbs/65_finetune.ipynb #4cce68b0
 def told_origins(run: Folder) -> str:
-    """How many weights of a run's network came from where, in words."""
+    """How many weights of a run's network came from where, in words, and how its encoder fitted the store."""
     origins = read_json(Path(run) / "origins.json")
-    return "weights " + ", ".join(f"{len(names)} {origin}" for origin, names in origins.items())
+    told, cautions = origins.pop("told", []), origins.pop("cautions", [])
+    weights = "weights " + ", ".join(f"{len(names)} {origin}" for origin, names in origins.items())
+    return "; ".join([weights, *told, *([f"{len(cautions)} caution(s), see origins.json"] if cautions else [])])
 
 
 def summary(run: Folder) -> str:

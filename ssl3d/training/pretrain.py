@@ -22,9 +22,9 @@ from torch.utils.data import Dataset
 
 from .. import __version__
 from ..data.store import Store
-from ..errors import InputError
+from ..errors import InputError, warn
 from ..files import Folder, as_folder
-from ..networks.cards import provenance, seen_dimensions
+from ..networks.cards import SEEN, fit_images, provenance, seen_dimensions
 from ..networks.encoders import check_shown, make_encoder, shown_to
 from ssl3d.networks.weights import (
     check_shape,
@@ -35,6 +35,7 @@ from ssl3d.networks.weights import (
     own_module,
     save_encoder,
     save_weights,
+    widen,
 )
 from ..seeds import generator_for, seeded
 from ..settings import Pretraining, takes
@@ -143,6 +144,13 @@ class Images(NamedTuple):
     named: Callable[[int], list[str]] | None = None  # step -> what its images are called
 
 
+def _chosen_by(store: Store, how: Pretraining) -> list[str]:
+    """The cases by whose labels the encoder that is kept is chosen; none where the last one is kept."""
+    if how.probe is None or how.keep != "probe":
+        return []
+    return [name for part in probe_cases(store, how.probe) for name in part]
+
+
 def _of_store(place: Folder, how: Pretraining) -> Images:
     """The training images of a store, cropped to their content."""
     store = Store(place, how.fold)
@@ -156,7 +164,7 @@ def _of_store(place: Folder, how: Pretraining) -> Images:
         return read_batch(store, named(step), content=True, slices=height)
     return Images(read, store.hash, min(n, len(case_ids)), steps_per_epoch(len(case_ids), n),
                   seen_dimensions(store, how.slices), store.channels,
-                  provenance(store, case_ids, given_card(how.encoder) or None), store,
+                  provenance(store, case_ids, given_card(how.encoder) or None, _chosen_by(store, how)), store,
                   [store.cases[name]["subject"] for name in case_ids], named=named)
 
 # %% ../../nbs/53_pretrain.ipynb #1dd9777d
@@ -181,7 +189,7 @@ def _unknown(what: str, how: Pretraining) -> dict:
     """What a card says of images that did not come from a store; who was seen before is known."""
     before = given_card(how.encoder)
     return {"ssl3d": __version__, "torch": version("torch"), "store": None, "preparation": None, "fold": None,
-            **{what: before.get(what, []) for what in ("trained_on", "voxel_digests", "people")},
+            **{what: before.get(what, []) for what in SEEN},
             "unknown": f"who was seen and how images were prepared: they came from {what}"}
 
 
@@ -318,7 +326,7 @@ def pretrain(
                 warnings.warn(f"{folder}: {words}", stacklevel=3)
             best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
             save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
-                                           "steps": best} | seen.about | caution)
+                                           "steps": best} | seen.about | caution | getattr(encoder, "started_with", {}))
             (folder / "best.safetensors").unlink(missing_ok=True)
     return finished_run(folder, how.progress, own_module(how.encoder))
 
@@ -332,6 +340,18 @@ def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
     if (given.spatial_dims, given.in_channels) != (seen.dims, seen.channels):
         raise InputError(f"the encoder takes {given.in_channels} channel(s) in {given.spatial_dims}D, and the "
                          f"images have {seen.channels} in {seen.dims}D. Give images of its kind.")
+    return given if seen.store is None else _fitted(given, seen.store, how)
+
+
+def _fitted(given: nn.Module, store: Store, how: Pretraining) -> nn.Module:
+    """An encoder with its channels in the order of a store; warns where it was trained on images of another kind."""
+    where = str(how.encoder) if isinstance(how.encoder, (str, os.PathLike)) else "the encoder that is given"
+    fit = fit_images(given_card(how.encoder), store, where, choose=False)
+    for caution in fit.cautions:
+        warn(caution)
+    if fit.sources is not None:
+        widen(given, store.channels, fit.sources)
+    given.started_with = {"start": fit.told + fit.cautions}
     return given
 
 
