@@ -62,6 +62,9 @@ class Goal:
         """A network with this `encoder` for images of `size` a side; raises `InputError` for another size."""
         raise NotImplementedError
 
+    def begin(self, network: "nn.Module", store: Store, case_ids: list[str]) -> None:
+        """Set in a new network what its labelled cases tell before the first step; nothing if not needed."""
+
     def trained(self, network: "nn.Module", slices: bool) -> "nn.Module":
         """The network as it is trained: on what `read` returns."""
         return network
