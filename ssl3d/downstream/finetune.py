@@ -197,6 +197,8 @@ def finetune(
     check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
     facts = chosen.facts(opened, truths, case_ids)
     network, origins = starting_network(opened, chosen, facts, how, cases["test"])
+    if how.preset != "paper":
+        chosen.begin(network, opened, case_ids)
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
     _check_maps(chosen.trained(network, how.slices), opened, chosen, truths["train"], case_ids, settings)
     with begun_run(folder, settings, "scores.csv") as to_be_made:
