@@ -291,6 +291,11 @@ class Exemplar(ProxyTask):
             "active": (hinge(positive, negative, self.margin) > 0).float().mean().item(),
             "positive_distance": positive.mean().item(), "negative_distance": negative.mean().item()}
 
+    def one_answer(self, end: dict[str, float]) -> bool:
+        """Whether other people's codes are hardly apart: by less than a tenth of their length, or of the margin."""
+        measured = self.normalise or not self.contrastive  # else codes of any length are compared by their angles
+        return measured and end["negative_distance"] < 0.1 * (1.0 if self.normalise else self.margin)
+
     def draw(self, batch: Batch) -> list:  # of axes
         """One image under each transformation, then anchors and positives, each beside another person's anchor."""
         from ssl3d.plots.slices import drawable, row, write_directions  # not needed to list or to train tasks
