@@ -32,10 +32,10 @@ from ssl3d.training.probes import pooled_features, probe, rank_me
 FILE = Path(__file__).resolve().parents[1] / "results/exemplar/tries.csv"
 WIDTHS, STEPS, SEEDS, RATES = (8, 16, 32, 64, 128), 120, (0, 1), (1e-3, 3e-4, 1e-4)
 COHORTS = {  # where it is, how it is read, its size, what is read from features, how many are fitted on
+    "idrid": ("idrid_grading_512", {"table": "labels.csv", "columns": {"grade": "dr_grade"}}, 64, "grade", 265),
+    "hippocampus": ("Task04_Hippocampus", {}, 24, "mask", 20),
     "ixi": ("ixi_t1_brain_2mm", {"images": "{id}_T1brain.nii.gz", "masks": "{id}_tissue.nii.gz",
                                  "table": "participants.csv"}, 32, "age", 102),
-    "idrid": ("idrid_grading_512", {"table": "labels.csv", "columns": {"grade": "dr_grade"}}, 96, "grade", 265),
-    "hippocampus": ("Task04_Hippocampus", {}, 32, "mask", 20),
 }
 COLUMNS = ["cohort", "loss", "lr", "seed", "steps", "rank", "spread", "positive_distance", "negative_distance",
            "training_loss", "accuracy", "chance", "probe", "target", "seconds"]

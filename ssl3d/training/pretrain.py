@@ -6,6 +6,7 @@
 __all__ = ['make_task', 'paper_options', 'Images', 'images_from', 'pretrain']
 
 # %% ../../nbs/53_pretrain.ipynb #77de8204
+import copy
 import hashlib
 import inspect
 import os
@@ -296,15 +297,21 @@ def _handful(
     return torch.cat([seen.read(step).image for step in steps])[:n]
 
 
-def _health(network: ProxyTask, few: torch.Tensor | None, log: dict[str, np.ndarray]) -> dict:
+def _health(
+    network: ProxyTask,
+    untrained: nn.Module,  # its encoder before the first step
+    few: torch.Tensor | None,  # images
+    log: dict[str, np.ndarray],
+) -> dict:
     """The verdict on a run that has made all its steps, and what it rests on."""
     if few is None:
         return judged(log)
     n = max(10, len(log["step"]) // 10)
     end = {name: float(values[-n:].mean()) for name, values in log.items()}
-    found = told_apart(network.encoder, few)
+    untrained.to(next(network.parameters()).device)
+    found, before = (told_apart(each, few) for each in (network.encoder, untrained))
     measured = {"images": len(few)} | {name: float(f"{found[name]:.4g}") for name in ("rank", "spread")}
-    for what, alike in (("features", all_alike(found)), ("code", network.one_answer(end))):
+    for what, alike in (("features", all_alike(found, before)), ("code", network.one_answer(end))):
         if alike:
             return judged(log, alike=True) | measured | {"same": what}
     return judged(log) | measured
@@ -349,11 +356,13 @@ def pretrain(
         if to_be_made:
             for words in caution.values():
                 warnings.warn(f"{folder}: {words}", stacklevel=3)
-            few = _handful(seen, n_steps)
+            untrained, few = copy.deepcopy(encoder), _handful(seen, n_steps)
             best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
-            health = {"health": _health(network, few, read_log(folder))}
+            health = {"health": _health(network, untrained, few, read_log(folder))}
             save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
                                            "steps": best} | seen.about | caution | health)
+            if not how.progress and health["health"]["verdict"] in ("collapsed", "lost", "at chance"):
+                warnings.warn(Run(folder).summary(), stacklevel=3)
             (folder / "best.safetensors").unlink(missing_ok=True)
     return finished_run(folder, how.progress, own_module(how.encoder))
 

@@ -192,7 +192,7 @@ def judged(
     elif end <= chance + 4 * own:
         verdict = "at chance"
     else:
-        verdict = "solved early" if solved is not None and solved <= len(right) / 10 else "learned"
+        verdict = "solved early" if solved is not None and solved <= max(10, len(right) / 10) else "learned"
     return {"verdict": verdict, "accuracy": _short(end), "chance": _short(chance), "best": _short(best),
             "solved_at": solved}
 
@@ -349,7 +349,7 @@ def _in_words(health: dict, settings: dict, found: str) -> str:
         return f"{steps} steps are too few to tell whether anything was learned: {found}."
     if health["verdict"] == "collapsed":
         return f"collapsed in {steps} steps: different images get nearly the same {health.get('same', 'features')}, " \
-            f"so the encoder tells nothing apart. {found[0].upper()}{found[1:]}. {lower}, or another task."
+            f"which tells nobody apart, and {found}. {lower}, or another task."
     if health["verdict"] == "lost":
         return f"what was learned of {task} was lost again in {steps} steps: {found}, and {health['best']:.2f} were " \
             f"at its best. {lower}."
