@@ -629,6 +629,34 @@ def test_an_encoder_whose_features_are_one_is_told_whatever_the_task(tmp_path, m
     assert verdict_of(same) != "collapsed", "of one image many times over nobody makes anything else"
 
 
+def test_an_encoder_whose_mean_says_nothing_is_told(tmp_path):
+    """After instance normalisation the mean of a map is the same for every image."""
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv3d(8, 16, 3, 1, 1),
+                                  torch.nn.InstanceNorm3d(16))  # fmt: skip
+    how = TINY | {"encoder": ssl3d.as_encoder(network, steep(1)[0][None])}
+    how.pop("widths")
+    run = pretrain("rotation", steep(), tmp_path / "run", steps=30, **how)
+    assert verdict_of(run) == "collapsed" and "nearly the same features" in run.summary()
+
+
+def pictures(n=16):
+    """Pictures with a floor and a wall, which are told apart from their turned selves at once."""
+    made = []
+    for i in range(n):
+        generator = torch.Generator().manual_seed(i)
+        picture = 0.3 * torch.rand(1, 12, 12, generator=generator)
+        picture[:, :6] += 0.2 + 0.3 * torch.rand(1, generator=generator)
+        picture[:, :, :3] += 0.2
+        made.append(picture.clamp(0, 1))
+    return made
+
+
+def test_what_is_solved_in_a_few_steps_is_told(tmp_path):
+    run = pretrain("rotation", pictures(), tmp_path / "run", steps=250, lr=1e-2, **TINY)
+    assert verdict_of(run) == "solved early" and run.card["health"]["solved_at"] <= 25
+    assert re.search("within the first [0-9]+ steps: it may have found a shortcut.*harder question", run.summary())
+
+
 def test_short_runs_are_not_judged(tmp_path):
     run = pretrain("rotation", steep(), tmp_path / "run", steps=29, **TINY)
     assert verdict_of(run) == "too short" and "29 steps are too few to tell" in run.summary()

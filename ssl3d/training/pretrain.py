@@ -311,7 +311,7 @@ def _health(
     untrained.to(next(network.parameters()).device)
     found, before = (told_apart(each, few) for each in (network.encoder, untrained))
     measured = {"images": len(few)} | {name: float(f"{found[name]:.4g}") for name in ("rank", "spread")}
-    for what, alike in (("features", all_alike(found, before)), ("code", network.one_answer(end))):
+    for what, alike in (("features", all_alike(found, before, few)), ("code", network.one_answer(end))):
         if alike:
             return judged(log, alike=True) | measured | {"same": what}
     return judged(log) | measured

@@ -349,7 +349,7 @@ def _in_words(health: dict, settings: dict, found: str) -> str:
         return f"{steps} steps are too few to tell whether anything was learned: {found}."
     if health["verdict"] == "collapsed":
         return f"collapsed in {steps} steps: different images get nearly the same {health.get('same', 'features')}, " \
-            f"which tells nobody apart, and {found}. {lower}, or another task."
+            f"which tells nobody apart, and {found}. {lower}, another task, or another encoder."
     if health["verdict"] == "lost":
         return f"what was learned of {task} was lost again in {steps} steps: {found}, and {health['best']:.2f} were " \
             f"at its best. {lower}."
