@@ -7,7 +7,8 @@ Each try trains a small U-Net on the training people without the validation peop
 what was found on the validation people: how many directions their features use (RankMe), how far features spread
 around their mean beside its length, how far apart codes are, how many questions were answered right, and what a linear
 model reads from the features beside what it reads from those of the untrained encoder (in the lines of 0 steps): age
-of brains (R²), masks of hippocampi (Dice), grades of retinas (accuracy). A try whose line is there is not made again.
+of brains (R²), masks of hippocampi (Dice), grades of retinas (accuracy). A try whose line is there is not made again. The second seed
+was stopped after the retinas; the command goes on with it.
 """
 
 import csv
@@ -102,7 +103,7 @@ def write(row: dict) -> None:
 
 def show() -> None:
     """The table: means over the seeds, and of the rank each seed's."""
-    rows, kinds = list(csv.DictReader(open(FILE))), {}
+    rows, kinds = sorted(csv.DictReader(open(FILE)), key=lambda row: row["cohort"]), {}
     for row in rows:
         kinds.setdefault((row["cohort"], row["loss"], row["lr"]), []).append(row)
     print("| cohort | loss | rate | RankMe of each seed | codes apart: same, other | accuracy | probe |")

@@ -681,7 +681,8 @@ def test_each_task_has_a_learning_rate(tmp_path, task, how, dims, lr):
 
 
 def test_the_default_of_exemplar_is_one_that_did_not_collapse():
-    rows = [row for row in read_table(ROOT / "results/exemplar/tries.csv") if row["lr"]]
+    table = read_table(ROOT / "results/exemplar/tries.csv")
+    rows = [row | {name: float(row[name]) for name in ("lr", "rank")} for row in table]
     loss = inspect.signature(Exemplar).parameters["loss"].default
     mine = [row for row in rows if row["loss"] == loss and row["lr"] == Exemplar.lr]
     assert {row["cohort"] for row in mine} == {"ixi", "hippocampus", "idrid"}
