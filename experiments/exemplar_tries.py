@@ -6,9 +6,9 @@
 Each try trains a small U-Net on the training people without the validation people, in batches of eight. A line says
 what was found on the validation people: how many directions their features use (RankMe), how far features spread
 around their mean beside its length, how far apart codes are, how many questions were answered right, and what a linear
-model reads from the features beside what it reads from those of the untrained encoder (in the lines of 0 steps): age
-of brains (R²), masks of hippocampi (Dice), grades of retinas (accuracy). A try whose line is there is not made again. The second seed
-was stopped after the retinas; the command goes on with it.
+model reads from the features, beside what it reads from those of the untrained encoder (in the lines of 0 steps): age
+of brains (R²), masks of hippocampi (Dice), grades of retinas (accuracy). A try whose line is there is not made again.
+The second seed was stopped after the retinas; the command goes on with it.
 """
 
 import csv
