@@ -45,9 +45,9 @@ def noise(*shape, seed=0):
     return torch.rand(*shape, generator=rng(seed))
 
 
-def make_task(dims=3, channels=2, **options):
+def make_task(dims=3, channels=2, loss="triplet", **options):
     with seeded(0, "head"):
-        return Exemplar(make_encoder("unet", dims, channels, SMALL, seed=0), **options)
+        return Exemplar(make_encoder("unet", dims, channels, SMALL, seed=0), loss=loss, **options)
 
 
 def images(n=4, dims=3, channels=2, size=12, subjects=None, seed=0):
@@ -459,7 +459,7 @@ def test_nothing_to_see_costs_the_margin(negatives, normalise):
         assert scores["accuracy"] == scores["chance"] == 0.5 and scores["active"] == 1
 
 
-@pytest.mark.parametrize("options", [{}, Exemplar.PAPER])
+@pytest.mark.parametrize("options", [{"loss": "triplet"}, Exemplar.PAPER])
 def test_a_constant_encoder_cannot_reach_zero(options):
     task = Exemplar(Blind(), **options)
     optimiser = torch.optim.Adam(task.parameters(), lr=0.1)

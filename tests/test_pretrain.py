@@ -1,5 +1,6 @@
 """Pretraining: every task, continued, refused."""
 
+import inspect
 import json
 import os
 import re
@@ -12,20 +13,23 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
-from conftest import SAMPLES, SMALL, checkpoint_step, write_nifti
+from conftest import ROOT, SAMPLES, SMALL, checkpoint_step, write_nifti
 from torch.utils.data import DataLoader
 
 import ssl3d
 from ssl3d.cli import main
 from ssl3d.data.prepare import prepare
 from ssl3d.errors import InputError
+from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import load_encoder, load_weights, save_weights
 from ssl3d.tasks import NAMES
 from ssl3d.tasks.base import evaluate, fit_plainly
+from ssl3d.tasks.exemplar import Exemplar
 from ssl3d.training import pretrain as pretrain_module
+from ssl3d.training import runs
 from ssl3d.training.loop import images_of_step, train
 from ssl3d.training.pretrain import make_task, pretrain
 from ssl3d.training.runs import Run, read_log
@@ -37,12 +41,14 @@ def test_every_task_goes_on_to_the_same_bytes(store, tmp_path, monkeypatch, task
     options = {"jigsaw": {"n_permutations": 20}, "exemplar": {"memory": 10}, "cpc": {"context_size": 16}}
     how = {"epochs": 2, "batch_size": 4, "widths": SMALL, "slices": slices, "options": options.get(task), "seed": 3}
     monkeypatch.setattr(pretrain_module, "train", partial(pretrain_module.train, checkpoint_every=3))
+    for module in (pretrain_module, runs):  # as if these few steps were enough for a verdict
+        monkeypatch.setattr(module, "FEWEST", 10)
     whole = pretrain(task, store.folder, tmp_path / "whole", progress=False, accelerator="cpu", **how)
     read, calls = pretrain_module.read_batch, []
 
     def fails_once(*args, **more):
         calls.append(1)
-        if len(calls) == 10:
+        if len(calls) == 14:  # five reads are of what is checked before, and of the images of the verdict
             raise RuntimeError("the power went off")
         return read(*args, **more)
 
@@ -51,9 +57,10 @@ def test_every_task_goes_on_to_the_same_bytes(store, tmp_path, monkeypatch, task
         pretrain(task, store.folder, tmp_path / "cut", progress=False, accelerator="cpu", **how)
     assert 3 <= len(read_log(tmp_path / "cut")["step"]) < len(read_log(whole)["step"])
     again = pretrain(task, store.folder, tmp_path / "cut", progress=False, accelerator="cpu", **how)
-    for file in ("encoder.safetensors", "log.csv"):
+    for file in ("encoder.safetensors", "log.csv", "encoder.json"):
         assert (again / file).read_bytes() == (whole / file).read_bytes(), file
     card = read_card(again)
+    assert card["health"]["images"] == 16 and card["health"]["rank"] >= 1 and card["health"]["spread"] > 0
     assert card["task"] == task and card["spatial_dims"] == (2 if slices else 3) and card["slices"] == slices
 
 
@@ -216,6 +223,10 @@ def bytes_of(run):
     return [(run / name).read_bytes() for name in ("encoder.safetensors", "log.csv")]
 
 
+def verdict_of(run):
+    return run.card["health"]["verdict"]
+
+
 def test_a_dataset_a_list_and_a_tensor_are_one(tmp_path):
     items = Items()
     images = torch.stack([items[i] for i in range(10)])
@@ -252,7 +263,8 @@ def test_a_run_on_a_dataset_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
         pretrain("rotation", [torch.rand(2, 16, 16, 16)] * 5, tmp_path / "cut", steps=60, **HOW)
     with pytest.raises(InputError, match="cannot be read again"):
         pretrain("rotation", iter([torch.rand(4, 2, 16, 16, 16)]), tmp_path / "cut", steps=60, **HOW)
-    assert bytes_of(pretrain("rotation", Items(), tmp_path / "cut", steps=60, **HOW)) == bytes_of(whole)
+    cut = pretrain("rotation", Items(), tmp_path / "cut", steps=60, **HOW)
+    assert bytes_of(cut) == bytes_of(whole) and cut.card == whole.card and len(cut.card["health"]) > 5
 
 
 def test_batches_of_a_loader(tmp_path):
@@ -542,3 +554,139 @@ def test_the_closing_line_repeats_a_caution(encoder, tmp_path):
     log = "step,loss,accuracy,chance\n" + "".join(f"{i},1,0.8,0.1\n" for i in range(1, card["steps"] + 1))
     (tmp_path / "run/log.csv").write_text(log)
     assert "6.0 times as thick" in Run(tmp_path / "run").summary()
+
+
+# Verdicts
+
+TINY = {"batch_size": 8, "widths": (8, 16), "progress": False, "accelerator": "cpu"}
+
+
+def steep(n=16):
+    """Volumes of noise, each with a floor and two walls that tell which way is up."""
+    images = []
+    for i in range(n):
+        generator = torch.Generator().manual_seed(i)
+        image, bright = 0.2 * torch.rand(1, 8, 8, 8, generator=generator), torch.rand(3, generator=generator)
+        for axis, width in enumerate((4, 3, 2)):
+            image.movedim(1 + axis, 1)[:, :width] += 0.1 + 0.2 * bright[axis]
+        images.append(image.clamp(0, 1))
+    return images
+
+
+def twins(n=16):
+    """People who hardly differ."""
+    body = 0.95 * torch.rand(1, 8, 8, 8, generator=torch.Generator().manual_seed(99))
+    own = [0.05 * torch.rand(1, 8, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(n)]
+    return [{"image": body + each, "subject": i} for i, each in enumerate(own)]
+
+
+class Noise:
+    """New noise in every batch, in which there is nothing to learn."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        while True:
+            yield torch.rand(8, 1, 8, 8, 8, generator=generator)
+
+
+@pytest.mark.parametrize("lr", [1e-3, 1e-2])
+def test_codes_that_have_become_one_are_told(tmp_path, capsys, lr):
+    how = TINY | {"options": {"loss": "triplet"}, "progress": True}
+    run = pretrain("exemplar", twins(), tmp_path / "run", steps=40, lr=lr, **how)
+    assert verdict_of(run) == "collapsed" and run.card["health"]["same"] in ("code", "features")
+    said = f"collapsed in 40 steps.*lower learning rate than {lr:g} .lr=, --lr"
+    assert re.search(said, run.summary()) and run.summary() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["rotation", "location"])
+def test_noise_stays_at_chance(tmp_path, task):
+    run = pretrain(task, Noise(), tmp_path / "run", steps=60, **TINY | {"widths": (4, 8)})
+    assert verdict_of(run) == "at chance" and "nothing was learned in 60 steps" in run.summary()
+    assert run.card["health"]["images"] == 8, "a stream is looked at once"
+
+
+def test_what_is_learned_in_time_is_learned(tmp_path):
+    run = pretrain("rotation", steep(), tmp_path / "run", steps=80, lr=3e-3, **TINY)
+    health = run.card["health"]
+    assert health["verdict"] == "learned" and health["accuracy"] > 0.8 and health["best"] <= 1, health
+    assert health["rank"] > 1.1 and "shortcut" not in run.summary()
+
+
+def test_an_encoder_whose_features_are_one_is_told_whatever_the_task(tmp_path, monkeypatch):
+    """As where all units of the last level have died."""
+    real = pretrain_module.train
+
+    def dies(network, *args, **more):
+        real(network, *args, **more)
+        with torch.no_grad():
+            for weights in network.encoder.stages[-1].parameters():
+                weights.mul_(0).add_(0.5)
+
+    monkeypatch.setattr(pretrain_module, "train", dies)
+    run = pretrain("rotation", steep(), tmp_path / "run", steps=30, **TINY)
+    assert verdict_of(run) == "collapsed" and run.card["health"]["same"] == "features"
+    same = pretrain("rotation", steep(1) * 16, tmp_path / "same", steps=30, **TINY)
+    assert verdict_of(same) != "collapsed", "of one image many times over nobody makes anything else"
+
+
+def test_an_encoder_whose_mean_says_nothing_is_told(tmp_path):
+    """After instance normalisation the mean of a map is the same for every image."""
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 8, 3, 2, 1), torch.nn.ReLU(), torch.nn.Conv3d(8, 16, 3, 1, 1),
+                                  torch.nn.InstanceNorm3d(16))  # fmt: skip
+    how = TINY | {"encoder": ssl3d.as_encoder(network, steep(1)[0][None])}
+    how.pop("widths")
+    run = pretrain("rotation", steep(), tmp_path / "run", steps=30, **how)
+    assert verdict_of(run) == "collapsed" and "nearly the same features" in run.summary()
+
+
+def pictures(n=16):
+    """Pictures with a floor and a wall, which are told apart from their turned selves at once."""
+    made = []
+    for i in range(n):
+        generator = torch.Generator().manual_seed(i)
+        picture = 0.3 * torch.rand(1, 12, 12, generator=generator)
+        picture[:, :6] += 0.2 + 0.3 * torch.rand(1, generator=generator)
+        picture[:, :, :3] += 0.2
+        made.append(picture.clamp(0, 1))
+    return made
+
+
+def test_what_is_solved_in_a_few_steps_is_told(tmp_path):
+    run = pretrain("rotation", pictures(), tmp_path / "run", steps=250, lr=1e-2, **TINY)
+    assert verdict_of(run) == "solved early" and run.card["health"]["solved_at"] <= 25
+    assert re.search("within the first [0-9]+ steps: it may have found a shortcut.*harder question", run.summary())
+
+
+def test_short_runs_are_not_judged(tmp_path):
+    run = pretrain("rotation", steep(), tmp_path / "run", steps=29, **TINY)
+    assert verdict_of(run) == "too short" and "29 steps are too few to tell" in run.summary()
+
+
+@pytest.mark.parametrize(
+    "task, how, dims, lr",
+    [
+        ("exemplar", {}, 3, 1e-4),
+        ("exemplar", {}, 2, 1e-4),
+        ("exemplar", {"preset": "paper"}, 3, 1e-3),
+        ("exemplar", {"preset": "paper"}, 2, 5e-4),
+        ("exemplar", {"lr": 0.02, "preset": "paper"}, 3, 0.02),
+        ("rotation", {}, 3, 1e-3),
+        ("rotation", {}, 2, 5e-4),
+    ],
+)
+def test_each_task_has_a_learning_rate(tmp_path, task, how, dims, lr):
+    images = [{"image": torch.rand(1, *[8] * dims), "subject": i} for i in range(4)]
+    run = pretrain(task, images, tmp_path / "run", steps=1, **TINY | {"batch_size": 4} | how)
+    assert run.settings["lr"] == lr
+
+
+def test_the_default_of_exemplar_is_one_that_did_not_collapse():
+    table = read_table(ROOT / "results/exemplar/tries.csv")
+    rows = [row | {name: float(row[name]) for name in ("lr", "rank")} for row in table]
+    loss = inspect.signature(Exemplar).parameters["loss"].default
+    mine = [row for row in rows if row["loss"] == loss and row["lr"] == Exemplar.lr]
+    assert {row["cohort"] for row in mine} == {"ixi", "hippocampus", "idrid"}
+    for row in mine:
+        others = [r for r in rows if (r["cohort"], r["loss"]) == (row["cohort"], loss)]
+        assert row["rank"] > 5 and row["rank"] >= max(other["rank"] for other in others if other["lr"] == 1e-3)
+    assert Exemplar.PAPER["loss"] == "triplet"

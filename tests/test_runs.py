@@ -1,8 +1,11 @@
 """Runs: what is in their folders, who gets which images and numbers, and what is damaged."""
 
 import io
+import json
+import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,7 +16,17 @@ from ssl3d.errors import InputError
 from ssl3d.networks.cards import read_card
 from ssl3d.training.loop import images_of_step, steps_per_epoch
 from ssl3d.training.pretrain import pretrain
-from ssl3d.training.runs import Run, append_log, begin_run, begun_run, finished_run, read_log, trim_log
+from ssl3d.training.runs import (
+    FEWEST,
+    Run,
+    append_log,
+    begin_run,
+    begun_run,
+    finished_run,
+    judged,
+    read_log,
+    trim_log,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -161,10 +174,99 @@ def test_what_is_learned_early_is_said(tmp_path, rise, early):
 
 @pytest.mark.parametrize("coding", ["ascii", "cp932"])
 def test_a_run_says_what_it_learned_on_any_console(tmp_path, monkeypatch, coding):
-    run = begin_run(tmp_path / "Bäuche²", {"command": "pretrain", "task": "jigsaw", "steps": 20})
-    for step in range(1, 21):
+    run = begin_run(tmp_path / "Bäuche²", {"command": "pretrain", "task": "jigsaw", "steps": 40})
+    for step in range(1, 41):
         append_log(run, {"step": step, "loss": 0.1, "accuracy": 0.8, "chance": 0.1})
     console = io.TextIOWrapper(io.BytesIO(), encoding=coding, write_through=True)
     monkeypatch.setattr(sys, "stdout", console)
     finished_run(run, progress=True)
-    assert "learned jigsaw in 20 steps" in console.buffer.getvalue().decode(coding)
+    assert "learned jigsaw in 40 steps" in console.buffer.getvalue().decode(coding)
+
+
+# Verdicts
+
+
+def log_of(accuracies, steps=200, rows=8, seed=0, chance=0.1):
+    """A log in which so many questions a step are answered right with these probabilities, one after the other."""
+    likely = np.resize(np.repeat(accuracies, steps // len(accuracies)), steps)
+    right = np.random.default_rng(seed).binomial(rows, likely)
+    return {"step": np.arange(1, steps + 1), "loss": np.ones(steps), "accuracy": right / rows,
+            "chance": np.full(steps, chance)}  # fmt: skip
+
+
+LOGS = [
+    ("learned", (0.1, 0.3, 0.6, 0.8), 0.1),
+    ("learned", (0.1, 0.3, 0.3, 0.35), 0.1),
+    ("learned", (0.5, 0.9, 0.85, 0.9), 0.5),
+    ("learned", (0.1, 0.5, 1.0, 1.0), 0.1),
+    ("learned", (0.0, 0.02, 0.05, 0.1), 0.001),
+    ("solved early", (0.3, *[1.0] * 19), 0.1),
+    ("solved early", (0.5, *[0.99] * 19), 0.5),
+    ("lost", (0.1, 0.8, 0.8, 0.1), 0.1),
+    ("lost", (1.0, 1.0, 1.0, 0.5), 0.5),
+    ("lost", (0.1, 0.9, 0.8, 0.3), 0.1),
+    ("at chance", (0.1,), 0.1),
+    ("at chance", (0.5,), 0.5),
+    ("at chance", (0.1, 0.0, 0.05, 0.1), 0.1),
+]
+
+
+@pytest.mark.parametrize("steps, rows", [(80, 16), (200, 8), (2000, 2)])
+@pytest.mark.parametrize("verdict, accuracies, chance", LOGS)
+def test_a_verdict_says_what_the_log_shows(verdict, accuracies, chance, steps, rows):
+    rows = rows if chance > 0.01 else 64  # with few questions a step, one in a thousand is not told from one in ten
+    for seed in range(3):
+        found = judged(log_of(accuracies, steps, rows, seed, chance))
+        assert found["verdict"] == verdict, found
+        assert found["chance"] == chance and json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("steps", [30, 45, 100, 1000])
+@pytest.mark.parametrize("chance, rows", [(0.1, 4), (0.5, 4), (0.04, 16), (0.25, 1)])
+def test_luck_is_not_taken_for_learning(steps, chance, rows):
+    verdicts = [judged(log_of((chance,), steps, rows, seed, chance))["verdict"] for seed in range(200)]
+    assert verdicts.count("at chance") >= 196, {each: verdicts.count(each) for each in set(verdicts)}
+
+
+def test_of_few_steps_nothing_is_told():
+    for accuracies in ((0.1,), (1.0,), (0.1, 1.0)):
+        assert judged(log_of(accuracies, FEWEST - 1))["verdict"] == "too short"
+        assert judged(log_of(accuracies, FEWEST))["verdict"] != "too short"
+
+
+def closing_line(folder, log, health=None, **settings):
+    """What is said of a finished run with such a log, and with this on its encoder's card."""
+    steps = len(log["step"])
+    begin_run(folder, {"command": "pretrain", "task": "jigsaw", "steps": steps, "lr": 0.003} | settings)
+    for row in zip(*log.values()):
+        append_log(folder, dict(zip(log, row)))
+    if health is not None:
+        (folder / "encoder.json").write_text(json.dumps({"health": health}))
+    return Run(folder).summary()
+
+
+@pytest.mark.parametrize(
+    "accuracies, said",
+    [
+        ((0.1, 0.8), "learned jigsaw in 100 steps: 0.[78]"),
+        ((0.1,), "nothing was learned in 100 steps.*Try more steps, or another learning rate"),
+        ((0.1, 0.9, 0.9, 0.1), "jigsaw was lost again in 100 steps.*at its best.*lower learning rate than 0.003 .lr="),
+        ((0.4, *[1.0] * 19), "learned early, within the first [0-9]+ steps.*shortcut.*harder question .options="),
+    ],
+)  # fmt: skip
+def test_the_closing_line_gives_the_verdict_and_a_cure(tmp_path, accuracies, said):
+    log = log_of(accuracies, 100, seed=1)
+    old = closing_line(tmp_path / "old", log)  # of a version that gave no verdicts
+    new = closing_line(tmp_path / "new", log, judged(log))
+    for line in (old, new):
+        assert re.search(said, line), line
+    assert old.replace("/old:", "/new:") == new
+
+
+def test_the_closing_line_of_a_collapse_and_of_a_short_run(tmp_path):
+    log = log_of((0.1, 0.2), 100)
+    for what in ("features", "code"):
+        said = closing_line(tmp_path / what, log, judged(log, alike=True) | {"same": what})
+        assert f"different images get nearly the same {what}" in said and "lower learning rate than 0.003" in said
+    said = closing_line(tmp_path / "short", log_of((0.5,), 12))
+    assert "12 steps are too few to tell" in said and "learned jigsaw" not in said and "nothing was" not in said

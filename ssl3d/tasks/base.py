@@ -94,6 +94,7 @@ class ProxyTask(nn.Module):
 
     n_classes: int  # answers to choose from
     min_subjects: int = 1  # different people that a batch needs
+    lr: float | None = None  # Adam's rate to pretrain with where none is given; if None 1e-3, for pictures 5e-4
     look: tuple[str, str] | None = None  # colour and mark in every picture of an experiment; any that is free if None
     PAPER: dict = {}  # the options that make it the paper's, where they are not the defaults
 
@@ -171,6 +172,10 @@ class ProxyTask(nn.Module):
     def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, float]:
         """Accuracy in [0, 1], and the accuracy of a guess."""
         return {"accuracy": self.hits(outputs, targets).mean().item(), "chance": 1 / self.n_classes}
+
+    def one_answer(self, end: dict[str, float]) -> bool:
+        """Whether scores, as means over the last steps, say that everything gets one and the same answer."""
+        return False
 
 # %% ../../nbs/40_base.ipynb #13ca6517
 def fit_plainly(

@@ -190,7 +190,8 @@ class Exemplar(ProxyTask):
 
     n_classes = 2  # which is nearer, the positive or the negative?
     min_subjects = 2
-    PAPER = {"both_transformed": False, "negatives": "random", "normalise": False}
+    lr = 1e-4  # at 1e-3 it collapses on some cohorts
+    PAPER = {"both_transformed": False, "loss": "triplet", "negatives": "random", "normalise": False}
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class Exemplar(ProxyTask):
         colour: float = RATES["colour"],  # how often contrast and brightness change
         zoom: float = RATES["zoom"],  # how often it is zoomed
         both_transformed: bool = True,  # the anchor, too; in the paper it is the image itself
-        loss: str = "triplet",  # or "contrastive" (NT-Xent, against all negatives at once)
+        loss: str = "contrastive",  # NT-Xent, against all negatives at once; or the paper's "triplet"
         negatives: str = "semi-hard",  # of the triplets; "hard" or "random"
         memory: int = 0,  # codes that are kept, a batch's own and those of the past, as further negatives
         margin: float = 1.0,  # of the triplets (paper, appendix A)
@@ -290,6 +291,12 @@ class Exemplar(ProxyTask):
         return super().scores(outputs, targets) | {
             "active": (hinge(positive, negative, self.margin) > 0).float().mean().item(),
             "positive_distance": positive.mean().item(), "negative_distance": negative.mean().item()}
+
+    def one_answer(self, end: dict[str, float]) -> bool:
+        """Whether codes are hardly apart, by less than a tenth of their length or of the margin, and often wrong."""
+        measured = self.normalise or not self.contrastive  # else codes of any length are compared by their angles
+        near = end["negative_distance"] < 0.1 * (1.0 if self.normalise else self.margin)
+        return measured and near and end["accuracy"] < 0.75  # half of what is between chance and all right
 
     def draw(self, batch: Batch) -> list:  # of axes
         """One image under each transformation, then anchors and positives, each beside another person's anchor."""

@@ -6,6 +6,7 @@
 __all__ = ['make_task', 'paper_options', 'Images', 'images_from', 'pretrain']
 
 # %% ../../nbs/53_pretrain.ipynb #77de8204
+import copy
 import hashlib
 import inspect
 import os
@@ -42,9 +43,9 @@ from ..settings import Pretraining, takes
 from ..tasks import TASKS
 from ..tasks.base import Batch, ProxyTask, check_range
 from .loop import check_devices, images_of_step, read_batch, steps_per_epoch, train
+from .probes import all_alike, probe_cases, told_apart
 from .probes import probe as ask
-from .probes import probe_cases
-from .runs import Run, begun_run, finished_run, read_log
+from .runs import FEWEST, Run, begun_run, finished_run, judged, read_log
 
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
 def _question(seed: int) -> Callable:
@@ -84,6 +85,13 @@ def paper_options(
 ) -> dict:
     """The options of a preset."""
     return dict(TASKS[task].PAPER) if preset and task in TASKS else {}
+
+
+def _rate(task: str, dims: int, how: Pretraining) -> float:
+    """The learning rate that is given, or the paper's, or the task's own."""
+    usual = 1e-3 if dims == 3 else 5e-4  # paper, appendix A
+    own = None if how.preset else TASKS[task].lr
+    return next(rate for rate in (how.lr, own, usual) if rate is not None)
 
 
 def _in_full(task: str, options: dict) -> dict:
@@ -284,6 +292,38 @@ def _caution(task: str, seen: Images) -> dict[str, str]:
     return {"caution": f"The scans' slices are {thick:.1f} times as thick as their pixels are wide, so rotation can be "
             "told from the blur between slices alone. Compare it with another task."}
 
+# %% ../../nbs/53_pretrain.ipynb #357c9990
+def _handful(
+    seen: Images,
+    n_steps: int,
+    n: int = 16,  # images, at most
+) -> torch.Tensor | None:  # (up to n, C, *space); None where the run is too short to be judged
+    """A few of the images that a task learns from: those of its first steps."""
+    if n_steps < FEWEST:
+        return None
+    steps = range(min(-(-n // seen.in_batch), seen.per_epoch or 1) if seen.again else 1)
+    return torch.cat([seen.read(step).image for step in steps])[:n]
+
+
+def _health(
+    network: ProxyTask,
+    untrained: nn.Module,  # its encoder before the first step
+    few: torch.Tensor | None,  # images
+    log: dict[str, np.ndarray],
+) -> dict:
+    """The verdict on a run that has made all its steps, and what it rests on."""
+    if few is None:
+        return judged(log)
+    n = max(10, len(log["step"]) // 10)
+    end = {name: float(values[-n:].mean()) for name, values in log.items()}
+    untrained.to(next(network.parameters()).device)
+    found, before = (told_apart(each, few) for each in (network.encoder, untrained))
+    measured = {"images": len(few)} | {name: float(f"{found[name]:.4g}") for name in ("rank", "spread")}
+    for what, alike in (("features", all_alike(found, before, few)), ("code", network.one_answer(end))):
+        if alike:
+            return judged(log, alike=True) | measured | {"same": what}
+    return judged(log) | measured
+
 # %% ../../nbs/53_pretrain.ipynb #0d22e6e5
 @takes(Pretraining)
 def pretrain(
@@ -303,7 +343,7 @@ def pretrain(
     options = paper_options(task, how.preset) | (how.options or {})
     seen = images_from(images, how, compares)
     _check_probe(seen.store, how)
-    lr = how.lr if how.lr is not None else (1e-3 if seen.dims == 3 else 5e-4)
+    lr = _rate(task, seen.dims, how)
     encoder = _new_encoder(seen, how)
     network = make_task(task, encoder, how.seed, options)
     check_devices(how.devices, seen.in_batch)
@@ -324,9 +364,14 @@ def pretrain(
         if to_be_made:
             for words in caution.values():
                 warnings.warn(f"{folder}: {words}", stacklevel=3)
+            untrained, few = copy.deepcopy(encoder), _handful(seen, n_steps)
             best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
+            health = {"health": _health(network, untrained, few, read_log(folder))}
             save_encoder(encoder, folder, {"task": task, "options": _in_full(task, options), "slices": how.slices,
-                                           "steps": best} | seen.about | caution | getattr(encoder, "started_with", {}))
+                                           "steps": best} | seen.about | caution | health |
+                         getattr(encoder, "started_with", {}))
+            if not how.progress and health["health"]["verdict"] in ("collapsed", "lost", "at chance"):
+                warnings.warn(Run(folder).summary(), stacklevel=3)
             (folder / "best.safetensors").unlink(missing_ok=True)
     return finished_run(folder, how.progress, own_module(how.encoder))
 
