@@ -144,7 +144,7 @@ def finetune(
     labels: float = 1.0,
     sources: Sequence[int] | None = None,
     scaled: bool | None = None,
-    architecture: Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet'] = 'unet',
+    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
@@ -190,12 +190,14 @@ def finetune(
             true if not given, false in the paper. Default: None.
 
     Network:
-        architecture: encoder (backbone) network. Default: 'unet'.
+        architecture: encoder (backbone) network; if not given unet, and with the paper's preset
+            densenet121-batchnorm for pictures. Default: None.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
 
     What to learn:
-        preset: the paper's values for what is not given. Default: None.
+        preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
+            pixels a side. Default: None.
         goal: downstream task: segmentation, classification or regression. Default: 'segmentation'.
 
     How long:
@@ -204,8 +206,8 @@ def finetune(
         batch_size: cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify or regress) (from
             1). Default: None.
         lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4) (above 0). Default: None.
-        warmup: epochs (steps, if steps are given) at the beginning with a frozen encoder; a quarter of the
-            training if not given (from 0). Default: None.
+        warmup: epochs (steps, if steps are given) at the beginning with a frozen encoder; none if not given,
+            and with the paper's preset 25 epochs for masks, 5 for an answer per image (from 0). Default: None.
 
     Watch:
         track: steps between two scorings while it trains, into observed.csv; none if not given (from 1).
@@ -216,8 +218,8 @@ def finetune(
             subjects if not given (from 0). Default: None.
         allow_seen: allow test subjects whom pretraining has seen: names (subjects of equal names are other
             people), or all (it is intended). Default: None.
-        validate: score on the validation subjects, a fifth of those for training, and train on the others.
-            Default: False.
+        validate: score on validation subjects, a fifth of those for training (with labels below 1, of the
+            labelled ones), and train on the others. Default: False.
 
     Chance:
         seed: random seed: of the split, the label subset, the first weights, the order and the questions (from
@@ -319,7 +321,7 @@ def pretrain(
     out: str | os.PathLike[str],
     *,
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
-    architecture: Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet'] = 'unet',
+    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
@@ -350,12 +352,14 @@ def pretrain(
             which a copy is trained; random weights if not given. Default: None.
 
     Network:
-        architecture: encoder (backbone) network. Default: 'unet'.
+        architecture: encoder (backbone) network; if not given unet, and with the paper's preset
+            densenet121-batchnorm for pictures. Default: None.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
 
     What to learn:
-        preset: the paper's values for what is not given. Default: None.
+        preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
+            pixels a side. Default: None.
         options: options of the proxy task; they take precedence over the preset's. Default: None.
 
     How long:
