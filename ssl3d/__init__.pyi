@@ -148,7 +148,7 @@ def finetune(
     labels: float = 1.0,
     sources: Sequence[int] | None = None,
     scaled: bool | None = None,
-    architecture: Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet'] = 'unet',
+    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
@@ -178,10 +178,11 @@ def finetune(
     """Train a network for a goal, from an encoder or from scratch, and score it on the store's test subjects.
 
     Returns the run. `scores.csv` has the scores: of masks, Dice and 95 % Hausdorff distance (mm) of each case and class
-    on the grid of the store, and `regions.csv` those of regions; of grades quadratic weighted kappa and accuracy, of
-    ages R² and the mean absolute error in years, and `predictions.csv` the answer for each case (paper, section 4). The
-    encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError` for a store,
-    encoder or option that cannot be used, and for a taken folder.
+    on the grid of the scan (`dice_store` and `hausdorff95_store`: on the store's), and `regions.csv` those of regions;
+    of grades quadratic weighted kappa and accuracy, of ages R² and the mean absolute error in years, and
+    `predictions.csv` the answer for each case (paper, section 4). The encoder is kept, so that other runs can begin
+    with it (supervised pretraining). Raises `InputError` for a store, encoder or option that cannot be used, and for a
+    taken folder.
 
     Start from:
         encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of
@@ -194,12 +195,14 @@ def finetune(
             true if not given, false in the paper. Default: None.
 
     Network:
-        architecture: encoder (backbone) network. Default: 'unet'.
+        architecture: encoder (backbone) network; if not given unet, and with the paper's preset
+            densenet121-batchnorm for pictures. Default: None.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
 
     What to learn:
-        preset: the paper's values for what is not given. Default: None.
+        preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
+            pixels a side. Default: None.
         goal: downstream task: segmentation, classification or regression. Default: 'segmentation'.
 
     How long:
@@ -207,9 +210,10 @@ def finetune(
         steps: optimiser steps, in place of epochs (from 1). Default: None.
         batch_size: cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify or regress) (from
             1). Default: None.
-        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4) (above 0). Default: None.
-        warmup: epochs (steps, if steps are given) at the beginning with a frozen encoder; a quarter of the
-            training if not given (from 0). Default: None.
+        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4; for the task exemplar 1e-4,
+            at which it does not collapse) (above 0). Default: None.
+        warmup: epochs (steps, if steps are given) at the beginning with a frozen encoder; none if not given,
+            and with the paper's preset 25 epochs for masks, 5 for an answer per image (from 0). Default: None.
 
     Watch:
         track: steps between two scorings while it trains, into observed.csv; none if not given (from 1).
@@ -220,8 +224,8 @@ def finetune(
             subjects if not given (from 0). Default: None.
         allow_seen: allow test subjects whom pretraining has seen: names (subjects of equal names are other
             people), or all (it is intended). Default: None.
-        validate: score on the validation subjects, a fifth of those for training, and train on the others.
-            Default: False.
+        validate: score on validation subjects, a fifth of those for training (with labels below 1, of the
+            labelled ones), and train on the others. Default: False.
 
     Chance:
         seed: random seed: of the split, the label subset, the first weights, the order and the questions (from
@@ -323,7 +327,7 @@ def pretrain(
     out: str | os.PathLike[str],
     *,
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
-    architecture: Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet'] = 'unet',
+    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
@@ -354,12 +358,14 @@ def pretrain(
             which a copy is trained; random weights if not given. Default: None.
 
     Network:
-        architecture: encoder (backbone) network. Default: 'unet'.
+        architecture: encoder (backbone) network; if not given unet, and with the paper's preset
+            densenet121-batchnorm for pictures. Default: None.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
 
     What to learn:
-        preset: the paper's values for what is not given. Default: None.
+        preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
+            pixels a side. Default: None.
         options: options of the proxy task; they take precedence over the preset's. Default: None.
 
     How long:
@@ -367,7 +373,8 @@ def pretrain(
         steps: optimiser steps, in place of epochs (from 1). Default: None.
         batch_size: cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify or regress) (from
             1). Default: 4.
-        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4) (above 0). Default: None.
+        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4; for the task exemplar 1e-4,
+            at which it does not collapse) (above 0). Default: None.
 
     Watch:
         probe: linear probe: what to read from the encoder while it trains, for validation subjects, into

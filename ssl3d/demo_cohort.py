@@ -50,7 +50,7 @@ def demo(
         {"source": str(source), "size": 32}, {"scratch": {}, "rotation": {"task": "rotation"}},
         label_fractions=[few, many], seeds=how.seeds, network={"widths": [8, 16, 32, 64, 128]},
         pretraining={"epochs": how.epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
-        finetuning={"steps": steps, "warmup": steps // 10, "lr": 5e-3, "track": max(1, steps // 10)})
+        finetuning={"steps": steps, "lr": 5e-3, "track": max(1, steps // 10)})
     rows = run_experiment(experiment, folder, progress=how.progress)
     say(keep_answer(rows, folder, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
     cells = {arm: folder / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms}

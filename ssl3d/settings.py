@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['GROUPS', 'PLACES', 'option', 'again', 'check_option', 'Settings', 'options_of', 'check_names', 'settings_from',
            'takes', 'from_text', 'Seeded', 'Shown', 'Running', 'Reading', 'Preparing', 'Training', 'Pretraining',
-           'Finetuning', 'SegmentationOptions', 'ImageOptions', 'ClassificationOptions', 'RegressionOptions',
-           'Planning', 'Predicting', 'Embedding', 'Spreading', 'Demonstrating']
+           'Finetuning', 'architecture_of', 'other_size', 'SegmentationOptions', 'ImageOptions',
+           'ClassificationOptions', 'RegressionOptions', 'Planning', 'Predicting', 'Embedding', 'Spreading',
+           'Demonstrating']
 
 # %% ../nbs/04_settings.ipynb #276b2a30
 import difflib
@@ -327,7 +328,9 @@ class Training(Seeded, Running):
         None, "what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of which "
         "a copy is trained; random weights if not given", "start from")
     architecture: Literal["unet", "dynunet", "densenet121", "densenet121-batchnorm", "resnet18", "resnet50",
-                          "swinunetr", "segresnet"] = option("unet", "encoder (backbone) network", "network")
+                          "swinunetr", "segresnet"] | None = option(
+        None, "encoder (backbone) network; if not given unet, and with the paper's preset densenet121-batchnorm for "
+        "pictures", "network")
     widths: tuple[int, ...] = option((32, 64, 128, 256, 512), "filters (channels) per level of a U-Net's encoder",
                                      "network", least=2, example="8,16,32,64,128")
     slices: bool = option(False, "train a 2D network on axial slices of volumes", "network")
@@ -336,9 +339,12 @@ class Training(Seeded, Running):
     steps: int | None = option(None, "optimiser steps, in place of epochs", "how long", least=1)
     batch_size: int | None = option(None, "cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify "
                                     "or regress)", "how long", least=1)
-    lr: float | None = option(None, "learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4)",
+    lr: float | None = option(None, "learning rate of Adam; if not given 1e-3 (to pretrain on pictures "
+                              "5e-4; for the task exemplar 1e-4, at which it does not collapse)",
                               "how long", above=0)
-    preset: Literal["paper"] | None = option(None, "the paper's values for what is not given", "what to learn")
+    preset: Literal["paper"] | None = option(
+        None, "the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224 pixels a "
+        "side", "what to learn")
     fold: tuple[int, int] | None = option(
         None, "cross-validation fold to test on: its index from 0, and the number of folds; the store's own test "
         "subjects if not given", "who is tested", least=0, example="0,5")
@@ -375,8 +381,8 @@ class Finetuning(Training):
     labels: float = option(1.0, "label fraction: share of the labelled training cases to use; subsets of one seed are "
                            "nested", "start from", above=0, most=1)
     warmup: int | None = option(
-        None, "epochs (steps, if steps are given) at the beginning with a frozen encoder; a quarter of the training if "
-        "not given", "how long", least=0)
+        None, "epochs (steps, if steps are given) at the beginning with a frozen encoder; none if not given, and with "
+        "the paper's preset 25 epochs for masks, 5 for an answer per image", "how long", least=0)
     sources: tuple[int, ...] | None = option(
         None, "for each modality of the store, the channel of the pretrained encoder that its first weights are "
         "copied from; if not given, in turn",
@@ -386,10 +392,27 @@ class Finetuning(Training):
     allow_seen: Literal["names", "all"] | None = option(
         None, "allow test subjects whom pretraining has seen: names (subjects of equal names are other people), or all "
         "(it is intended)", "who is tested")
-    validate: bool = option(False, "score on the validation subjects, a fifth of those for training, and train on the "
-                            "others", "who is tested")
+    validate: bool = option(False, "score on validation subjects, a fifth of those for training (with labels below 1, "
+                            "of the labelled ones), and train on the others", "who is tested")
     track: int | None = option(None, "steps between two scorings while it trains, into observed.csv; none if not given",
                                "watch", least=1)
+
+# %% ../nbs/04_settings.ipynb #75982d39
+def architecture_of(how: Training, dims: int) -> str:  # 2 or 3, of the images that the encoder sees -> an architecture
+    """The encoder network that is given, or the usual one: for pictures the paper's, where its preset is."""
+    pictures = dims == 2 and not how.slices
+    usual = "densenet121-batchnorm" if how.preset == "paper" and pictures else "unet"
+    return how.architecture or usual
+
+
+def other_size(how: Training, dims: int, size: int) -> str:
+    """What to say of a store whose images are not of the size that the preset's values were found with; else empty."""
+    paper = 224 if dims == 2 and not how.slices else 128
+    if how.preset is None or size == paper:
+        return ""
+    unit = "pixels" if paper == 224 else "voxels"
+    return f"preset 'paper': the paper had images of {paper} {unit} a side, and these have {size}. Its values were " \
+        f"found with the former (prepare with size={paper}, in a shell --size {paper})."
 
 # %% ../nbs/04_settings.ipynb #cd01d3ca
 @dataclass(frozen=True)

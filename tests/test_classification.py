@@ -78,7 +78,7 @@ def test_grades_are_learned_and_written(graded, tmp_path, ordinal):
     assert scores["kappa"] > 0.9 and scores["cases"] == len(known), "three brightnesses are easy"
     again = told(run, graded)
     assert [r["predicted"] for r in again] == [r["predicted"] for r in rows]
-    assert "kappa" in summary(run) and "0 loaded" in summary(run)
+    assert "kappa" in summary(run) and "0 loaded" in summary(run) and "never" not in summary(run)
 
 
 QUICK = {"widths": SMALL, "steps": 150, "warmup": 0, "batch_size": 4, "lr": 1e-2, "progress": False}

@@ -6,14 +6,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, SAMPLES, SMALL, ssl3d
 from filelock import FileLock, Timeout
+from PIL import Image
 
 from ssl3d.data.splits import person_key
 from ssl3d.data.store import Store
 from ssl3d.downstream.finetune import load_network
+from ssl3d.downstream.metrics import read_scores
 from ssl3d.errors import InputError
 from ssl3d.evidence.experiments import (
     Experiment,
@@ -169,6 +172,17 @@ def test_the_file_says_all_of_it(tmp_path):
         ({"finetuning": {"labels": 0.5}}, "'labels'"),
         ({"pretraining": {"out": "x"}}, "'out'"),
         ({"network": {"width": [4, 8]}}, "'width'"),
+        ({"arms": {"x": {"finetuning": {"warmup": 3}}}}, "arm 'x' has its own warmup.*random one"),
+        ({"arms": {"x": {"finetuning": {"warmup": 0}}}}, "arm 'x' has its own warmup"),
+        ({"arms": {"x": {"task": "rotation", "warmup": 1}}}, "'x' has its own warmup.*Pretraining is never frozen"),
+        ({"arms": {"x": {"task": "supervised", "warmup": 1}}, "pretraining_cohort": TOY.cohort}, "its own warmup"),
+        ({"arms": {"x": {"finetuning": {"preset": "paper"}}}, "finetuning": {"epochs": 50}}, "'x' has its own preset"),
+        ({"arms": {"x": {"finetuning": {"steps": 9}}}, "finetuning": {"warmup": 1}}, "'x' has its own steps"),
+        ({"arms": {"x": {"finetuning": {"batch_size": 9}}}, "finetuning": {"warmup": 1}}, "'x' has its own batch_size"),
+        ({"pretraining": {"probe": "mask"}}, "'rotation' has probe: mask.*s is 0.2.*pretraining_cohort"),
+        ({"pretraining": {"probe": "mask", "keep": "probe"}}, "arm 'rotation' has probe: mask"),
+        ({"arms": {"x": {"task": "rotation", "probe": "age"}}}, "arm 'x' has probe: age"),
+        ({"arms": {"x": {"task": "jigsaw", "keep": "probe"}}}, "arm 'x' has keep: probe"),
     ],
 )
 def test_a_mistake_is_said_before_anything_is_made(tmp_path, change, said):
@@ -179,6 +193,17 @@ def test_a_mistake_is_said_before_anything_is_made(tmp_path, change, said):
     write_experiment(wrong, tmp_path / "wrong.yaml")
     with pytest.raises(InputError, match=f"wrong.yaml.*{said}"):
         read_experiment(tmp_path / "wrong.yaml")
+
+
+@pytest.mark.quick
+def test_what_all_arms_have_alike_and_probes_that_take_nothing_are_let_through():
+    arms = {"scratch": {}, "x": {"task": "rotation", "finetuning": {"steps": 9, "lr": 0.1}}}
+    check_experiment(replace(TOY, arms=arms, finetuning={"steps": 4, "warmup": 2}))
+    check_experiment(replace(TOY, arms=arms, finetuning={"epochs": 40, "preset": "paper", "warmup": 0}))
+    probed = replace(TOY, pretraining={"probe": "mask", "keep": "probe"})
+    check_experiment(replace(probed, label_fractions=[1.0]))
+    check_experiment(replace(probed, pretraining_cohort={"source": "somewhere"}))
+    check_experiment(replace(probed, arms={"scratch": {}}))
 
 
 @pytest.mark.quick
@@ -242,9 +267,8 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
             "scratch": {},
             "rotation 2D": {"task": "rotation", "slices": True, "steps": 1},
             "supervised": {"task": "supervised", "steps": 2},
-            "frozen": {"task": "rotation", "steps": 1, "finetuning": {"warmup": 2}},
         },
-        finetuning={"steps": 2, "warmup": 0},
+        finetuning={"steps": 2, "warmup": 2},
         folds=3,
         seeds=1,
         label_fractions=[1.0],
@@ -255,11 +279,21 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
         mine = [r for r in rows if r["arm"] == arm]
         assert {r["case"] for r in mine} == names and {r["fold"] for r in mine} == {0, 1, 2}
         assert len(mine) == 6 * 3, "everybody is tested once"
-    assert len(list((out / "pretraining").glob("*/encoder.json"))) == 3, "pretrained elsewhere, so once for all folds"
+    assert len(list((out / "pretraining").glob("*/encoder.json"))) == 2, "pretrained elsewhere, so once for all folds"
     assert read_card(out / "pretraining/supervised-0")["task"] == "segmentation"
     assert settings_of(out, "rotation 2D-1-0-fold1")["slices"] is True
-    assert settings_of(out, "frozen-1-0-fold1")["warmup_steps"] == 2
+    assert {settings_of(out, f"{arm}-1-0-fold1")["warmup_steps"] for arm in experiment.arms} == {2}, "all alike"
+    supervised = yaml.safe_load((out / "pretraining/supervised-0/settings.yaml").read_text())
+    assert supervised["warmup_steps"] == 0, "as the tasks, it learns in every step of its pretraining"
     arms = {"scratch": {}, "rotation": {"task": "rotation", "steps": 1}}
+    labels = {(row["arm"], row["labels"], row["elsewhere"]) for row in read_table(out / "trainings.csv")}
+    elsewhere = len(Store(out / "store-pretraining").split("train"))
+    expected = {(arm, "4", str(elsewhere if arm == "supervised" else 0)) for arm in experiment.arms}
+    assert labels == expected, "two of six are tested in each fold"
+    said = f"ith 100 % of the labels, labels seen: scratch 4; rotation 2D 4; supervised 4 + {elsewhere} elsewhere"
+    frozen = "he encoder was frozen for the first 2 steps in every arm"
+    assert said in keep_answer(rows, out) and frozen in keep_answer(rows, out)
+    assert said in (out / "report.html").read_text() and frozen in (out / "report.html").read_text()
     here = replace(experiment, pretraining_cohort=None, arms=arms)
     run_experiment(here, tmp_path / "here", progress=False)
     assert not failed_cells(here, tmp_path / "here")
@@ -282,11 +316,12 @@ def test_grades(tmp_path):
     rows = run_experiment(experiment, tmp_path / "out", progress=False)
     assert all(r["grade"] in (0, 1, 2) and r["predicted"] in (0, 1, 2) for r in rows)
     assert str(read_table(tmp_path / "out/results.csv")) == str(rows)
-    ages = replace(experiment, goal="regression", finetuning={"steps": 2, "track": 2}, lrs=[1e-3, 1e-2])
+    ages = replace(experiment, goal="regression", finetuning={"steps": 2, "track": 1, "warmup": 1}, lrs=[1e-3, 1e-2])
     rows = run_experiment(ages, tmp_path / "ages", progress=False)
     assert all(20 <= r["age"] < 35 and isinstance(r["guess"], float) for r in rows)
     assert {a["metric"] for a in verdict(rows)} == {"R²"} and "(R²)" in keep_answer(rows, tmp_path / "ages")
-    assert {line["score"] for line in read_table(tmp_path / "ages/learning_curves.csv")} and len(rows) == 2 * 2 * 3
+    looks = [(r["step"], r["frozen"], r["frozen_steps"]) for r in read_table(tmp_path / "ages/learning_curves.csv")]
+    assert {*looks} == {(0, "yes", "1"), (1, "yes", "1"), (2, "no", "1")} and len(rows) == 2 * 2 * 3
     unfinished = next((tmp_path / "ages/cells").glob("*-1"))  # as one that another process is still making
     (unfinished / "scores.csv").unlink()
     collect(ages, {"cohort": Store(tmp_path / "ages/store")}, tmp_path / "ages")
@@ -389,25 +424,25 @@ def test_every_arm_and_fold_chooses_its_learning_rate(tmp_path):
     searched = replace(
         TOY,
         cohort=cohort,
-        seeds=2,
-        label_fractions=[0.2, 0.5],
+        seeds=1,
+        label_fractions=[0.7],
         folds=2,
         lrs=[1e-7, 1e-2],
-        finetuning={"steps": 4, "warmup": 0},
+        finetuning={"steps": 4},
     )
     out = tmp_path / "out"
     rows = run_experiment(searched, out, progress=False)
     assert rows and not failed_cells(searched, out)
-    for arm in TOY.arms:
-        for fold in (0, 1):
-            held = set(Store(out / "store", (fold, 2)).split("validation"))
-            tried = {lr: read_table(out / f"choosing/{arm}-0.5-0-fold{fold}-{lr:g}/scores.csv") for lr in searched.lrs}
-            assert all({r["case"] for r in table} == held for table in tried.values())
-            best = max(tried, key=lambda lr: sum(r["dice"] for r in tried[lr]))
-            for seed in (0, 1):
-                assert settings_of(out, f"{arm}-0.2-{seed}-fold{fold}")["lr"] == best
+    for cell in cells_of(searched):
+        tried = {lr: read_table(out / f"choosing/{cell.name}-{lr:g}/scores.csv") for lr in searched.lrs}
+        own = set(json.loads((out / "cells" / cell.name / "network.json").read_text())["trained_on"])
+        few = set(json.loads((out / f"choosing/{cell.name}-0.01/network.json").read_text())["trained_on"])
+        held = {r["case"] for table in tried.values() for r in table}
+        assert held and few and few | held == own and not few & held, "a part of its own labelled people"
+        best = max(tried, key=lambda lr: sum(r["dice"] for r in tried[lr]))
+        assert settings_of(out, cell.name)["lr"] == best
     expected = forecast(searched, {"cohort": Store(out / "store")})
-    assert expected["runs"] == 2 * 2 * 2 * 2 + 2 * 2 + 2 * 2 * 2, "cells, pretrainings, searches"
+    assert expected["runs"] == 2 * 2 + 2 + 2 * 2 * 2, "cells, pretrainings, searches"
 
 
 def test_interrupted_means_stopped(tmp_path, monkeypatch):
@@ -476,3 +511,67 @@ def test_files_from_every_editor(tmp_path, coding, ends):
     (tmp_path / "e.yaml").write_bytes(text.replace("\n", ends).encode(coding))
     described = read_experiment(tmp_path / "e.yaml")
     assert described.finetuning == {"lr": 0.001} and described.seeds == 2 and len(described.arms) == 2
+
+
+# Labels beyond a share
+
+
+def test_labels_of_the_same_people_are_not_read_elsewhere(toy, tmp_path):
+    """A cohort to pretrain on that holds the scans of the cohort itself, and an encoder that has seen their masks."""
+    arms = {"scratch": {}, "x": {"task": "supervised", "steps": 1}}
+    here = {"source": str(toy[0] / "store")}
+    same = replace(TOY, arms=arms, cohort=here, pretraining_cohort=here)
+    probed = replace(same, arms={"x": {"task": "rotation", "steps": 1, "probe": "mask"}})
+    given = replace(TOY, cohort=here, arms={"x": {"encoder": str(toy[0] / "cells/scratch-1-0")}})
+    for k, wrong in enumerate((same, probed, given)):
+        with pytest.raises(InputError, match=r"arm 'x': .*pretrained with labels of \d+ case.*label_fractions is 0.2"):
+            run_experiment(wrong, tmp_path / str(k), progress=False)
+        assert not (tmp_path / str(k) / "cells").exists(), "before anything is trained"
+    open_experiment(replace(same, label_fractions=[1.0]), tmp_path / "all", progress=False)
+    plain = replace(same, arms={"x": {"task": "rotation", "steps": 1}})
+    open_experiment(plain, tmp_path / "plain", progress=False)
+
+
+@pytest.mark.parametrize("goal, needed, fraction", [("segmentation", "two", 0.04), ("regression", "three", 0.14)])
+def test_a_share_that_is_too_small_for_a_search_is_refused_at_once(tmp_path, goal, needed, fraction):
+    images = sorted((SAMPLES / "imagesTr").glob("*.nii.gz"))[:18]
+    lines = [f"{f},{str(f).replace('imagesTr', 'labelsTr')},{20 + i}" for i, f in enumerate(images)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,mask,age", *lines]))
+    few = replace(TOY, goal=goal, cohort={"source": str(tmp_path / "t.csv"), "size": 16}, finetuning={"steps": 1})
+    few = replace(few, arms={"scratch": {}}, lrs=[1e-3, 1e-2], label_fractions=[1.0, fraction])
+    with pytest.raises(InputError, match=f"lrs need {needed} labelled people at the smallest share"):
+        run_experiment(few, tmp_path / "out", progress=False)
+    assert not {"cells", "choosing", "pretraining"} & {file.name for file in (tmp_path / "out").iterdir()}
+    open_experiment(replace(few, label_fractions=[1.0]), tmp_path / "whole", progress=False)
+
+
+def test_a_frozen_phase_that_is_too_long_is_refused_at_once(toy, tmp_path):
+    long = replace(TOY, cohort={"source": str(toy[0] / "store")}, finetuning={"preset": "paper", "steps": 100})
+    said = "arm 'scratch' with 100 % of the labels: .*25 epochs, which are 325 steps .* 100 steps"
+    with pytest.raises(InputError, match=said):
+        run_experiment(long, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out/cells").exists()
+
+
+def test_all_arms_have_the_network_of_the_preset(tmp_path):
+    """A preset under pretraining alone would give pretrained arms another network than scratch."""
+    for i in range(8):
+        colours = np.random.default_rng(i).integers(0, 255, (32, 32, 3)).astype(np.uint8)
+        Image.fromarray(colours).save(tmp_path / f"p{i}.png")
+    (tmp_path / "t.csv").write_text("\n".join(["image,grade", *(f"p{i}.png,{i % 2}" for i in range(8))]))
+    paper = Experiment(
+        {"source": str(tmp_path / "t.csv"), "size": 32},
+        {"scratch": {}, "rotation": {"task": "rotation"}},
+        "classification",
+        label_fractions=[1.0],
+        seeds=1,
+        pretraining={"preset": "paper", "steps": 1},
+        finetuning={"steps": 1},
+    )
+    run_experiment(paper, tmp_path / "out", progress=False)
+    assert not failed_cells(paper, tmp_path / "out")
+    used = {settings_of(tmp_path / "out", f"{arm}-1-0")["architecture"] for arm in paper.arms}
+    assert used == {"densenet121-batchnorm"}
+    said = keep_answer(read_scores(tmp_path / "out/results.csv"), tmp_path / "out")
+    assert "No frozen phase: every encoder learned from the first step" in said
+    assert "No frozen phase" in (tmp_path / "out/report.html").read_text()

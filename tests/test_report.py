@@ -74,6 +74,29 @@ def test_who_is_faster():
     assert steps_to_reach(folds, "fast", "scratch", 0.1) == {0: 50, 1: 50, 2: 50}, "folds are averaged"
 
 
+@pytest.mark.parametrize("steps", [{"scratch": 0, "a": 0}, {"scratch": 30, "a": 30}, {"scratch": 0, "a": 25}, None])
+def test_what_was_frozen_is_shaded_and_said(tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
+    curves = learning_curves_of(["scratch", "a"], [100, 50])
+    if steps is not None:
+        curves = [c | {"frozen": "yes" if 0 < steps[c["arm"]] >= c["step"] else "no", "frozen_steps": steps[c["arm"]]}
+                  for c in curves]  # fmt: skip
+    ax = convergence(curves, 0.1)
+    shaded = sorted(patch.get_x() + patch.get_width() for patch in ax.patches)
+    assert shaded == sorted({n for n in (steps or {}).values() if n})
+    words = {
+        (): "",
+        (0, 0): "no frozen phase",
+        (30, 30): "frozen for the first 30 steps in every arm",
+        (0, 25): "not alike in all arms",
+    }[tuple((steps or {}).values())]
+    assert words in ax.get_title() and (steps is not None or ax.get_title() == "10 % of the labels")
+    write_table(tmp_path / "results.csv", rows_of(["scratch", "a"], label_fractions=(0.1,)))
+    write_table(tmp_path / "learning_curves.csv", curves)
+    page = html_report(tmp_path, "t")
+    assert words in page and ("shaded" in page) == bool(shaded)
+
+
 def test_the_page_stands_alone(tmp_path):
     rows = rows_of(["scratch", "<b>sly</b> & co"], gain=0.2)
     write_table(tmp_path / "results.csv", rows)

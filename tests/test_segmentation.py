@@ -27,10 +27,12 @@ def test_numbers_that_make_no_fine_tuning(store, tmp_path, wrong):
         finetune(store.folder, tmp_path / "x", **({"epochs": 1, "widths": SMALL, "progress": False} | wrong))
 
 
-def test_the_default_warmup_ends(store, tmp_path):
+def test_nothing_is_frozen_unless_it_is_asked_for(store, tmp_path):
+    """A random encoder that is frozen for a quarter of its steps is a handicapped baseline."""
     out = finetune(store.folder, tmp_path / "x", epochs=2, labels=0.2, widths=SMALL, progress=False)
     settings = yaml.safe_load((out / "settings.yaml").read_text())
-    assert 0 < 4 * settings["warmup_steps"] <= settings["steps"]
+    assert settings["warmup_steps"] == 0
+    out = finetune(store.folder, tmp_path / "one", steps=1, labels=0.2, widths=SMALL, progress=False)
     fresh = new_network(store, widths=SMALL)[0].encoder.state_dict()
     assert any(not torch.equal(fresh[k], v) for k, v in load_network(out).encoder.state_dict().items())
 

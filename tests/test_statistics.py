@@ -9,12 +9,14 @@ from scipy import stats
 
 from ssl3d.downstream.metrics import age_scores, grading_scores
 from ssl3d.errors import InputError
-from ssl3d.evidence.report import keep_answer
+from ssl3d.evidence.report import in_words, keep_answer
 from ssl3d.evidence.statistics import (
     arm_rows,
     bootstrap_interval,
     bootstrap_means,
     effect_size,
+    failed_trainings,
+    failures,
     holm,
     in_common,
     p_value,
@@ -284,3 +286,66 @@ def test_the_first_arm_or_another_is_the_baseline():
     assert "no two arms" in verdict_table(verdict(dice_rows(lambda a, s, c: 0.1, arms=("s",))))
     partly = [r for r in rows if not (r["arm"] == "b" and r["label_fraction"] == 1.0)]
     assert [(a["label_fraction"], a["arm"]) for a in verdict(partly)] == [(0.1, "a"), (0.1, "b"), (1.0, "a")]
+
+
+# Trainings that failed
+
+
+def masks_of(dice, arms=("scratch", "x"), seeds=5, people=6, folds=("",)):
+    """Rows of two classes; `dice` of arm, seed, person and class."""
+    return [
+        {"arm": a, "label_fraction": 0.1, "seed": s, "fold": f, "subject": f"p{c}{f}", "case": f"c{c}{f}", "class": k}
+        | {"metric": "Dice", "dice": dice(a, s, c, k)}
+        for f in folds for a in arms for s in range(seeds) for c in range(people) for k in ("large", "small")
+    ]  # fmt: skip
+
+
+def test_a_class_that_is_never_predicted_is_counted_apart():
+    rows = masks_of(lambda a, s, c, k: 0.0 if (a, s, k) == ("x", 4, "small") else 0.8)
+    (failed,) = failed_trainings(rows)
+    assert failed == {"arm": "x", "label_fraction": 0.1, "seed": 4, "fold": "", "missed": ["small"]}
+    said = "1 of 5 trainings never predicted small: mean with it 0.720, without 0.800"
+    assert failures(rows, "x", 0.1) == said and failures(rows, "scratch", 0.1) == ""
+    (answer,) = verdict(rows)
+    assert said in verdict_table([answer]) and said in in_words(answer)
+    flipped = verdict([row | {"arm": {"x": "scratch", "scratch": "x"}[row["arm"]]} for row in rows], "scratch")
+    assert f"scratch, {said}" in verdict_table(flipped) and f"Of scratch, {said}" in in_words(flipped[0])
+    twice = verdict_table(verdict(rows + [row | {"arm": "y"} for row in rows if row["arm"] == "scratch"], "x"))
+    assert twice.count(said) == 1, "the baseline's is said once"
+
+
+def test_who_does_not_have_a_class_does_not_count():
+    def dice(a, s, c, k):
+        if k == "small" and c >= 2:  # nobody but the first two has it: 1 where it is not marked, 0 where it is
+            return 0.0 if (a, c) == ("x", 3) else 1.0
+        return 0.0 if (a, s, k) == ("scratch", 1, "small") else 0.7
+
+    (failed,) = failed_trainings(masks_of(dice))
+    assert (failed["arm"], failed["seed"], failed["missed"]) == ("scratch", 1, ["small"])
+    assert not failed_trainings(masks_of(lambda a, s, c, k: 1.0 if k == "small" else 0.5)), "nobody has it"
+    assert not failed_trainings(masks_of(lambda a, s, c, k: 0.0 if c else 0.2)), "one person is enough"
+
+
+def test_folds_are_trainings_of_their_own_and_nothing_may_be_left():
+    rows = masks_of(lambda a, s, c, k: 0.5, folds=(0, 1))
+    rows = [row | {"dice": 0.0} if (row["arm"], row["seed"], row["fold"]) == ("x", 0, 1) else row for row in rows]
+    said = failures(rows, "x", 0.1)
+    assert said == "1 of 10 trainings never predicted large or small: mean with it 0.450, without 0.500"
+    said = failures(masks_of(lambda a, s, c, k: 0.0, arms=["x"], seeds=2), "x", 0.1)
+    assert said.startswith("2 of 2 trainings never predicted large or small") and "none is left" in said
+
+
+def test_one_answer_for_everybody_is_no_small_kappa_or_r2(tmp_path):
+    grades = [{"arm": a, "label_fraction": 1.0, "seed": s, "fold": "", "subject": f"p{c}", "case": f"c{c}",
+               "grade": c % 3, "predicted": 2 if (a, s) == ("x", 1) else c % 3, "metric": "kappa of grade"}
+              for a in ("scratch", "x") for s in range(3) for c in range(9)]  # fmt: skip
+    assert [(f["arm"], f["seed"]) for f in failed_trainings(grades)] == [("x", 1)]
+    assert "1 of 3 trainings" in failures(grades, "x", 1.0) and "without 1.000" in failures(grades, "x", 1.0)
+    ages = [{"arm": a, "label_fraction": 1.0, "seed": s, "fold": "", "subject": f"p{c}", "case": f"c{c}", "age": 30 + c,
+             "guess": 33.0 if (a, s) == ("x", 1) else 30 + 0.9 * c, "metric": "R² of age"}
+            for a in ("scratch", "x") for s in range(3) for c in range(9)]  # fmt: skip
+    assert [(f["arm"], f["seed"]) for f in failed_trainings(ages)] == [("x", 1)]
+    alone = [row for row in ages if row["arm"] == "x"]
+    write_table(tmp_path / "results.csv", alone)
+    assert "1 of 3 trainings never predicted any answer but one" in keep_answer(alone, tmp_path), "one arm only"
+    assert "1 of 3 trainings" in (tmp_path / "report.html").read_text()

@@ -3,15 +3,16 @@
     python tools/keep_results.py runs/ixi_tissue
     python tools/keep_results.py runs/ixi_sex "one NVIDIA H100, 16 cores; Python 3.12, torch 2.11.0+cu130, monai 1.6.1"
 
-Kept are its scores and learning curves, the summary and the figure, and about.txt: the command, the seeds, the
-versions, the machine and the hours. Its description is experiments/NAME.yaml. The second form is for what was made on
-another machine: the machine, a semicolon, the versions.
+Kept are its scores, learning curves and trainings, the summary and the figure, and about.txt: the command, the seeds,
+the versions, the machine and the hours. Its description is experiments/NAME.yaml. The second form is for what was made
+on another machine: the machine, a semicolon, the versions.
 """
 
 import os
 import platform
 import shutil
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,13 +34,15 @@ def processor() -> str:
 
 
 def chosen(run: Path) -> str:
-    """A line with the learning rate that each arm chose on validation subjects; none where all had the same."""
+    """A line with the learning rates that the trainings of each arm chose, and how often; none without a choice."""
     experiment = read_experiment(run / "experiment.yaml")
     if not experiment.lrs:
         return ""
-    cells = {cell.arm: cell for cell in cells_of(experiment)}
-    rates = {arm: read_settings(run / "cells" / cell.name)["lr"] for arm, cell in cells.items()}
-    return "rates     " + ", ".join(f"{arm} {lr:g}" for arm, lr in rates.items()) + " (chosen on validation people)\n"
+    rates: dict[str, Counter] = {arm: Counter() for arm in experiment.arms}
+    for cell in cells_of(experiment):
+        rates[cell.arm][read_settings(run / "cells" / cell.name)["lr"]] += 1
+    told = (f"{arm} " + " ".join(f"{lr:g} ({n})" for lr, n in found.most_common()) for arm, found in rates.items())
+    return "rates     " + ", ".join(told) + " (trainings; each chose by a part of its own labelled people)\n"
 
 
 def here() -> str:
@@ -71,7 +74,7 @@ def main(run: Path, where: str) -> None:
     rows = [{key: f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in KEPT if key in row}
             for row in read_scores(run / "results.csv")]
     write_table(out / "results.csv.gz", rows)
-    for name in ("learning_curves.csv", "summary.txt", "curves.png"):
+    for name in ("learning_curves.csv", "trainings.csv", "summary.txt", "curves.png"):
         if (run / name).exists():
             shutil.copy(run / name, out / name)
     (out / "about.txt").write_text(about(run, where), encoding="utf-8")

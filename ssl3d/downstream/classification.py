@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..data.store import Store
-from .goals import Goal, what_else
+from .goals import Goal, one_answer, what_else
 from .metrics import grading_scores
 from ..errors import InputError, one_of
 from ..files import read_table
@@ -107,7 +107,6 @@ def outputs_of(network: nn.Module, store: Store, case_ids: list[str]) -> dict[st
 class ImageGoal(Goal):
     """A goal with one answer for a whole image, from a head on the encoder's coarsest map."""
 
-    least: ClassVar[int] = 1  # test cases whose truth is known
     target: str | None  # an option of the goals
     head: str  # likewise
 
@@ -145,6 +144,20 @@ class ImageGoal(Goal):
         rows = self.rows(network, store, case_ids, facts)
         known = [row for row in rows if row[self.asked] != ""]
         return {"predictions.csv": rows, "scores.csv": [{"cases": len(known)} | self.scored(known, facts)]}
+
+    def never_answered(self, network: nn.Module, store: Store, case_ids: list[str], facts: dict,
+                       n: int) -> list[str]:
+        """Any answer but one, where all get the same and their truths differ."""
+        truths = self.labelled(store, case_ids)
+        firsts = {truth: name for name, truth in reversed(truths.items())}  # a case of each truth goes first
+        asked = [*dict.fromkeys([*firsts.values(), *truths])][:n]
+        rows = self.rows(network, store, asked, facts)
+        said = next((rows[0][column] for column in ("name", "predicted", "guess") if column in rows[0]), "one")
+        return [f"any {self.asked} but {said}"] if one_answer(rows, self.asked) else []
+
+    def all_one(self, run: Path) -> bool:
+        """Whether all who were scored have the same truth, so that the metric says nothing."""
+        return len({row[self.asked] for row in read_table(run / "predictions.csv")} - {""}) < 2
 
     def scored(self, rows: list[dict], facts: dict) -> dict[str, float]:
         """The scores of rows whose truth is known."""
@@ -207,6 +220,10 @@ class Classification(ClassificationOptions, ImageGoal):
         """Quadratic weighted kappa, and accuracy."""
         predicted, known = (np.array([row[column] for row in rows]) for column in ("predicted", self.asked))
         return grading_scores(predicted, known, facts["n_grades"])
+
+    def score(self, run: Path) -> float:
+        """Kappa; accuracy where all who are scored have one grade, since kappa then is zero or not defined."""
+        return float(read_table(run / "scores.csv")[0]["accuracy"]) if self.all_one(run) else super().score(run)
 
     def told(self, run: Path, who: str) -> str:
         scores = read_table(run / "scores.csv")[0]

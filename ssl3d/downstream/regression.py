@@ -62,6 +62,10 @@ class Regression(RegressionOptions, ImageGoal):
         guessed, known = (np.array([row[column] for row in rows]) for column in ("guess", self.asked))
         return age_scores(guessed, known)
 
+    def score(self, run: Path) -> float:
+        """R²; where all who are scored have one age, the mean error with a minus, since R² then is not defined."""
+        return -float(read_table(run / "scores.csv")[0]["mae"]) if self.all_one(run) else super().score(run)
+
     def told(self, run: Path, who: str) -> str:
         scores = read_table(run / "scores.csv")[0]
         return f"R² {scores['r2']:.3f}, mean error {scores['mae']:.1f} years over {scores['cases']} {who} cases"

@@ -17,6 +17,8 @@ from ssl3d.evidence.statistics import (
     Rows,
     arm_rows,
     bootstrap_interval,
+    frozen_in_words,
+    frozen_steps,
     in_common,
     learning_curves_of,
     metric_of,
@@ -129,7 +131,8 @@ def convergence(
 ) -> Axes:
     """Score against step for every arm at one share; a mark at the median of the seeds that reach it.
 
-    A seed reaches it at the first step at which it is as good as the baseline with the same seed is at its end.
+    A seed reaches it at the first step at which it is as good as the baseline with the same seed is at its end. Steps
+    with a frozen encoder are shaded, and the title says whether there were some, where the table does.
     """
     arms = list(dict.fromkeys(row["arm"] for row in learning_curves if row["label_fraction"] == fraction))
     baseline, look = baseline or arms[0], arm_looks(arms)
@@ -154,8 +157,12 @@ def convergence(
                         xerr=[[middle - min(reached)], [max(reached) - middle]], transform=ax.get_xaxis_transform(),
                         label=f"{arm} is there ({len(reached)} of {len(when)} seeds)")
     lowest = min(np.min(line.get_ydata()) for line in ax.lines if line.get_transform() == ax.transData)
-    ax.set(ylim=(min(0, lowest), min(1.02, ax.get_ylim()[1])), xlabel="step of fine-tuning", ylabel=ylabel,
-           title=f"{100 * fraction:g} % of the labels")
+    frozen = frozen_steps(learning_curves, fraction)
+    for n in sorted({n for n in frozen.values() if n > 0}):
+        ax.axvspan(0, n, color="0.5", alpha=0.15, lw=0, label=f"encoder frozen (to step {n})")
+    said = f"; {frozen_in_words(frozen)}" if frozen else ""
+    ax.set(ylim=(min(0, lowest), min(1.02, ax.get_ylim()[1])), xlabel="step of fine-tuning", ylabel=ylabel)
+    ax.set_title(f"{100 * fraction:g} % of the labels{said}", fontsize=10)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from ..data.prepare import prepare
 from ..data.store import Store
-from ..downstream.finetune import finetune
+from ..downstream.finetune import cases_of, filled, finetune, plan_steps
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError, one_of, whole_number
@@ -38,6 +38,7 @@ from ssl3d.files import (
     disk_troubles,
     is_file_name,
     is_free,
+    read_json,
     read_table,
     read_text,
     read_yaml,
@@ -56,6 +57,7 @@ from ssl3d.settings import (
     SegmentationOptions,
     Settings,
     Training,
+    architecture_of,
     check_names,
     check_option,
     options_of,
@@ -63,7 +65,8 @@ from ssl3d.settings import (
 from ..tasks import NAMES
 from ..training.loop import steps_per_epoch
 from ..training.pretrain import pretrain
-from ..training.runs import read_log
+from ..training.probes import probe_cases
+from ..training.runs import read_log, read_settings
 
 # %% ../../nbs/70_experiments.ipynb #65ab28d1
 @dataclass
@@ -143,7 +146,38 @@ def _check_settings(what: str, given: dict, *kinds: type[Settings], ours: set[st
                 raise InputError(f"{what}: {e}") from None
 
 
-def _check_arm(name: str, arm: dict, goal: str, pretraining_cohort: dict | None) -> None:
+def _frozen(settings: dict) -> tuple | None:
+    """What settings of fine-tuning freeze: how much, in which unit, and by which preset; None for nothing."""
+    warmup, of_preset = settings.get("warmup"), settings.get("preset") == "paper"
+    if not warmup and (warmup is not None or not of_preset):
+        return None
+    in_steps = warmup is not None and settings.get("steps") is not None
+    return (warmup, "steps") if in_steps else (warmup, "epochs", settings.get("batch_size"))
+
+
+def _check_frozen(name: str, arm: dict, shared: dict) -> None:
+    """Refuse a frozen phase that one arm alone would have, or would not have."""
+    own = arm.get("finetuning", {})
+    own = own if isinstance(own, dict) else {}
+    if "warmup" in own or "warmup" in arm or _frozen(shared | own) != _frozen(shared):
+        which = next(key for key in ("warmup", "preset", "steps", "batch_size") if key in own or key in arm)
+        raise InputError(f"arm {name!r} has its own {which}, and with it another frozen phase than the other "
+                         "arms. That helps a pretrained encoder and handicaps a random one, so all arms have the same, "
+                         "or none: give warmup under finetuning of the experiment. Pretraining is never frozen.")
+
+
+def _check_probe(name: str, settings: dict, least: float) -> None:
+    """Refuse a probe that reads labels of people beyond the smallest share."""
+    probe, keep = settings.get("probe"), settings.get("keep")
+    if least < 1 and (probe is not None or keep == "probe"):
+        what = f"probe: {probe}" if probe is not None else "keep: probe"
+        raise InputError(f"arm {name!r} has {what}, which reads labels of up to 40 training people and of all "
+                         f"validation people while it pretrains, and the smallest of label_fractions is {least:g}: it "
+                         "would see labels beyond that share. Leave probe and keep out of pretraining; or pretrain on "
+                         "a pretraining_cohort, whose labels are counted apart; or give label_fractions: [1.0].")
+
+
+def _check_arm(name: str, arm: dict, goal: str, pretraining_cohort: dict | None, shared: dict) -> None:
     """Refuse an arm that says nothing, or something else than an arm can."""
     if not isinstance(name, str) or not is_file_name(name) or not isinstance(arm, dict) or \
             "task" in arm and "encoder" in arm or None in arm.values():
@@ -151,6 +185,7 @@ def _check_arm(name: str, arm: dict, goal: str, pretraining_cohort: dict | None)
                          "{encoder: FOLDER}, under a name that a folder can have (in quotes where it is a number).")
     rest = {k: v for k, v in arm.items() if k not in ("task", "encoder", "slices", "finetuning")}
     task = arm.get("task")
+    _check_frozen(name, arm, shared)
     if task is not None:
         one_of((*NAMES, "supervised"), task=task)
     if task == "supervised" and pretraining_cohort is None:
@@ -205,7 +240,9 @@ def check_experiment(experiment: Experiment) -> None:
         if any("lr" in settings for settings in given):
             raise InputError("lrs are for every arm to choose from, so finetuning cannot have an lr as well.")
     for name, arm in experiment.arms.items():
-        _check_arm(name, arm, experiment.goal, experiment.pretraining_cohort)
+        _check_arm(name, arm, experiment.goal, experiment.pretraining_cohort, experiment.finetuning)
+        if experiment.pretraining_cohort is None and "task" in arm:
+            _check_probe(name, experiment.pretraining | arm, min(experiment.label_fractions))
 
 # %% ../../nbs/70_experiments.ipynb #afc33266
 class Cell(NamedTuple):
@@ -261,12 +298,19 @@ def _open_store(cohort: dict, out: Path, progress: bool) -> Store:
     return prepare(source, out, progress=progress, **settings)
 
 # %% ../../nbs/70_experiments.ipynb #12e95db3
-def _given_encoder(experiment: Experiment, arm: dict) -> Path | None:
+def _network(experiment: Experiment, stores: dict[str, Store]) -> dict:
+    """Architecture and widths, for every arm: those given; the paper's where the preset is one that all arms share."""
+    presets = (experiment.pretraining.get("preset"), experiment.finetuning.get("preset"))
+    how = Training(preset="paper" if "paper" in presets else None)
+    return {"architecture": architecture_of(how, stores["cohort"].spatial_dims)} | experiment.network
+
+
+def _given_encoder(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> Path | None:
     """The folder of the encoder that an arm names, if it is of the experiment's network; None where it names none."""
     if "encoder" not in arm:
         return None
     folder = Path(_folder(arm["encoder"]))
-    card, network = read_card(folder), {"architecture": "unet", "widths": WIDTHS} | experiment.network
+    card, network = read_card(folder), {"widths": WIDTHS} | _network(experiment, stores)
     wanted = [network["architecture"], *(network["widths"] if "unet" in network["architecture"] else ())]
     has = [card["architecture"], *(card["widths"] if "unet" in card["architecture"] else ())]
     if has != wanted:
@@ -275,18 +319,19 @@ def _given_encoder(experiment: Experiment, arm: dict) -> Path | None:
     return folder
 
 
-def _pretraining(experiment: Experiment, arm: dict) -> dict:
-    """The settings with which an arm is pretrained."""
-    known = options_of(*((Finetuning, SegmentationOptions) if arm["task"] == "supervised" else (Pretraining,)))
+def _pretraining(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> dict:
+    """The settings with which an arm is pretrained; nothing is ever frozen in it."""
+    supervised = arm["task"] == "supervised"
+    known = options_of(*((Finetuning, SegmentationOptions) if supervised else (Pretraining,)))
     shared = {k: v for k, v in experiment.pretraining.items() if k in known}
     own = {k: v for k, v in arm.items() if k not in ("task", "finetuning")}
-    return experiment.network | shared | own
+    return _network(experiment, stores) | shared | own | ({"warmup": 0} if supervised else {})
 
 
 def _pretrain(experiment: Experiment, arm: dict, stores: dict[str, Store], run: Path, **more: Any) -> Path:
     """Pretrain as an arm says, with more settings than it has."""
     store = stores.get("pretraining_cohort", stores["cohort"])
-    settings = _pretraining(experiment, arm) | more | {"progress": False}
+    settings = _pretraining(experiment, arm, stores) | more | {"progress": False}
     if arm["task"] == "supervised":
         finetune(store, run, **settings)
     else:
@@ -302,6 +347,11 @@ def encoder_cell(experiment: Experiment, cell: Cell) -> Cell | None:
     return cell._replace(label_fraction=max(experiment.label_fractions), fold=fold)
 
 
+def _encoder_folder(first: Cell, out: Path) -> Path:
+    """The folder of the encoder that is made for a cell of `encoder_cell`."""
+    return out / "pretraining" / f"{first.arm}-{first.seed}{first.suffix}"
+
+
 def encoder_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> Path | None:
     """The folder of the encoder that a cell begins with, which is made where there is none; None for scratch.
 
@@ -309,8 +359,8 @@ def encoder_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out
     """
     arm, first = experiment.arms[cell.arm], encoder_cell(experiment, cell)
     if first is None:
-        return _given_encoder(experiment, arm)
-    folder = out / "pretraining" / f"{first.arm}-{first.seed}{first.suffix}"
+        return _given_encoder(experiment, arm, stores)
+    folder = _encoder_folder(first, out)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock", timeout=0):
         made = _pretrain(experiment, arm, stores, folder, seed=first.seed, fold=_fold(experiment, first))
@@ -318,16 +368,16 @@ def encoder_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out
     return made
 
 # %% ../../nbs/70_experiments.ipynb #65a36351
-def _finetuning(experiment: Experiment, arm: str) -> dict:
+def _finetuning(experiment: Experiment, arm: str, stores: dict[str, Store]) -> dict:
     """The settings with which an arm is fine-tuned."""
-    settings = experiment.network | experiment.finetuning | experiment.arms[arm].get("finetuning", {})
+    settings = _network(experiment, stores) | experiment.finetuning | experiment.arms[arm].get("finetuning", {})
     return settings | ({"slices": experiment.arms[arm]["slices"]} if "slices" in experiment.arms[arm] else {})
 
 
 def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path, run: Path,
                    **more: Any) -> Path:
     """Fine-tune and score one cell into `run`, with more settings than its arm has."""
-    settings = _finetuning(experiment, cell.arm) | more
+    settings = _finetuning(experiment, cell.arm, stores) | more
     finetune(stores["cohort"], run, goal=experiment.goal, encoder=encoder_of(experiment, cell, stores, out),
              labels=cell.label_fraction, seed=cell.seed, fold=_fold(experiment, cell), progress=False, **settings)
     (run / "last.ckpt").unlink(missing_ok=True)
@@ -335,21 +385,23 @@ def _finetune_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store],
 
 # %% ../../nbs/70_experiments.ipynb #f627469b
 def choose_lr(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> float:
-    """The learning rate of fine-tuning at which an arm does best on the validation subjects (of a cell's fold).
+    """The learning rate of fine-tuning at which a cell does best on a fifth of its own labelled people, held back.
 
-    Raises `Timeout` if another process is choosing it.
+    Raises `Timeout` if another process is choosing it, and `InputError` where no score is defined.
     """
-    first = cell._replace(label_fraction=max(experiment.label_fractions), seed=0)
     folder, goal = out / "choosing", _goal(experiment)
     folder.mkdir(parents=True, exist_ok=True)
     scores = {}
     for lr in experiment.lrs or ():
-        name = f"{first.name}-{lr:g}"
+        name = f"{cell.name}-{lr:g}"
         with FileLock(folder / f"{name}.lock", timeout=0):
-            run = _finetune_cell(experiment, first, stores, out, folder / name, lr=lr, validate=True)
-        found = goal.score(run)
-        scores[lr] = -1.0 if np.isnan(found) else found  # a kappa that is not defined is the worst
-    return max(scores, key=scores.__getitem__)
+            run = _finetune_cell(experiment, cell, stores, out, folder / name, lr=lr, validate=True)
+        scores[lr] = goal.score(run)
+    known = {lr: score for lr, score in scores.items() if not np.isnan(score)}
+    if not known:
+        raise InputError(f"{folder / cell.name}: {goal.judged_by} is not defined for the people who are held back to "
+                         "choose from lrs. Give larger label_fractions, or one lr under finetuning in place of lrs.")
+    return max(known, key=known.__getitem__)
 
 
 def run_cell(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> Path:
@@ -372,10 +424,10 @@ def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
     """What tells a cell from the same cell of another experiment: 12 hexadecimal digits."""
     arm = experiment.arms[cell.arm]
     known = _plain(experiment) | {"arms": arm, "cell": cell, "stores": [stores[k].hash for k in sorted(stores)],
-                                  "encoder": encoder_origin(_given_encoder(experiment, arm))}
+                                  "encoder": encoder_origin(_given_encoder(experiment, arm, stores))}
     for name in ("seeds", "label_fractions", "cohort", "pretraining_cohort"):
         del known[name]
-    known["label_fractions"] = max(experiment.label_fractions) if experiment.lrs else None  # a rate is chosen with it
+    known["label_fractions"] = None  # a share does not depend on the others
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -485,8 +537,8 @@ def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs,
     folds, n_train = experiment.folds or 1, len(stores["cohort"].split("train"))
     goal, seconds, runs, measured = _goal(experiment), 0.0, 0, {}
 
-    def try_pretraining(arm: dict, more: dict, steps: int, run: Path) -> None:
-        _pretrain(experiment, arm, stores, run, steps=steps, **more)
+    def try_pretraining(arm: dict, steps: int, run: Path) -> None:
+        _pretrain(experiment, arm, stores, run, steps=steps)
 
     def try_finetuning(settings: dict, steps: int, run: Path) -> None:
         finetune(stores["cohort"], run, goal=experiment.goal, progress=False,
@@ -495,23 +547,90 @@ def forecast(experiment: Experiment, stores: dict[str, Store]) -> dict:  # runs,
     for name, arm in experiment.arms.items():
         if "task" in arm:
             supervised = arm["task"] == "supervised"
-            once, step = _seconds(partial(try_pretraining, arm, {"warmup": 0} if supervised else {}))
+            once, step = _seconds(partial(try_pretraining, arm))
             n = experiment.seeds * (1 if experiment.pretraining_cohort else folds)
             n_cases = len(stores.get("pretraining_cohort", stores["cohort"]).split("train"))
-            seconds += n * (once + step * _n_steps(_pretraining(experiment, arm), n_cases,
+            seconds += n * (once + step * _n_steps(_pretraining(experiment, arm, stores), n_cases,
                                                  make_goal("segmentation") if supervised else None))
             runs += n
-        shared = _finetuning(experiment, name)
+        shared = _finetuning(experiment, name, stores)
         kind = json.dumps(shared, sort_keys=True, default=str)  # arms that are fine-tuned alike take as long
         if kind not in measured:
             measured[kind] = _seconds(partial(try_finetuning, shared))
         once, step = measured[kind]
-        searches = [max(experiment.label_fractions)] * folds * len(experiment.lrs or ())
-        fractions = [*experiment.label_fractions] * experiment.seeds * folds + searches
-        n_labelled = [max(1, round(fraction * n_train)) for fraction in fractions]
-        seconds += sum(once + step * _n_steps(shared, n, goal) for n in n_labelled)
-        runs += len(fractions)
+        n_labelled = [max(1, round(fraction * n_train)) for fraction in experiment.label_fractions]
+        n_searched = [max(1, n - max(1, round(n / 5))) for n in n_labelled] * len(experiment.lrs or ())
+        each = [once + step * _n_steps(shared, n, goal) for n in n_labelled + n_searched]
+        seconds += sum(each) * experiment.seeds * folds
+        runs += len(each) * experiment.seeds * folds
     return {"runs": runs, "hours": seconds / 3600}
+
+# %% ../../nbs/70_experiments.ipynb #3325abf5
+def _check_search(experiment: Experiment, stores: dict[str, Store], goal: Goal) -> None:
+    """Refuse a search for a learning rate that the smallest share has too few people for."""
+    least = min(experiment.label_fractions)
+    if not experiment.lrs or least == 1:  # with all labels the store's own validation people are held back
+        return
+    for fold in range(experiment.folds or 1):
+        store = Store(stores["cohort"], (fold, experiment.folds)) if experiment.folds else stores["cohort"]
+        people = {store.cases[name]["subject"] for name in goal.labelled(store, store.split("train"))}
+        n, need = max(1, round(least * len(people))), {1: "two", 2: "three"}.get(goal.least, str(goal.least + 1))
+        if n <= goal.least:
+            raise InputError(f"{store.folder}: lrs need {need} labelled people at the smallest share, since a part of "
+                             f"its own people is held back to choose by, and {least:g} of {len(people)} labelled "
+                             f"people is {n}. Give larger label_fractions, or one lr under finetuning in place of lrs.")
+
+
+def _check_frozen_length(experiment: Experiment, stores: dict[str, Store], goal: Goal) -> None:
+    """Refuse a frozen phase that is longer than the training of a share."""
+    store = Store(stores["cohort"], (0, experiment.folds)) if experiment.folds else stores["cohort"]
+    for name in experiment.arms:
+        settings = _finetuning(experiment, name, stores)
+        known = {key: value for key, value in settings.items() if key in options_of(Finetuning)}
+        for fraction in experiment.label_fractions if _frozen(settings) else ():
+            how = filled(Finetuning(labels=fraction, **known), goal)
+            try:
+                plan_steps(len(cases_of(store, goal, how)[1]), how, goal)
+            except InputError as e:
+                raise InputError(f"arm {name!r} with {100 * fraction:g} % of the labels: {e}") from None
+
+
+def _read_with_labels(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> set[str]:
+    """What tells the scans whose labels an arm's pretraining reads: fingerprints, and digests of their voxels."""
+    other, target = stores.get("pretraining_cohort"), (experiment.pretraining | arm).get("probe")
+    if "encoder" in arm:
+        try:
+            folder = _given_encoder(experiment, arm, stores)
+            card = read_card(folder) if folder else {}
+        except InputError:  # it is not there, or does not fit; its cells say so
+            return set()
+        probed = folder is not None and (folder / "settings.yaml").exists() and read_settings(folder).get("probe")
+        with_labels = probed or card["task"] in GOALS
+        return {*card["trained_on"], *card.get("voxel_digests", ())} if with_labels else set()
+    if other is None or arm.get("task") != "supervised" and ("task" not in arm or target is None):
+        return set()
+    cases = [other.cases[name] for name in other.split("train")]
+    what = "classes" if arm["task"] == "supervised" or target == "mask" else target
+    return {mark for case in cases if case[what] not in (None, [], {}) for mark in _marks(case)}
+
+
+def _marks(case: dict) -> set[str]:
+    """What only copies of a scan share with it."""
+    return {case["fingerprint"], *case.get("voxel_digests", ())}
+
+
+def _check_labels(experiment: Experiment, stores: dict[str, Store]) -> None:
+    """Refuse an arm whose pretraining has read labels of the cohort's own people beyond the smallest share."""
+    store, least = stores["cohort"], min(experiment.label_fractions)
+    for name, arm in experiment.arms.items() if least < 1 else ():
+        read = _read_with_labels(experiment, arm, stores)
+        met = [case for case in store.cases if read & _marks(store.cases[case])]
+        if met:
+            where = "its encoder was" if "encoder" in arm else "it is"
+            raise InputError(f"arm {name!r}: {where} pretrained with labels of {len(met)} case(s) of {store.folder}, "
+                             f"the first is '{met[0]}', and the smallest of label_fractions is {least:g}: it would see "
+                             "labels beyond that share. Pretrain with labels of other people, or without, or give "
+                             "label_fractions: [1.0].")
 
 # %% ../../nbs/70_experiments.ipynb #08ca9ce0
 def open_experiment(
@@ -533,6 +652,9 @@ def open_experiment(
         wanted = "masks" if goal.voxelwise else f"label of target {getattr(goal, 'asked', experiment.goal)}"
         raise InputError(f"{experiment.cohort['source']}: has no {wanted}, and the goal is {experiment.goal}. Say "
                          "where they are (masks, or table and columns).")
+    _check_search(experiment, stores, goal)
+    _check_labels(experiment, stores)
+    _check_frozen_length(experiment, stores, goal)
     if progress and not read_diary(out):
         try:
             found = forecast(experiment, stores)
@@ -582,7 +704,10 @@ def _run_all(experiment: Experiment, out: Path, progress: bool) -> list[ScoreRow
 
 
 def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list[ScoreRow]:
-    """Write the rows of all cells that are made to `results.csv`, arm after arm, and `learning_curves.csv`."""
+    """Write the rows of all cells that are made to `results.csv`, arm after arm.
+
+    `trainings.csv` says how each was trained, and `learning_curves.csv` has the scores along the way.
+    """
     cells = sorted(cells_of(experiment), key=lambda cell: [*experiment.arms].index(cell.arm))  # the baseline first
     failed = {line["cell"]: line for line in failed_cells(experiment, out)}
     made = [cell for cell in cells if cell.name not in failed and _is_made(out, cell, _hash(experiment, cell, stores))]
@@ -591,18 +716,56 @@ def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list
         first = next(iter(failed.values()))
         raise InputError(f"{out}: no cell of {len(cells)} could be made. {first['cell']}: {first['error']}")
     learning_curves = [row for cell in made for row in _learning_curve(experiment, cell, out)]
+    trainings = [_training(experiment, cell, stores, out) for cell in made]
     with FileLock(out / "experiment.lock"):
         write_table(out / "results.csv", rows)
+        write_table(out / "trainings.csv", trainings)
         if learning_curves:
             write_table(out / "learning_curves.csv", learning_curves)
     return rows
 
 
 def _learning_curve(experiment: Experiment, cell: Cell, out: Path) -> list[dict]:
-    """The scores of a cell while it trained, if it was asked to `track` them: a row per look."""
+    """The scores of a cell while it trained, if it was asked to `track` them: a row per look.
+
+    `frozen` says whether the encoder was frozen in the step before the look (yes or no), and `frozen_steps` for how
+    many steps it was in all.
+    """
     run, metric = out / "cells" / cell.name, _goal(experiment).metric
     if not (run / "observed.csv").exists():
         return []
-    seen = read_log(run, "observed.csv")
-    return [{**cell.columns, "step": int(step), "score": float(score)}
+    seen, frozen = read_log(run, "observed.csv"), read_settings(run)["warmup_steps"]
+    return [{**cell.columns, "step": int(step), "score": float(score),
+             "frozen": "yes" if frozen and step <= frozen else "no", "frozen_steps": frozen}
             for step, score in zip(seen["step"], seen[metric])]
+
+
+def _labels_before(experiment: Experiment, cell: Cell, stores: dict[str, Store],
+                   out: Path) -> tuple[set[str], int | str]:
+    """The labelled cases of the cohort that a cell's pretraining has read, and how many elsewhere."""
+    first, arm = encoder_cell(experiment, cell), experiment.arms[cell.arm]
+    folder = _given_encoder(experiment, arm, stores) if first is None else _encoder_folder(first, out)
+    if folder is None:
+        return set(), 0
+    if (folder / "network.json").exists():
+        card = read_json(folder / "network.json")
+        here = card["store"] == stores["cohort"].hash
+        return (set(card["trained_on"]), 0) if here else (set(), len(card["trained_on"]))
+    probe = read_settings(folder).get("probe") if (folder / "settings.yaml").exists() else None
+    if probe is None:
+        return set(), 0
+    if first is None:
+        return set(), "some"  # a probe of people who are not known here
+    store = Store(stores.get("pretraining_cohort", stores["cohort"]), _fold(experiment, first))
+    read = {name for names in probe_cases(store, probe) for name in names}
+    return (set(), len(read)) if "pretraining_cohort" in stores else (read, 0)
+
+
+def _training(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> dict:
+    """How a cell was trained: labelled cases that it has seen, here and elsewhere, its steps, and what it missed."""
+    run = out / "cells" / cell.name
+    settings, card = read_settings(run), read_json(run / "network.json")
+    before, elsewhere = _labels_before(experiment, cell, stores, out)
+    return {**cell.columns, "labels": len(before | set(card["trained_on"])), "elsewhere": elsewhere,
+            "steps": settings["steps"], "frozen_steps": settings["warmup_steps"], "lr": settings["lr"],
+            "tried": len(experiment.lrs or ()), "never_predicted": "; ".join(card.get("never_predicted", ()))}

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Rows', 'METRICS', 'metric_of', 'score_matrix', 'in_common', 'arm_rows', 'paired', 'standard_error', 'critical',
-           'bootstrap_means', 'bootstrap_interval', 'p_value', 'holm', 'smallest_difference', 'effect_size', 'verdict',
-           'verdict_table', 'learning_curves_of', 'steps_to_reach']
+           'bootstrap_means', 'bootstrap_interval', 'p_value', 'holm', 'smallest_difference', 'effect_size',
+           'failed_trainings', 'failures', 'verdict', 'told_failures', 'verdict_table', 'learning_curves_of',
+           'frozen_steps', 'frozen_in_words', 'steps_to_reach']
 
 # %% ../../nbs/72_statistics.ipynb #4619f78c
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from ..downstream.goals import one_answer
 from ..errors import InputError
 
 # %% ../../nbs/72_statistics.ipynb #b5041eb5
@@ -199,6 +201,76 @@ def effect_size(differences: np.ndarray) -> float:
     spread = differences.mean(axis=0).std(ddof=1) if differences.shape[1] > 1 else 0
     return float(differences.mean() / spread) if spread > 0 else float("nan")
 
+# %% ../../nbs/72_statistics.ipynb #7dfce9ae
+def _what(row: Mapping[str, Any]) -> tuple[str, str]:
+    """The case and the class of a row; a table may have neither, but a person's Dice alone."""
+    return row.get("case", row["subject"]), row.get("class", "any class")
+
+
+def _present(rows: Rows) -> set[tuple[str, str]]:  # case and class
+    """Which case has which class, as far as all trainings together show it."""
+    found: dict[tuple[str, str], set[float]] = {}
+    for row in rows:
+        found.setdefault(_what(row), set()).add(row["dice"])
+    return {pair for pair, dice in found.items() if 1 not in dice or any(0 < score < 1 for score in dice)}
+
+
+def _missed(rows: Rows, present: set[tuple[str, str]]) -> list[str]:
+    """What one training (its rows) never predicted, in words; empty where it has learned."""
+    if metric_of(rows) != "Dice":
+        return ["any answer but one"] if one_answer(rows, _truth_of(rows)) else []
+    best: dict[str, float] = {}
+    for row in rows:
+        if _what(row) in present:
+            name = _what(row)[1]
+            best[name] = max(row["dice"], best.get(name, 0.0))
+    return [name for name, dice in best.items() if dice == 0]
+
+
+def failed_trainings(
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
+) -> list[dict]:  # one per training that failed: arm, label_fraction, seed, fold, missed (a list of texts)
+    """The trainings that never predicted a class which test people have, or answered the same for everybody."""
+    trainings: dict[tuple, list] = {}
+    for row in rows:
+        key = tuple(row.get(name, "") for name in ("arm", "label_fraction", "seed", "fold"))
+        trainings.setdefault(key, []).append(row)
+    present, failed = _present(rows) if rows and metric_of(rows) == "Dice" else set(), []
+    for (arm, fraction, seed, fold), mine in trainings.items():
+        if missed := _missed(mine, present):
+            failed.append({"arm": arm, "label_fraction": fraction, "seed": seed, "fold": fold, "missed": missed})
+    return failed
+
+
+def _mean(rows: Rows) -> float:
+    """The mean over seeds of the score over people; NaN for no rows."""
+    seeds = sorted({row["seed"] for row in rows})
+    each = [[row for row in rows if row["seed"] == seed] for seed in seeds]
+    scores = [score_matrix(mine, [seed], sorted({row["subject"] for row in mine})).mean()
+              for seed, mine in zip(seeds, each)]
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def failures(
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
+    arm: str,
+    fraction: float,
+    failed: list[dict] | None = None,  # from `failed_trainings`, where they are known
+) -> str:
+    """How many trainings of an arm at a share have failed, and its mean with and without them; empty for none."""
+    failed = failed_trainings(rows) if failed is None else failed
+    mine, keys = arm_rows(rows, arm, fraction), ("seed", "fold")
+    bad = [each for each in failed if (each["arm"], each["label_fraction"]) == (arm, fraction)]
+    if not bad:
+        return ""
+    which = {tuple(each[key] for key in keys) for each in bad}
+    n = len({tuple(row.get(key, "") for key in keys) for row in mine})
+    left = [row for row in mine if tuple(row.get(key, "") for key in keys) not in which]
+    missed = " or ".join(dict.fromkeys(name for each in bad for name in each["missed"]))
+    without = f"without {_mean(left):.3f}" if left else "and none is left without"
+    them = "it" if len(bad) == 1 else "them"
+    return f"{len(bad)} of {n} trainings never predicted {missed}: mean with {them} {_mean(mine):.3f}, {without}"
+
 # %% ../../nbs/72_statistics.ipynb #f0ff05be
 def verdict(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
@@ -217,7 +289,7 @@ def verdict(
     if baseline not in arms:
         raise InputError(f"no result is of '{baseline}', which the others are compared with. There are: "
                          f"{', '.join(map(str, arms)) or 'none'}.")
-    answers = []
+    answers, failed = [], failed_trainings(rows)
     for fraction in sorted({row["label_fraction"] for row in rows}):
         found = {arm: paired(rows, arm, baseline, fraction) for arm in arms if arm != baseline}
         pairs = {arm: pair for arm, pair in found.items() if pair is not None}
@@ -229,7 +301,9 @@ def verdict(
                             "score": float(one.mean()), "baseline_score": float(other.mean()),
                             "difference": float(d.mean()), "low": low, "high": high, "p": p, "effect": effect_size(d),
                             "smallest": smallest_difference(d, len(pairs)), "seeds": d.shape[0],
-                            "subjects": d.shape[1], "verdict": _word(d, p)})
+                            "subjects": d.shape[1], "verdict": _word(d, p),
+                            "failures": failures(rows, arm, fraction, failed),
+                            "baseline_failures": failures(rows, baseline, fraction, failed)})
     return answers
 
 
@@ -243,6 +317,13 @@ def _word(differences: np.ndarray, p: float) -> str:
     return word if len(differences) >= 5 else f"{word} here, but too few seeds to claim it"
 
 # %% ../../nbs/72_statistics.ipynb #c9f0417d
+def told_failures(answers: list[dict]) -> list[tuple[float, str, str]]:  # share, arm, and what `failures` says
+    """What failed, once for each share and arm, the baseline among them."""
+    said = [(a["label_fraction"], a[who], a.get(words, "")) for a in answers
+            for who, words in (("baseline", "baseline_failures"), ("arm", "failures"))]
+    return [each for each in dict.fromkeys(said) if each[2]]
+
+
 def verdict_table(answers: list[dict]) -> str:
     """The answers of `verdict` as lines of text."""
     if not answers:
@@ -257,7 +338,10 @@ def verdict_table(answers: list[dict]) -> str:
               for a in answers]
     seeds, subjects = (" to ".join(map(str, sorted({min(a[k] for a in answers), max(a[k] for a in answers)})))
                        for k in ("seeds", "subjects"))
-    return "\n".join([*lines, f"Score of the arm and of {n['baseline']}: {METRICS[n['metric']]}. Seeds: {seeds}, test "
+    failed = [f"Failed with {100 * fraction:g} % of the labels: {arm}, {words}."
+              for fraction, arm, words in told_failures(answers)]
+    return "\n".join([*lines, *failed,
+                      f"Score of the arm and of {n['baseline']}: {METRICS[n['metric']]}. Seeds: {seeds}, test "
                       f"subjects: {subjects}. The interval is of", "one comparison; the verdict allows for all arms at "
                       "its share (Holm). Detectable: the true difference", "that about 80 % of such experiments would "
                       "show."])
@@ -275,6 +359,28 @@ def learning_curves_of(
             found.setdefault(row["seed"], {}).setdefault(row["step"], []).append(row["score"])
     return {seed: {step: float(np.mean(scores)) for step, scores in sorted(steps.items())}
             for seed, steps in sorted(found.items())}
+
+
+def frozen_steps(learning_curves: Rows, fraction: float) -> dict[str, int]:
+    """For how many steps each arm's encoder was frozen at a share, the most of its seeds; empty for old tables."""
+    found: dict[str, int] = {}
+    for row in learning_curves:
+        if row["label_fraction"] == fraction and row.get("frozen"):
+            step = int(row["step"]) if row["frozen"] == "yes" else 0
+            found[row["arm"]] = max(found.get(row["arm"], 0), int(row.get("frozen_steps") or step))
+    return found
+
+
+def frozen_in_words(steps: Mapping[str, int]) -> str:  # arm -> steps
+    """What was frozen, in words; empty where that is not known."""
+    if not steps:
+        return ""
+    if not any(steps.values()):
+        return "no frozen phase"
+    if len(set(steps.values())) == 1:
+        return f"encoder frozen for the first {next(iter(steps.values()))} steps in every arm"
+    each = ", ".join(f"{arm} {n}" for arm, n in steps.items())
+    return f"encoder frozen for the first steps, not alike in all arms ({each})"
 
 
 def steps_to_reach(learning_curves: Rows, arm: str, baseline: str, fraction: float) -> dict[int, int | None]:

@@ -39,7 +39,7 @@ from ssl3d.networks.weights import (
     widen,
 )
 from ..seeds import generator_for, seeded
-from ..settings import Pretraining, takes
+from ..settings import Pretraining, architecture_of, other_size, takes
 from ..tasks import TASKS
 from ..tasks.base import Batch, ProxyTask, check_range
 from .loop import check_devices, images_of_step, read_batch, steps_per_epoch, train
@@ -380,7 +380,10 @@ def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
     """A fresh encoder for these images, or a copy of the one given; raises `InputError` for one that does not fit."""
     given = given_encoder(how.encoder)
     if given is None:
-        return make_encoder(how.architecture, seen.dims, seen.channels, how.widths, how.seed)
+        unusual = other_size(how, seen.dims, seen.store.settings["size"]) if seen.store else ""
+        if unusual:
+            warnings.warn(f"{seen.origin if seen.store is None else seen.store.folder}: {unusual}", stacklevel=4)
+        return make_encoder(architecture_of(how, seen.dims), seen.dims, seen.channels, how.widths, how.seed)
     check_shape(how, given)
     if (given.spatial_dims, given.in_channels) != (seen.dims, seen.channels):
         raise InputError(f"the encoder takes {given.in_channels} channel(s) in {given.spatial_dims}D, and the "

@@ -116,7 +116,7 @@ def test_a_killed_worker_changes_nothing(cluster, tmp_path, capsys):
 
 
 def test_begun_here_and_ended_there_from_a_shell(cluster, tmp_path, capsys):
-    arms = {"scratch": {}, "b": {"finetuning": {"warmup": 0}}}
+    arms = {"scratch": {}, "b": {"finetuning": {"lr": 0.002}}}
     few = replace(TOY, arms=arms, finetuning={"steps": 2})
     run_experiment(replace(few, seeds=1), tmp_path / "out", progress=False)
     write_experiment(few, tmp_path / "e.yaml")
