@@ -230,7 +230,8 @@ def never_predicted(
     with_each = [next(name for name in case_ids if code in codes[name]) for code in set().union(*codes.values())]
     most = sorted(case_ids, key=lambda name: -len(codes[name]))  # so that every class is asked about, and often
     asked = [*dict.fromkeys([*with_each, *most])][:N_ASKED]
-    marked = {int(code) for mask in segment(network, store, asked).values() for code in np.unique(mask)}
+    marked = {int(code) for found in segment(network, store, asked).values()
+              for code in np.unique(found.on_store)}
     return [store.classes[code] for code in sorted(set().union(*(codes[name] for name in asked)) - marked)]
 
 
