@@ -15,6 +15,7 @@ from ssl3d.downstream.classification import Classification
 from ssl3d.downstream.finetune import cases_of, filled, finetune, plan_steps
 from ssl3d.downstream.goals import make_goal, one_answer
 from ssl3d.downstream.regression import Regression
+from ssl3d.downstream.segmentation import Segmented
 from ssl3d.errors import InputError
 from ssl3d.files import read_json, write_table
 from ssl3d.settings import Finetuning
@@ -138,7 +139,7 @@ def test_a_network_that_never_marks_a_class_says_so(store, tmp_path, monkeypatch
     for name, (change, codes) in marked.items():
 
         def segment(network, store, names, change=change):
-            return {name: change(store.mask(name)) for name in names}
+            return {name: Segmented(change(store.mask(name)), change(store.truth(name))) for name in names}
 
         monkeypatch.setattr(module, "segment", segment)
         how = QUICK | {"progress": name != "all"}

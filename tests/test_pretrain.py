@@ -668,7 +668,7 @@ def test_short_runs_are_not_judged(tmp_path):
         ("exemplar", {}, 3, 1e-4),
         ("exemplar", {}, 2, 1e-4),
         ("exemplar", {"preset": "paper"}, 3, 1e-3),
-        ("exemplar", {"preset": "paper"}, 2, 5e-4),
+        ("exemplar", {"preset": "paper", "architecture": "unet"}, 2, 5e-4),
         ("exemplar", {"lr": 0.02, "preset": "paper"}, 3, 0.02),
         ("rotation", {}, 3, 1e-3),
         ("rotation", {}, 2, 5e-4),

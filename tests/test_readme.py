@@ -56,7 +56,7 @@ def test_the_python_example_runs_as_written(tmp_path):
     code = BLOCKS[2]
     assert len([line for line in code.splitlines() if line.strip()]) <= 12
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert said in README.replace("\n    ", "\n") or "Dice over 6 test cases" in said
+    assert said in README.replace("\n    ", "\n") or "Dice on the scans of 6 test cases" in said
 
 
 def test_links_and_pictures_are_there():

@@ -87,10 +87,10 @@ def paper_options(
     return dict(TASKS[task].PAPER) if preset and task in TASKS else {}
 
 
-def _rate(task: str, dims: int, how: Pretraining) -> float:
+def _rate(task: ProxyTask, dims: int, how: Pretraining) -> float:
     """The learning rate that is given, or the paper's, or the task's own."""
     usual = 1e-3 if dims == 3 else 5e-4  # paper, appendix A
-    own = None if how.preset else TASKS[task].lr
+    own = None if how.preset else task.lr
     return next(rate for rate in (how.lr, own, usual) if rate is not None)
 
 
@@ -343,9 +343,9 @@ def pretrain(
     options = paper_options(task, how.preset) | (how.options or {})
     seen = images_from(images, how, compares)
     _check_probe(seen.store, how)
-    lr = _rate(task, seen.dims, how)
     encoder = _new_encoder(seen, how)
     network = make_task(task, encoder, how.seed, options)
+    lr = _rate(network, seen.dims, how)
     check_devices(how.devices, seen.in_batch)
     n_steps = _check_images(network, seen, how)
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": seen.origin,
