@@ -46,7 +46,8 @@ def test_lightning_learns_and_its_encoder_segments(tmp_path):
     run = ssl3d.Run(out / "masks")
     dice = np.array([row["dice"] for row in run.scores])
     assert len(dice) == 6 * 3 and np.isfinite(dice).all() and 0 < dice.max() <= 1
-    assert re.search(r"masks: weights \d+ loaded, 0 widened, \d+ new\. Dice on the scans of 6 test cases: .*oedema 0\.\d+", said)
+    scored = r"Dice on the scans of 6 test cases: .*oedema 0\.\d+"
+    assert re.search(rf"masks: weights \d+ loaded, 0 widened, \d+ new\. {scored}", said)
     assert "scores of the classes of a brain: (1, 4, 24, 24, 24)" in said
     assert len(run.log["loss"]) == run.settings["steps"] == 60
 
