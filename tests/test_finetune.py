@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from conftest import RNG, SMALL, volumes
 from PIL import Image
 
@@ -15,7 +16,6 @@ from ssl3d.downstream.classification import Classification
 from ssl3d.downstream.finetune import cases_of, filled, finetune, plan_steps
 from ssl3d.downstream.goals import make_goal, one_answer
 from ssl3d.downstream.regression import Regression
-from ssl3d.downstream.segmentation import Segmented
 from ssl3d.errors import InputError
 from ssl3d.files import read_json, write_table
 from ssl3d.settings import Finetuning
@@ -138,10 +138,12 @@ def test_a_network_that_never_marks_a_class_says_so(store, tmp_path, monkeypatch
     }
     for name, (change, codes) in marked.items():
 
-        def segment(network, store, names, change=change):
-            return {name: Segmented(change(store.mask(name)), change(store.truth(name))) for name in names}
+        def probabilities_of(network, store, names, change=change):
+            for name in names:
+                numbers = torch.from_numpy(np.array(change(store.mask(name)))).long()  # codes 0 to 3, as classes
+                yield name, torch.nn.functional.one_hot(numbers, 4).movedim(-1, 0).float()
 
-        monkeypatch.setattr(module, "segment", segment)
+        monkeypatch.setattr(module, "probabilities_of", probabilities_of)
         how = QUICK | {"progress": name != "all"}
         run = finetune(store, tmp_path / name, steps=1, labels=0.3, **how)
         missed = [store.classes[code] for code in codes]

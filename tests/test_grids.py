@@ -3,11 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from conftest import write_nifti
 from monai.data import MetaTensor
 from test_scans import read_scan_like
 
+from ssl3d.data.prepare import prepare
 from ssl3d.data.scans import most_probable, resize
 from ssl3d.grids import Contest, resize_labels
+from ssl3d.networks.encoders import as_encoder
+from ssl3d.training.probes import _maps
 
 RATIOS = [(64, 16), (48, 24), (60, 30), (48, 36), (45, 30), (40, 17), (24, 60)]
 
@@ -107,3 +111,17 @@ def test_what_is_not_in_doubt_does_not_change_sides():
     contest.enter(0, np.full(100, 0.97, np.float32))
     contest.enter(1, np.full(100, 0.03, np.float32))
     assert not contest.labels(np.array([20, 80])).any()
+
+
+def test_a_probe_of_voxels_reads_masks_that_lie_where_the_maps_lie(tmp_path):
+    """The maps of many networks are coarser than the image, by a factor of two at least."""
+    mask = ball(24, 6, (0.2, 0.4, -0.1))
+    for name in "abcd":
+        noise = np.random.default_rng(ord(name)).random(mask.shape)
+        write_nifti(tmp_path / f"{name}.nii.gz", (mask + noise).astype(np.float32))
+        write_nifti(tmp_path / f"{name}_seg.nii.gz", mask)
+    store = prepare(tmp_path, tmp_path.parent / "probed", size=24, masks="{id}_seg.nii.gz", images="{id}.nii.gz",
+                    progress=False)
+    maps, coarse = _maps(as_encoder(torch.nn.Conv3d(1, 4, 2, 2), torch.zeros(1, 1, 24, 24, 24)), store, "a")
+    assert maps[0].shape[2:] == coarse.shape[1:] == (12, 12, 12)
+    assert np.abs(middle(coarse[0].numpy()) - middle(mask)).max() * 12 < 0.12, "half a voxel of the image would be 0.25"

@@ -489,6 +489,7 @@ def test_a_declared_ct_has_a_window_in_hounsfield_units(tmp_path):
         assert named.image(name)[0, 10, 10, 10] == pytest.approx((1060 + 10 * k) / 2000, abs=1e-3)
         assert given.image(name)[0, 10, 10, 10] == pytest.approx((260 + 10 * k) / 500, abs=1e-3)
         assert given.cases[name]["limits"] == [[-200, 300]]
+    assert forecast(tmp_path / "in", size=16, window=(-200, 300))["cases"] == 5, "a plan takes the same window"
     with pytest.raises(InputError, match="window is .300.*the lower one first"):
         prepare(tmp_path / "in", tmp_path / "x", window=(300, -200), size=16, progress=False)
 

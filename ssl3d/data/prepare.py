@@ -435,7 +435,8 @@ def forecast(
     tries: int = 3,  # cases to measure, evenly spaced
 ) -> dict:  # cases, bytes, seconds_per_case (on one core), hours
     """How much space and time `prepare` will need with the same options, measured on a few cases."""
-    cohort, settings = _opened(source, how), vars(how)
+    cohort = _opened(source, how)
+    settings = vars(how) | {"window": _windows(cohort, how.window)}
     places = np.unique(np.linspace(0, len(cohort) - 1, max(1, tries)).round().astype(int))
     cases = [cohort.cases[i] for i in places]
     with tempfile.TemporaryDirectory() as folder:

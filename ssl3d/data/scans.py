@@ -129,8 +129,12 @@ def resize(
         labels = [torch.from_numpy(resize_labels(one.numpy(), size)).float() for one in scan]
         wider = to_affine_nd(3, scale_affine(scan.shape[1:], size))
         return MetaTensor(torch.stack(labels), affine=scan.affine.numpy() @ wider)
-    smooth = MetaTensor(_blurred(scan, size), affine=scan.affine)
-    return Resize(size, mode="trilinear" if len(size) == 3 else "bilinear")(smooth)
+    return _interpolated(MetaTensor(_blurred(scan, size), affine=scan.affine), size)
+
+
+def _interpolated(scan: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A scan (C, *space) on another grid, linearly."""
+    return Resize(tuple(size), mode="trilinear" if len(size) == 3 else "bilinear")(scan)
 
 
 def _blurred(scan: torch.Tensor, size: Sequence[int]) -> torch.Tensor:  # (C, *space)
@@ -148,9 +152,8 @@ def most_probable(
     winners, contest = maps.argmax(dim=0), Contest(shape)
     if tuple(shape) == tuple(winners.shape):
         return winners.byte().numpy()
-    larger = Resize(tuple(shape), mode="trilinear" if len(shape) == 3 else "bilinear")
     for k, one in enumerate(maps):
-        contest.enter(k, np.asarray(larger(one[None])[0]))
+        contest.enter(k, np.asarray(_interpolated(one[None], shape)[0]))
     counts = torch.bincount(winners.flatten(), minlength=len(maps)).numpy()
     return contest.labels(counts * (np.prod(shape) / winners.numel()))
 

@@ -150,16 +150,24 @@ def shared_pieces(
     return sorted(pair for pair, n in counts.items() if n >= FEWEST_PIECES)
 
 
+_COMPARED = {"signatures": like_signatures, "pieces": shared_pieces}
+
+
+def _marks(cases: Mapping[str, Mapping], what: str) -> tuple[list[str], list[str]]:  # case ids and marks, equally many
+    """The marks of all channels of all cases, and whose they are."""
+    pairs = [(name, mark) for name in sorted(cases) for mark in cases[name].get(what, ())]
+    return [name for name, _ in pairs], [mark for _, mark in pairs]
+
+
 def near_pairs(
     cases: Mapping[str, Mapping],  # case id -> `signatures` and `pieces` of its channels
     subjects: Mapping[str, str],  # case id -> subject; cases of one subject are not compared
 ) -> list[tuple[str, str]]:
     """The pairs of cases of different subjects that look like one image."""
     pairs = set()
-    for what, compare in (("signatures", like_signatures), ("pieces", shared_pieces)):
-        marks = [(name, mark) for name in sorted(cases) for mark in cases[name].get(what, ())]
-        texts = [mark for _, mark in marks]
-        pairs |= {(marks[i][0], marks[j][0]) for i, j in compare(texts, texts) if i < j}
+    for what, compare in _COMPARED.items():
+        names, marks = _marks(cases, what)
+        pairs |= {(names[i], names[j]) for i, j in compare(marks, marks) if i < j}
     return sorted((one, other) for one, other in pairs if subjects[one] != subjects[other])
 
 
@@ -169,9 +177,9 @@ def near_cases(
 ) -> list[str]:
     """The cases that look like one of the images that were seen."""
     found = set()
-    for what, compare in (("signatures", like_signatures), ("pieces", shared_pieces)):
-        marks = [(name, mark) for name in cases for mark in cases[name].get(what, ())]
-        found |= {marks[i][0] for i, _ in compare([mark for _, mark in marks], [*seen.get(what, ())])}
+    for what, compare in _COMPARED.items():
+        names, marks = _marks(cases, what)
+        found |= {names[i] for i, _ in compare(marks, [*seen.get(what, ())])}
     return [name for name in cases if name in found]
 
 # %% ../../nbs/17_splits.ipynb #363b9ecb

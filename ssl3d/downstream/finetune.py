@@ -8,8 +8,6 @@ __all__ = ['N_ASKED', 'freeze', 'warm_up', 'filled', 'plan_steps', 'held_back', 
            'goal_of', 'read_network_card', 'load_network', 'told_origins', 'summary', 'network_so_far', 'draw_case']
 
 # %% ../../nbs/65_finetune.ipynb #3a577aee
-import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from .. import __version__
 from ..data.splits import label_subset, split_subjects
 from ..data.store import Store, labels_of
 from .goals import GOALS, Goal, goal_options, make_goal
-from .segmentation import score, segment
+from .segmentation import probabilities_of, score, segment
 from ..errors import InputError, warn
 from ..files import Folder, as_folder, read_json, write_json, write_table
 from ..networks.cards import check_card, provenance, seen_dimensions
@@ -31,6 +29,7 @@ from ..networks.encoders import check_shown, has_statistics, make_encoder, shown
 from ssl3d.networks.weights import (
     check_shape,
     empty_encoder,
+    encoder_name,
     encoder_origin,
     given_card,
     given_encoder,
@@ -141,8 +140,8 @@ def starting_encoder(
                 raise InputError(f"{name} is about a pretrained encoder, and none is given. Leave it out, or give "
                                  "encoder=.")
         return make_encoder(architecture_of(how, dims), dims, store.channels, how.widths, how.seed), None
-    where = str(how.encoder) if isinstance(how.encoder, (str, os.PathLike)) else "the encoder that is given"
-    fit = check_card(given_card(how.encoder), store, where, how.allow_seen, how.sources, how.slices, scored)
+    fit = check_card(given_card(how.encoder), store, encoder_name(how.encoder), how.allow_seen, how.sources, how.slices,
+                     scored)
     for caution in fit.cautions:
         warn(caution)
     base: Any = given_encoder(how.encoder)
@@ -230,8 +229,9 @@ def never_predicted(
     with_each = [next(name for name in case_ids if code in codes[name]) for code in set().union(*codes.values())]
     most = sorted(case_ids, key=lambda name: -len(codes[name]))  # so that every class is asked about, and often
     asked = [*dict.fromkeys([*with_each, *most])][:N_ASKED]
-    marked = {int(code) for found in segment(network, store, asked).values()
-              for code in np.unique(found.on_store)}
+    known = sorted(store.classes)
+    marked = {known[k] for _, one in probabilities_of(network, store, asked)
+              for k in one.argmax(dim=0).unique().tolist()}
     return [store.classes[code] for code in sorted(set().union(*(codes[name] for name in asked)) - marked)]
 
 
@@ -270,14 +270,14 @@ def finetune(
     check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
     facts = chosen.facts(opened, truths, case_ids)
     network, origins = starting_network(opened, chosen, facts, how, test)
-    if how.preset != "paper":
-        chosen.begin(network, opened, case_ids)
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
     _check_maps(chosen.trained(network, how.slices), opened, chosen, truths["train"], case_ids, settings)
     if unusual := other_size(how, network.encoder.spatial_dims, opened.settings["size"]):
-        warnings.warn(f"{opened.folder}: {unusual}", stacklevel=3)
+        warn(f"{opened.folder}: {unusual}")
     with begun_run(folder, settings, "scores.csv") as to_be_made:
         if to_be_made:
+            if how.preset != "paper":
+                chosen.begin(network, opened, case_ids)
             _learn(network, opened, chosen, settings, truths["train"], case_ids, test, folder, how)
             whole = chosen.whole(network, how.slices)
             seen = provenance(opened, case_ids, given_card(how.encoder) or None, labelled=case_ids)

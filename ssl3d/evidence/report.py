@@ -122,6 +122,12 @@ def trained_in_words(trainings: Rows) -> list[str]:
     search = [f"each training chose its learning rate among {n_rates}, by a fifth of its own labelled people"]
     return [*lines, *labels_in_words(trainings), *(search if n_rates else [])]
 
+
+def _how_trained(out: Path) -> list[str]:
+    """How the trainings of an experiment were made, a sentence each; none where its folder does not say it."""
+    trainings = read_table(out / "trainings.csv") if (out / "trainings.csv").exists() else []
+    return [line[0].upper() + line[1:] + "." for line in trained_in_words(trainings)] if trainings else []
+
 # %% ../../nbs/74_report.ipynb #40936cbb
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 58rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -207,10 +213,8 @@ def html_report(out: str | Path, title: str, baseline: str | None = None) -> str
             "<h2>How it was done</h2>", "<p>Every arm had the same people, labelled cases, steps and settings, but for "
             "what the description gives to an arm alone; nobody who was tested had been trained on. A seed stands for "
             "pretraining, the choice of labelled cases and the first weights alike.</p>"]
-    trainings = read_table(out / "trainings.csv") if (out / "trainings.csv").exists() else []
-    told = trained_in_words(trainings) if trainings else []
-    page += ["<ul>" + "".join(f"<li>{html.escape(line[0].upper() + line[1:])}.</li>" for line in told) + "</ul>"] \
-        if told else []
+    told = _how_trained(out)
+    page += ["<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in told) + "</ul>"] if told else []
     if (out / "experiment.yaml").exists():
         page += [f"<pre>{html.escape((out / 'experiment.yaml').read_text(encoding='utf-8'))}</pre>",
                  "<p>Run it again: <code>ssl3d experiment experiment.yaml --out FOLDER</code></p>"]
@@ -236,9 +240,8 @@ def keep_answer(
         plt.close()
         answers = verdict(rows, baseline)
         alone = [] if answers else failures_of(rows)
-        trainings = read_table(out / "trainings.csv") if (out / "trainings.csv").exists() else []
-        told = [line[0].upper() + line[1:] + "." for line in trained_in_words(trainings)] if trainings else []
-        summary = (f"{about}\n\n" if about else "") + "\n".join([verdict_table(answers), *alone, *told]) + "\n"
+        lines = [verdict_table(answers), *alone, *_how_trained(out)]
+        summary = (f"{about}\n\n" if about else "") + "\n".join(lines) + "\n"
         write_whole(out / "summary.txt", lambda f: f.write(summary.encode(errors="backslashreplace")))
         page = html_report(out, title or out.name, baseline)
         write_whole(out / "report.html", lambda f: f.write(page.encode(errors="backslashreplace")))

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['broken_weight', 'save_weights', 'save_encoder', 'load_weights', 'check_own', 'empty_encoder', 'load_encoder',
-           'given_card', 'own_module', 'given_encoder', 'check_shape', 'encoder_origin', 'input_convolutions', 'widen']
+           'given_card', 'own_module', 'given_encoder', 'check_shape', 'encoder_name', 'encoder_origin',
+           'input_convolutions', 'widen']
 
 # %% ../../nbs/33_weights.ipynb #4f43d1c9
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -159,6 +161,11 @@ def check_shape(how: Training, encoder: nn.Module) -> None:
         if f.name in has and getattr(how, f.name) not in (f.default, has[f.name]):
             raise InputError(f"{f.name} is {getattr(how, f.name)}, and the encoder that is given has {has[f.name]}. "
                              "Leave it out: it comes with the encoder.")
+
+
+def encoder_name(encoder: Folder | Callable | None) -> str:
+    """What an encoder is called in a message: its folder, or that it was given."""
+    return str(encoder) if isinstance(encoder, (str, os.PathLike)) else "the encoder that is given"
 
 
 def encoder_origin(encoder: Folder | Callable | None) -> str | None:

@@ -10,7 +10,6 @@ import copy
 import hashlib
 import inspect
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +28,7 @@ from ..networks.cards import SEEN, fit_images, provenance, seen_dimensions
 from ..networks.encoders import check_shown, make_encoder, shown_to
 from ssl3d.networks.weights import (
     check_shape,
+    encoder_name,
     encoder_origin,
     given_card,
     given_encoder,
@@ -363,7 +363,7 @@ def pretrain(
     with begun_run(folder, settings, "encoder.json") as to_be_made:
         if to_be_made:
             for words in caution.values():
-                warnings.warn(f"{folder}: {words}", stacklevel=3)
+                warn(f"{folder}: {words}")
             untrained, few = copy.deepcopy(encoder), _handful(seen, n_steps)
             best = _learn(network, seen, folder, n_steps, lr, how, f"pretrain {task}")
             health = {"health": _health(network, untrained, few, read_log(folder))}
@@ -371,7 +371,7 @@ def pretrain(
                                            "steps": best} | seen.about | caution | health |
                          getattr(encoder, "started_with", {}))
             if not how.progress and health["health"]["verdict"] in ("collapsed", "lost", "at chance"):
-                warnings.warn(Run(folder).summary(), stacklevel=3)
+                warn(Run(folder).summary())
             (folder / "best.safetensors").unlink(missing_ok=True)
     return finished_run(folder, how.progress, own_module(how.encoder))
 
@@ -380,9 +380,8 @@ def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
     """A fresh encoder for these images, or a copy of the one given; raises `InputError` for one that does not fit."""
     given = given_encoder(how.encoder)
     if given is None:
-        unusual = other_size(how, seen.dims, seen.store.settings["size"]) if seen.store else ""
-        if unusual:
-            warnings.warn(f"{seen.origin if seen.store is None else seen.store.folder}: {unusual}", stacklevel=4)
+        if seen.store and (unusual := other_size(how, seen.dims, seen.store.settings["size"])):
+            warn(f"{seen.store.folder}: {unusual}")
         return make_encoder(architecture_of(how, seen.dims), seen.dims, seen.channels, how.widths, how.seed)
     check_shape(how, given)
     if (given.spatial_dims, given.in_channels) != (seen.dims, seen.channels):
@@ -393,8 +392,7 @@ def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
 
 def _fitted(given: nn.Module, store: Store, how: Pretraining) -> nn.Module:
     """An encoder with its channels in the order of a store; warns where it was trained on images of another kind."""
-    where = str(how.encoder) if isinstance(how.encoder, (str, os.PathLike)) else "the encoder that is given"
-    fit = fit_images(given_card(how.encoder), store, where, choose=False)
+    fit = fit_images(given_card(how.encoder), store, encoder_name(how.encoder), choose=False)
     for caution in fit.cautions:
         warn(caution)
     if fit.sources is not None:

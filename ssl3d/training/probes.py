@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..data.store import Store
 from ..errors import InputError, one_of
+from ..grids import resize_labels
 from ..networks.windows import to_pictures
 from .loop import pairs, read_batch
 
@@ -146,9 +147,9 @@ def _answer(maps: list[torch.Tensor], weights: torch.Tensor, bias: torch.Tensor)
 def _maps(encoder: nn.Module, store: Store, name: str) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The maps of a case, and its mask (1, *space) in the numbers of its classes, on the grid of the finest map."""
     image = read_batch(store, [name]).image.to(next(encoder.parameters()).device)
-    mask = torch.from_numpy(np.searchsorted(sorted(store.classes), store.mask(name)))[None]
     maps = [one.float().cpu() for one in encoder(image)]
-    return maps, F.interpolate(mask[None].float(), maps[0].shape[2:], mode="nearest-exact")[0].long()
+    mask = resize_labels(store.mask(name), maps[0].shape[2:])
+    return maps, torch.from_numpy(np.searchsorted(sorted(store.classes), mask))[None]
 
 # %% ../../nbs/52_probes.ipynb #31a9f151
 @torch.no_grad()
