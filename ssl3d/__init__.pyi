@@ -148,11 +148,17 @@ def finetune(
     labels: float = 1.0,
     sources: Sequence[int] | None = None,
     scaled: bool | None = None,
+    head_bias: Optional[Literal['frequency', 'zero']] = None,
     architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
     goal: Literal['segmentation', 'classification', 'regression'] = 'segmentation',
+    optimiser: Literal['adam', 'adamw', 'sgd'] = 'adam',
+    schedule: Literal['constant', 'cosine', 'polynomial'] = 'constant',
+    lr_warmup: int = 0,
+    weight_decay: float | None = None,
+    clip: float | None = None,
     epochs: int = 100,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -193,6 +199,9 @@ def finetune(
             are copied from; if not given, in turn (from 0). Default: None.
         scaled: where one channel is copied to several modalities, divide its weights by the number of copies;
             true if not given, false in the paper. Default: None.
+        head_bias: what the last layer answers before the first step: each class as often as the labels of the
+            training cases have it (frequency; of ages their mean), or all alike (zero); frequency if not given,
+            and with the paper's preset zero. Default: None.
 
     Network:
         architecture: encoder (backbone) network; if not given unet, and with the paper's preset
@@ -206,12 +215,22 @@ def finetune(
         goal: downstream task: segmentation, classification or regression. Default: 'segmentation'.
 
     How long:
+        optimiser: optimiser: adam (the paper's), adamw (its weight decay acts on the weights alone), or sgd
+            (with Nesterov momentum of 0.99, as nnU-Net has it). Default: 'adam'.
+        schedule: learning rate over the steps: constant, or falling to zero at the last one as a half cosine or
+            as a polynomial, (1 - step / steps) to the power of 0.9. Default: 'constant'.
+        lr_warmup: steps at the beginning in which the learning rate rises to its value, linearly (from 0).
+            Default: 0.
+        weight_decay: weight decay; if not given 0 with adam, 0.01 with adamw, and 3e-5 with sgd (from 0).
+            Default: None.
+        clip: gradient clipping: the largest norm of all gradients together; none if not given (above 0).
+            Default: None.
         epochs: passes over the training cases; an incomplete last batch is left out (from 1). Default: 100.
         steps: optimiser steps, in place of epochs (from 1). Default: None.
         batch_size: cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify or regress) (from
             1). Default: None.
-        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4; for the task exemplar 1e-4,
-            at which it does not collapse) (above 0). Default: None.
+        lr: learning rate, the highest of its schedule; if not given 1e-3 (to pretrain on pictures 5e-4; for the
+            task exemplar 1e-4, at which it does not collapse), and with sgd 1e-2 (above 0). Default: None.
         warmup: epochs (steps, if steps are given) at the beginning with a frozen encoder; none if not given,
             and with the paper's preset 25 epochs for masks, 5 for an answer per image (from 0). Default: None.
 
@@ -332,6 +351,11 @@ def pretrain(
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
     options: dict[str, Any] | None = None,
+    optimiser: Literal['adam', 'adamw', 'sgd'] = 'adam',
+    schedule: Literal['constant', 'cosine', 'polynomial'] = 'constant',
+    lr_warmup: int = 0,
+    weight_decay: float | None = None,
+    clip: float | None = None,
     epochs: int = 100,
     steps: int | None = None,
     batch_size: int | None = 4,
@@ -369,12 +393,22 @@ def pretrain(
         options: options of the proxy task; they take precedence over the preset's. Default: None.
 
     How long:
+        optimiser: optimiser: adam (the paper's), adamw (its weight decay acts on the weights alone), or sgd
+            (with Nesterov momentum of 0.99, as nnU-Net has it). Default: 'adam'.
+        schedule: learning rate over the steps: constant, or falling to zero at the last one as a half cosine or
+            as a polynomial, (1 - step / steps) to the power of 0.9. Default: 'constant'.
+        lr_warmup: steps at the beginning in which the learning rate rises to its value, linearly (from 0).
+            Default: 0.
+        weight_decay: weight decay; if not given 0 with adam, 0.01 with adamw, and 3e-5 with sgd (from 0).
+            Default: None.
+        clip: gradient clipping: the largest norm of all gradients together; none if not given (above 0).
+            Default: None.
         epochs: passes over the training cases; an incomplete last batch is left out (from 1). Default: 100.
         steps: optimiser steps, in place of epochs (from 1). Default: None.
         batch_size: cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify or regress) (from
             1). Default: 4.
-        lr: learning rate of Adam; if not given 1e-3 (to pretrain on pictures 5e-4; for the task exemplar 1e-4,
-            at which it does not collapse) (above 0). Default: None.
+        lr: learning rate, the highest of its schedule; if not given 1e-3 (to pretrain on pictures 5e-4; for the
+            task exemplar 1e-4, at which it does not collapse), and with sgd 1e-2 (above 0). Default: None.
 
     Watch:
         probe: linear probe: what to read from the encoder while it trains, for validation subjects, into

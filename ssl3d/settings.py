@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'PLACES', 'option', 'again', 'check_option', 'Settings', 'options_of', 'check_names', 'settings_from',
-           'takes', 'from_text', 'Seeded', 'Shown', 'Running', 'Reading', 'Preparing', 'Training', 'Pretraining',
-           'Finetuning', 'architecture_of', 'other_size', 'SegmentationOptions', 'ImageOptions',
+           'takes', 'from_text', 'Seeded', 'Shown', 'Running', 'Reading', 'Preparing', 'Optimising', 'Training',
+           'Pretraining', 'Finetuning', 'architecture_of', 'other_size', 'SegmentationOptions', 'ImageOptions',
            'ClassificationOptions', 'RegressionOptions', 'Planning', 'Predicting', 'Embedding', 'Spreading',
            'Demonstrating']
 
@@ -319,9 +319,27 @@ class Preparing(Reading, Seeded, Shown):
                          "who is tested", least=0, most=1)
     workers: int | None = option(None, "cases prepared at a time; one per core if not given", "machine", least=1)
 
+# %% ../nbs/04_settings.ipynb #ba7c15ee
+@dataclass(frozen=True)
+class Optimising(Settings):
+    """How the weights move in each step; `ssl3d.training.loop` does it."""
+
+    optimiser: Literal["adam", "adamw", "sgd"] = option(
+        "adam", "optimiser: adam (the paper's), adamw (its weight decay acts on the weights alone), or sgd (with "
+        "Nesterov momentum of 0.99, as nnU-Net has it)", "how long")
+    schedule: Literal["constant", "cosine", "polynomial"] = option(
+        "constant", "learning rate over the steps: constant, or falling to zero at the last one as a half cosine or "
+        "as a polynomial, (1 - step / steps) to the power of 0.9", "how long")
+    lr_warmup: int = option(0, "steps at the beginning in which the learning rate rises to its value, linearly",
+                            "how long", least=0)
+    weight_decay: float | None = option(None, "weight decay; if not given 0 with adam, 0.01 with adamw, and 3e-5 with "
+                                        "sgd", "how long", least=0)
+    clip: float | None = option(None, "gradient clipping: the largest norm of all gradients together; none if not "
+                                "given", "how long", above=0)
+
 # %% ../nbs/04_settings.ipynb #126b02f8
 @dataclass(frozen=True)
-class Training(Seeded, Running):
+class Training(Seeded, Optimising, Running):
     """Options that pretraining and fine-tuning share."""
 
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = option(
@@ -339,8 +357,9 @@ class Training(Seeded, Running):
     steps: int | None = option(None, "optimiser steps, in place of epochs", "how long", least=1)
     batch_size: int | None = option(None, "cases per step (in fine-tuning, if not given: 2 to segment, 8 to classify "
                                     "or regress)", "how long", least=1)
-    lr: float | None = option(None, "learning rate of Adam; if not given 1e-3 (to pretrain on pictures "
-                              "5e-4; for the task exemplar 1e-4, at which it does not collapse)",
+    lr: float | None = option(None, "learning rate, the highest of its schedule; if not given 1e-3 (to "
+                              "pretrain on pictures 5e-4; for the task exemplar 1e-4, at which it does not "
+                              "collapse), and with sgd 1e-2",
                               "how long", above=0)
     preset: Literal["paper"] | None = option(
         None, "the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224 pixels a "
@@ -392,6 +411,10 @@ class Finetuning(Training):
     allow_seen: Literal["names", "all"] | None = option(
         None, "allow test subjects whom pretraining has seen: names (subjects of equal names are other people), or all "
         "(it is intended)", "who is tested")
+    head_bias: Literal["frequency", "zero"] | None = option(
+        None, "what the last layer answers before the first step: each class as often as the labels of the training "
+        "cases have it (frequency; of ages their mean), or all alike (zero); frequency if not given, and with the "
+        "paper's preset zero", "start from")
     validate: bool = option(False, "score on validation subjects, a fifth of those for training (with labels below 1, "
                             "of the labelled ones), and train on the others", "who is tested")
     track: int | None = option(None, "steps between two scorings while it trains, into observed.csv; none if not given",

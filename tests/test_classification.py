@@ -11,6 +11,7 @@ from sklearn.metrics import cohen_kappa_score, r2_score
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.classification import (
     Classification,
+    Classifier,
     balance,
     grade_bits,
     grade_probabilities,
@@ -230,3 +231,26 @@ def test_no_grades_no_classes(tmp_path):
     store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
     with pytest.raises(InputError, match="knows the grade of 0 training"):
         classify(store.folder, tmp_path / "x", progress=False)
+
+
+@pytest.mark.parametrize("ordinal", [False, True])
+def test_a_fresh_head_answers_as_often_as_the_labels_do(graded, ordinal):
+    store, goal = graded, Classification(ordinal=ordinal)
+    train = [name for name in store.split("train") if store.cases[name]["grade"] is not None]
+    facts = goal.facts(store, {"train": goal.labelled(store, train), "test": {}}, train)
+    network = goal.network(make_encoder("unet", 3, store.channels, SMALL, seed=0), facts, store.settings["size"])
+    goal.begin(network, store, train)
+    grades = np.array([store.cases[name]["grade"] for name in train])
+    found = grade_probabilities(network.head[-1].bias[None], ordinal)[0].detach().numpy()
+    known = np.bincount(grades, minlength=facts["n_grades"])
+    there = known > 0
+    np.testing.assert_allclose(found[there] / found[there].sum(), known[there] / len(grades), atol=0.02)
+
+
+def test_a_balanced_loss_and_ages_begin_at_zero(graded):
+    store = graded
+    for goal in (Classification(balanced=True), Regression()):
+        network = Classifier(make_encoder("unet", 3, store.channels, SMALL, seed=0), 3)
+        network.head[-1].bias.data.fill_(1)
+        goal.begin(network, store, store.split("train"))
+        assert (network.head[-1].bias == 0).all()

@@ -42,7 +42,7 @@ from ssl3d.networks.weights import (
 from ..plots.slices import busiest, row
 from ..seeds import generator_for, seeded
 from ..settings import Finetuning, architecture_of, other_size, takes
-from ..training.loop import check_devices, images_of_step, steps_per_epoch, train
+from ..training.loop import SGD_RATE, check_devices, images_of_step, recipe_of, steps_per_epoch, train
 from ..training.runs import Run, begun_run, finished_run, read_settings
 
 # %% ../../nbs/65_finetune.ipynb #4013a17d
@@ -65,8 +65,8 @@ def filled(how: Finetuning, goal: Goal) -> Finetuning:
 
     The warm-up stays as it is given: what the preset means by it depends on the number of cases, see `plan_steps`.
     """
-    usual: dict[str, Any] = goal.PAPER if how.preset == "paper" else {"lr": 1e-3, "scaled": True}
-    usual = {"batch_size": goal.batch_size} | usual
+    usual: dict[str, Any] = goal.PAPER if how.preset == "paper" else {"scaled": True, "head_bias": "frequency"}
+    usual = {"lr": SGD_RATE if how.optimiser == "sgd" else 1e-3, "batch_size": goal.batch_size} | usual
     return replace(how, **{name: value for name, value in usual.items()
                            if name != "warmup" and getattr(how, name) is None})
 
@@ -194,7 +194,7 @@ def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: 
                 warmup_steps: int) -> dict:
     """Everything that makes a fine-tuning run."""
     own = {f.name: getattr(goal, f.name) for f in fields(goal_options(how.goal))}
-    shared = {f.name: getattr(how, f.name) for f in fields(how) if f.name not in _NOT_KEPT}
+    shared = {f.name: getattr(how, f.name) for f in fields(how) if f.name not in _NOT_KEPT} | recipe_of(how)
     encoder = network.encoder
     shape = {"architecture": getattr(encoder, "architecture", "own"), "widths": encoder.channels,
              "spatial_dims": encoder.spatial_dims, "in_channels": encoder.in_channels}
@@ -276,7 +276,7 @@ def finetune(
         warn(f"{opened.folder}: {unusual}")
     with begun_run(folder, settings, "scores.csv") as to_be_made:
         if to_be_made:
-            if how.preset != "paper":
+            if how.head_bias == "frequency":
                 chosen.begin(network, opened, case_ids)
             _learn(network, opened, chosen, settings, truths["train"], case_ids, test, folder, how)
             whole = chosen.whole(network, how.slices)
@@ -324,8 +324,8 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
         return goal.track(whole, store, test, facts)
 
     train(goal.trained(network, how.slices), warm_up(settings["warmup_steps"]), measure, read, out,
-          n_steps=settings["steps"], lr=settings["lr"], title=f"finetune {len(case_ids)} labels", progress=how.progress,
-          accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
+          n_steps=settings["steps"], lr=settings["lr"], recipe=how, title=f"finetune {len(case_ids)} labels",
+          progress=how.progress, accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
           precision=how.precision, observe=(how.track, look) if how.track else None, seen=named)
 
 # %% ../../nbs/65_finetune.ipynb #4ea0703b

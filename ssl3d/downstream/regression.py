@@ -49,6 +49,10 @@ class Regression(RegressionOptions, ImageGoal):
     def network(self, encoder: nn.Module, facts: dict, size: int) -> Classifier:
         return self.headed(encoder, 1, size)
 
+    def begin(self, network: nn.Module, store: Store, case_ids: list[str]) -> None:
+        """Start at the mean age of the training cases, which is an output of zero."""
+        nn.init.zeros_(network.head[-1].bias)
+
     def loss(self, facts: dict) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Squared error, in standard deviations."""
         return lambda outputs, ages: F.mse_loss(outputs[:, 0].float(), (ages - facts["mean"]) / facts["spread"])

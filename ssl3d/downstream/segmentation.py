@@ -144,7 +144,7 @@ class Segmentation(SegmentationOptions, Goal):
 
     metric: ClassVar[str] = "dice"
     batch_size: ClassVar[int] = 2
-    PAPER: ClassVar[dict] = {"warmup": 25, "lr": 1e-5, "scaled": False}  # appendix A, for volumes
+    PAPER: ClassVar[dict] = {"warmup": 25, "lr": 1e-5, "scaled": False, "head_bias": "zero"}  # appendix A, for volumes
     part: ClassVar[str] = "decoder"
     voxelwise: ClassVar[bool] = True
 

@@ -42,7 +42,15 @@ from ..seeds import generator_for, seeded
 from ..settings import Pretraining, architecture_of, other_size, takes
 from ..tasks import TASKS
 from ..tasks.base import Batch, ProxyTask, check_range
-from .loop import check_devices, images_of_step, read_batch, steps_per_epoch, train
+from ssl3d.training.loop import (
+    SGD_RATE,
+    check_devices,
+    images_of_step,
+    read_batch,
+    recipe_of,
+    steps_per_epoch,
+    train,
+)
 from .probes import all_alike, probe_cases, told_apart
 from .probes import probe as ask
 from .runs import FEWEST, Run, begun_run, finished_run, judged, read_log
@@ -91,6 +99,8 @@ def _rate(task: ProxyTask, dims: int, how: Pretraining) -> float:
     """The learning rate that is given, or the paper's, or the task's own."""
     usual = 1e-3 if dims == 3 else 5e-4  # paper, appendix A
     own = None if how.preset else task.lr
+    if how.optimiser == "sgd":  # whose steps are smaller
+        own, usual = None, SGD_RATE
     return next(rate for rate in (how.lr, own, usual) if rate is not None)
 
 
@@ -353,7 +363,7 @@ def pretrain(
                 "epochs": None if how.steps else how.epochs, "steps": n_steps, "lr": lr,
                 "batch_size": how.batch_size if seen.again else seen.in_batch, "encoder": encoder_origin(how.encoder),
                 "architecture": getattr(encoder, "architecture", "own"), "widths": list(encoder.channels),
-                "seed": how.seed, "precision": how.precision, "probe": how.probe,
+                "seed": how.seed, "precision": how.precision, **recipe_of(how), "probe": how.probe,
                 "probe_every": how.probe_every if how.probe else None, "keep": how.keep}
     begun = (folder / "last.ckpt").exists() and not (folder / "encoder.json").exists()
     if begun and not seen.again:
@@ -423,7 +433,7 @@ def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
 def _learn(network: ProxyTask, seen: Images, out: Path, n_steps: int, lr: float, how: Pretraining, title: str) -> int:
     """Train a task; leaves the weights that are kept in the network, and returns the step that they are of."""
     look = (how.probe_every, _look(seen.store, how.probe, out)) if seen.store and how.probe else None
-    train(network, _question(how.seed), _measure, seen.read, out, n_steps=n_steps, lr=lr, title=title,
+    train(network, _question(how.seed), _measure, seen.read, out, n_steps=n_steps, lr=lr, recipe=how, title=title,
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, precision=how.precision,
           observe=look, seen=seen.named)
     if how.keep != "probe":
