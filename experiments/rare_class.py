@@ -15,30 +15,25 @@ import numpy as np
 
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.finetune import finetune
-from ssl3d.downstream.segmentation import Segmentation, score, segment
+from ssl3d.downstream.segmentation import score, segment
 from ssl3d.files import read_json, read_table, write_table
 
 DATA, OUT, RUNS = Path(os.environ["SSL3D_DATA"]), Path("results/rare_class/runs.csv"), Path("runs/rare_class")
 STEPS = 200
 
 
-def equal(self: Segmentation, network: object, store: object, case_ids: list[str]) -> None:
-    """All classes start with the same score, as they did before."""
-
-
 def main() -> None:
     store = prepare(DATA / "ixi_t1_brain_2mm", RUNS / "store", images="{id}_T1brain.nii.gz",
                     masks="{id}_tissue.nii.gz", size=32)
-    starts = {"equal": equal, "class shares": Segmentation.begin}
+    starts = {"equal": "zero", "class shares": "frequency"}
     rows = read_table(OUT) if OUT.exists() else []
     for seed in range(5):
-        for start, begin in starts.items():
+        for start, head_bias in starts.items():
             if any(row["start"] == start and int(row["seed"]) == seed for row in rows):
                 continue
-            Segmentation.begin = begin  # type: ignore[method-assign]
             shutil.rmtree(RUNS / "run", ignore_errors=True)
             run = finetune(store, RUNS / "run", labels=0.04, steps=STEPS, lr=0.01, warmup=0, seed=seed,
-                           widths=(8, 16, 32, 64, 128), progress=False)
+                           head_bias=head_bias, widths=(8, 16, 32, 64, 128), progress=False)
             trained = read_json(run / "network.json")["trained_on"]
             names = [name for name in store.split("validation") if name not in trained]
             dice: dict[str, list[float]] = {}
