@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +16,7 @@ from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.finetune import finetune, starting_encoder, summary
 from ssl3d.errors import InputError
-from ssl3d.networks.cards import channel_key, check_card, match_channels, provenance, read_card
+from ssl3d.networks.cards import channel_key, check_card, fit_images, match_channels, provenance, read_card
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.weights import load_encoder, save_encoder
 from ssl3d.settings import Finetuning
@@ -230,7 +231,7 @@ def test_pretraining_goes_on_with_channels_in_another_order(scans, four, tmp_pat
                                    "--percentiles=0.5,99.5"),
     ({"window": [[-1000, 400]]}, r"window=\(-1000, 400\), in a shell --window=-1000,400"),
     ({"window": [None, None, None, [0, 80]]}, "scaled by window 0,80.*for t2f"),
-    ({"size": 32}, r"size 32 \(here 16\)"), ({"dtype": "uint8"}, r"dtype uint8 \(here float16\)")])
+    ({"size": 32}, r"size 32 \(here 16\)"), ({"dtype": "uint8"}, r"dtype uint8 \(here float16, which matters little\)")])
 def test_another_preparation_is_told(four, tmp_path, changed, said):
     run = keep(tmp_path / "e", four, preparation=four.settings | changed)
     words = told(starting_encoder, four, Finetuning(encoder=run, scaled=True))[1]
@@ -296,3 +297,24 @@ def test_names_of_others_are_allowed_where_that_is_said(four):
     check_card(people, four, "r", "names", scored=held)
     with pytest.raises(InputError, match="learned from the labels"):
         check_card(card | {"labelled": again["labelled"]}, four, "r", "names", scored=held)
+
+
+@pytest.mark.parametrize("names", [("T2", "T2*"), ("T1w", "MPRAGE"), ("b-100", "b100"), ("T1", "T1c", "CT1", "CT2")])
+def test_two_channels_of_like_names_stay_two(names):
+    assert match_channels(names, names) == [(k, "the same") for k in range(len(names))]
+    assert match_channels(names, names[::-1]) == [(k, "the same") for k in range(len(names))][::-1]
+
+
+def test_a_phase_of_a_ct_is_no_contrast_of_an_mr():
+    assert channel_key("CT1") != channel_key("T1c") == channel_key("cT1") and channel_key("T2*") != channel_key("T2")
+    assert match_channels(["T2*"], ["T2"]) == [(None, "in turn")]
+    assert match_channels(["T2"], ["T2", "T2*"]) == [(0, "the same"), (0, "related")]
+
+
+def test_an_unknown_channel_takes_what_is_left_and_is_told():
+    card = {"in_channels": 4, "channel_names": ["T1", "T1c", "T2", "FLAIR"], "preparation": None}
+    store = SimpleNamespace(channel_names=("ADC", "T1", "T2", "FLAIR"), channels=4, folder="store")
+    fit = fit_images(card, store, "run")
+    assert fit.sources == (1, 0, 2, 3) and "ADC from T1c (in turn)" in fit.cautions[0]
+    with pytest.raises(InputError, match="--sources.*4 channel.*0 to 3"):
+        fit_images(card, store, "run", sources=(0, 1))

@@ -105,14 +105,17 @@ def provenance(
 
 # %% ../../nbs/32_cards.ipynb #2d682fdc
 _ALIASES = {"t1": ("t1", "t1n", "t1w", "t1weighted", "t1pre", "t1native", "mprage", "t1mprage"),
-            "t1c": ("t1c", "t1ce", "t1gd", "t1cc", "t1contrast", "t1post", "t1wce", "t1wgd", "t1wc", "ct1", "gdt1"),
-            "t2": ("t2", "t2w", "t2weighted", "t2tse"), "flair": ("flair", "t2f", "t2flair", "fla")}
-_RELATED = {"t1": "t1c", "t1c": "t1", "t2": "flair", "flair": "t2"}
+            "t1c": ("t1c", "t1ce", "t1gd", "t1cc", "t1contrast", "t1post", "t1postcontrast", "t1wce", "t1wgd", "t1wc",
+                    "gdt1"),
+            "t2": ("t2", "t2w", "t2weighted", "t2tse"), "t2star": ("t2star", "t2*", "t2*w", "t2s"),
+            "flair": ("flair", "t2f", "t2flair", "fla")}
+_RELATED = {"t1": "t1c", "t1c": "t1", "t2": "flair", "flair": "t2", "t2star": "t2"}
 
 
 def channel_key(name: str) -> str:
     """What is the same for two channels that are one modality: by their names, as BraTS and others write them."""
-    plain = "".join(letter for letter in name.casefold().replace("+", "c") if letter.isalnum())
+    spelled = name.replace("cT1", "T1c").casefold().replace("+", "c")  # CT1 may be the first phase of a CT
+    plain = "".join(letter for letter in spelled if letter.isalnum() or letter == "*")
     return next((key for key, names in _ALIASES.items() if plain in names), plain or name.casefold())
 
 
@@ -120,15 +123,23 @@ def match_channels(
     theirs: Sequence[str],  # names of an encoder's channels
     ours: Sequence[str],  # names of a store's channels
 ) -> list[tuple[int | None, str]]:  # for each of ours, the place of one of theirs, and how it was found
-    """Which of an encoder's channels each channel of a store is, or is related to; None for neither."""
+    """Which of an encoder's channels each channel of a store is, or is related to; None for neither.
+
+    An equal name goes first, and no two channels are the same one.
+    """
+    found: list[tuple[int | None, str]] = [(None, "in turn")] * len(ours)
+    for spelled in (str.casefold, channel_key):
+        keys = [spelled(name) for name in theirs]
+        for place, name in enumerate(ours):
+            taken = {k for k, _ in found}
+            free = [k for k, key in enumerate(keys) if key == spelled(name) and k not in taken]
+            if free and found[place][0] is None:
+                found[place] = (free[0], "the same")
     keys = [channel_key(name) for name in theirs]
-    found: list[tuple[int | None, str]] = []
-    for key in map(channel_key, ours):
-        related = _RELATED.get(key)
-        if key in keys:
-            found.append((keys.index(key), "the same"))
-        else:
-            found.append((keys.index(related), "related") if related in keys else (None, "in turn"))
+    for place, key in enumerate(map(channel_key, ours)):
+        near = [k for k, each in enumerate(keys) if each in (key, _RELATED.get(key))]
+        if near and found[place][0] is None:
+            found[place] = (near[0], "related")
     return found
 
 # %% ../../nbs/32_cards.ipynb #5db79d1d
@@ -170,14 +181,23 @@ def fit_channels(
                          f"no name is common. {say} the scans under the names of the encoder and prepare them anew: "
                          f"images={{{', '.join(f'{name!r}: PATTERN' for name in theirs)}}}, in a shell --images "
                          f"'{{{', '.join(f'{name}: PATTERN' for name in theirs)}}}'.")
-    sources = tuple(k % old if place is None else place for k, (place, _) in enumerate(found))
+    sources = _filled([place for place, _ in found], old)
     if all(how == "the same" for _, how in found) and sources == tuple(range(old)):
         return Fit(None, [], [])
     pairs = [f"{name} from {theirs[k]}{'' if how == 'the same' else f' ({how})'}"
              for name, k, (_, how) in zip(ours, sources, found)]
     alone = [f"{folder}: its encoder was trained on {theirs[0]}, and {store.folder} has {', '.join(ours)}, which is "
              "another name. Its weights are taken all the same."] if not known else []
-    return Fit(sources, [f"channels by name: {', '.join(pairs)}"], alone)
+    strange = [pair for pair, (place, _) in zip(pairs, found) if place is None and known]
+    unsure = [f"{folder}: its encoder was trained on {', '.join(theirs)}, which says nothing of some channels of "
+              f"{store.folder}. They begin with the weights of another one: {', '.join(strange)}."] if strange else []
+    return Fit(sources, [f"channels by name: {', '.join(pairs)}"], alone + unsure)
+
+
+def _filled(places: Sequence[int | None], old: int) -> tuple[int, ...]:
+    """The places of an encoder's channels, for what has none those that nobody has, then all in turn."""
+    free = [k for k in range(old) if k not in places]
+    return tuple((free.pop(0) if free else k % old) if place is None else place for k, place in enumerate(places))
 
 
 def _named(names: Sequence[str]) -> str:
@@ -221,8 +241,10 @@ def differences(
         told.append(f"{folder}: its encoder was trained on images scaled by {scale}, and {store.folder} has "
                     f"{ours[odd[0]]}{f' for {name}' if name else ''}. The same tissue has another grey for it. If the "
                     f"scans are of one kind, prepare them alike: {_options(scale)}.")
-    other = [f"{what} {before[what]} (here {store.settings[what]})" for what in ("size", "dtype")
-             if before[what] != store.settings[what]]
+    size = store.settings["size"]
+    other = [f"size {before['size']} (here {size})"] if before["size"] != size else []
+    if {before["dtype"], store.settings["dtype"]} == {"float16", "uint8"}:
+        other.append(f"dtype {before['dtype']} (here {store.settings['dtype']}, which matters little)")
     was, now = card.get("voxel_mm") or [], _voxel_mm(store, [*store.cases])
     if len(was) == len(now) and any(max(a / b, b / a) > _FACTOR for a, b in zip(was, now)):
         other.append(f"voxels of {_by(was)} mm (here {_by(now)})")
@@ -241,6 +263,11 @@ def fit_images(
     choose: bool = True,  # whether there is an option `sources`, for the message
 ) -> Fit:
     """How an encoder fits the images of a store; raises `InputError` where nobody can tell its channels."""
+    old = card["in_channels"]
+    if sources is not None and (len(sources) != store.channels or not all(k in range(old) for k in sources)):
+        raise InputError(f"sources are {tuple(sources)} (--sources), and the {store.channels} channel(s) of "
+                         f"{store.folder} need as many numbers from 0 to {old - 1}: for each the one of "
+                         f"the encoder in {folder} that it begins with.")
     fit = fit_channels(card, store, folder, choose) if sources is None else Fit(tuple(sources), [], [])
     return fit._replace(cautions=fit.cautions + differences(card, store, folder, fit.sources))
 
