@@ -26,6 +26,7 @@ from ssl3d.evidence.experiments import (
     failed_cells,
     forecast,
     make_cell,
+    met_with_labels,
     open_experiment,
     read_diary,
     read_experiment,
@@ -35,8 +36,9 @@ from ssl3d.evidence.experiments import (
 from ssl3d.evidence.report import keep_answer
 from ssl3d.evidence.statistics import verdict
 from ssl3d.files import read_table
-from ssl3d.networks.cards import read_card
+from ssl3d.networks.cards import image_keys, provenance, read_card
 from ssl3d.training import loop
+from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
 
 TOY = Experiment(
@@ -290,7 +292,7 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
     elsewhere = len(Store(out / "store-pretraining").split("train"))
     expected = {(arm, "4", str(elsewhere if arm == "supervised" else 0)) for arm in experiment.arms}
     assert labels == expected, "two of six are tested in each fold"
-    said = f"ith 100 % of the labels, labels seen: scratch 4; rotation 2D 4; supervised 4 + {elsewhere} elsewhere"
+    said = f"labelled cases seen: scratch 4; rotation 2D 4; supervised 4 + {elsewhere} elsewhere"
     frozen = "he encoder was frozen for the first 2 steps in every arm"
     assert said in keep_answer(rows, out) and frozen in keep_answer(rows, out)
     assert said in (out / "report.html").read_text() and frozen in (out / "report.html").read_text()
@@ -528,8 +530,32 @@ def test_labels_of_the_same_people_are_not_read_elsewhere(toy, tmp_path):
             run_experiment(wrong, tmp_path / str(k), progress=False)
         assert not (tmp_path / str(k) / "cells").exists(), "before anything is trained"
     open_experiment(replace(same, label_fractions=[1.0]), tmp_path / "all", progress=False)
+    for kept in ({"task": "supervised"}, {"task": "rotation", "probe": "mask", "keep": "probe"}):
+        searched = replace(same, arms={"x": kept | {"steps": 1}}, label_fractions=[1.0], lrs=[1e-3, 1e-2],
+                           pretraining_cohort=here if kept["task"] == "supervised" else None)
+        with pytest.raises(InputError, match=r"arm 'x': .*labels of the validation people.*\(lrs\)"):
+            run_experiment(searched, tmp_path / f"searched {kept['task']}", progress=False)
     plain = replace(same, arms={"x": {"task": "rotation", "steps": 1}})
     open_experiment(plain, tmp_path / "plain", progress=False)
+
+
+def test_labels_that_an_encoder_has_read_long_before_are_known(toy, tmp_path):
+    """A task that went on from an encoder that had learned from masks; people who are known by name alone."""
+    store, first = Store(toy[0] / "store"), toy[0] / "cells/scratch-1-0"
+    chained = pretrain("rotation", store, tmp_path / "chained", encoder=first, steps=1, progress=False)
+    later = replace(TOY, cohort={"source": str(store.folder)}, arms={"x": {"encoder": str(chained)}})
+    with pytest.raises(InputError, match=r"arm 'x': .*pretrained with labels of \d+ case"):
+        run_experiment(later, tmp_path / "out", progress=False)
+    rows = replace(later, label_fractions=[1.0])
+    run_experiment(rows, tmp_path / "all", progress=False)
+    seen = read_table(tmp_path / "all" / "trainings.csv")
+    assert {int(row["labels"]) for row in seen} == {len(store.split("train"))}
+
+    names = {"labelled": provenance(store, [], labelled=store.split("train"))["labelled"], "task": "rotation"}
+    other = {mark for mark in names["labelled"] if mark not in {m for c in store.cases.values() for m in image_keys(c)}}
+    assert met_with_labels(later, "x", store, other), "the names alone are enough"
+    allowed = replace(later, finetuning=TOY.finetuning | {"allow_seen": "names"})
+    assert not met_with_labels(allowed, "x", store, other)
 
 
 @pytest.mark.parametrize("goal, needed, fraction", [("segmentation", "two", 0.04), ("regression", "three", 0.14)])

@@ -249,7 +249,7 @@ def closing_line(folder, log, health=None, **settings):
     "accuracies, said",
     [
         ((0.1, 0.8), "learned jigsaw in 100 steps: 0.[78]"),
-        ((0.1,), "nothing was learned in 100 steps.*Try more steps, or another learning rate"),
+        ((0.1,), "no learning was shown in 100 steps.*Try more steps, or another learning rate"),
         ((0.1, 0.9, 0.9, 0.1), "jigsaw was lost again in 100 steps.*at its best.*lower learning rate than 0.003 .lr="),
         ((0.4, *[1.0] * 19), "learned early, within the first [0-9]+ steps.*shortcut.*harder question .options="),
     ],

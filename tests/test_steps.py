@@ -62,7 +62,7 @@ def test_a_run_knows_what_lies_in_its_folder(walked):
 
 def test_a_run_says_in_a_line_whether_anything_was_learned(walked, tmp_path, capsys):
     store, run, _ = walked
-    for accuracy, said in ((0.1, "nothing was learned"), (0.6, "learned rotation in 40 steps: 0.60")):
+    for accuracy, said in ((0.1, "no learning was shown"), (0.6, "learned rotation in 40 steps: 0.60")):
         made = tmp_path / said[:7]
         made.mkdir()
         rows = [f"{step},1.0,{accuracy + 0.05 * (-1) ** step:.3f},0.1" for step in range(1, 41)]

@@ -113,7 +113,8 @@ def cases_of(store: Store, goal: Goal, how: Finetuning) -> tuple[dict[str, dict[
 
     Raises `InputError` where nothing can be learned or scored.
     """
-    of_share = how.validate and how.labels < 1
+    alone = len(goal.labelled(store, store.split("validation"))) < goal.least  # the store's own people have no labels
+    of_share = how.validate and (how.labels < 1 or alone)
     test = [] if of_share else store.split("validation" if how.validate else "test")
     known = goal.labelled(store, [name for name in store.split("train") if name not in set(test)])
     subjects, strata = {name: store.cases[name]["subject"] for name in known}, goal.strata(store, known)
@@ -255,11 +256,12 @@ def finetune(
     """Train a network for a goal, from an encoder or from scratch, and score it on the store's test subjects.
 
     Returns the run. `scores.csv` has the scores: of masks, Dice and 95 % Hausdorff distance (mm) of each case and class
-    on the grid of the scan (`dice_store` and `hausdorff95_store`: on the store's), and `regions.csv` those of regions;
-    of grades quadratic weighted kappa and accuracy, of ages R² and the mean absolute error in years, and
-    `predictions.csv` the answer for each case (paper, section 4). The encoder is kept, so that other runs can begin
-    with it (supervised pretraining). Raises `InputError` for a store, encoder or option that cannot be used, and for a
-    taken folder.
+    on the grid of the scan (report these; `dice_store` and `hausdorff95_store` are on the store's), and `regions.csv`
+    those of regions. A class that neither the mask nor the prediction has is right: its Dice is 1 and its distance NaN;
+    one that only one of them has, has a Dice of 0 and an infinite distance. Grades have quadratic weighted kappa and
+    accuracy, ages R² and the mean absolute error in years, and `predictions.csv` the answer for each case (paper,
+    section 4). The encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError`
+    for a store, encoder or option that cannot be used, and for a taken folder.
     """
     chosen, opened, folder = make_goal(how.goal, own), Store(store, how.fold), as_folder(out, "out")
     how = filled(how, chosen)

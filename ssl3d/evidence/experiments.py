@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Experiment', 'read_experiment', 'write_experiment', 'check_experiment', 'Cell', 'cells_of', 'encoder_cell',
            'encoder_of', 'choose_lr', 'run_cell', 'read_diary', 'failed_cells', 'make_cell', 'forecast',
-           'open_experiment', 'run_experiment', 'collect']
+           'labels_of_card', 'met_with_labels', 'open_experiment', 'run_experiment', 'collect']
 
 # %% ../../nbs/70_experiments.ipynb #a004de26
 import hashlib
@@ -47,7 +47,7 @@ from ssl3d.files import (
     write_table,
     write_whole,
 )
-from ..networks.cards import read_card
+from ..networks.cards import image_keys, person_keys, read_card
 from ..networks.encoders import WIDTHS
 from ..networks.weights import encoder_origin
 from ssl3d.settings import (
@@ -368,9 +368,14 @@ def encoder_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out
     return made
 
 # %% ../../nbs/70_experiments.ipynb #65a36351
+def _finetuning_of(experiment: Experiment, arm: str) -> dict:
+    """The options of fine-tuning that are given to an arm."""
+    return experiment.finetuning | experiment.arms[arm].get("finetuning", {})
+
+
 def _finetuning(experiment: Experiment, arm: str, stores: dict[str, Store]) -> dict:
     """The settings with which an arm is fine-tuned."""
-    settings = _network(experiment, stores) | experiment.finetuning | experiment.arms[arm].get("finetuning", {})
+    settings = _network(experiment, stores) | _finetuning_of(experiment, arm)
     return settings | ({"slices": experiment.arms[arm]["slices"]} if "slices" in experiment.arms[arm] else {})
 
 
@@ -596,41 +601,65 @@ def _check_frozen_length(experiment: Experiment, stores: dict[str, Store], goal:
 
 
 def _read_with_labels(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> set[str]:
-    """What tells the scans whose labels an arm's pretraining reads: fingerprints, and digests of their voxels."""
+    """What stands for the scans and people whose labels an arm's pretraining reads, or its encoder has read before."""
     other, target = stores.get("pretraining_cohort"), (experiment.pretraining | arm).get("probe")
     if "encoder" in arm:
         try:
             folder = _given_encoder(experiment, arm, stores)
-            card = read_card(folder) if folder else {}
+            return set() if folder is None else labels_of_card(read_card(folder), folder)
         except InputError:  # it is not there, or does not fit; its cells say so
             return set()
-        probed = folder is not None and (folder / "settings.yaml").exists() and read_settings(folder).get("probe")
-        with_labels = probed or card["task"] in GOALS
-        return {*card["trained_on"], *card.get("voxel_digests", ())} if with_labels else set()
     if other is None or arm.get("task") != "supervised" and ("task" not in arm or target is None):
         return set()
     cases = [other.cases[name] for name in other.split("train")]
     what = "classes" if arm["task"] == "supervised" or target == "mask" else target
-    return {mark for case in cases if case[what] not in (None, [], {}) for mark in _marks(case)}
+    return {mark for case in cases if case[what] not in (None, [], {}) for mark in image_keys(case) | person_keys(case)}
 
 
-def _marks(case: dict) -> set[str]:
-    """What only copies of a scan share with it."""
-    return {case["fingerprint"], *case.get("voxel_digests", ())}
+def labels_of_card(card: dict, folder: Path) -> set[str]:
+    """What stands for the scans and people whose labels an encoder (its card) has learned from, in all its runs."""
+    if "labelled" in card:
+        return {*card["labelled"]}
+    probed = (folder / "settings.yaml").exists() and read_settings(folder).get("probe")  # made by an earlier version
+    return {*card["trained_on"], *card.get("voxel_digests", ())} if probed or card["task"] in GOALS else set()
+
+
+def met_with_labels(experiment: Experiment, arm: str, store: Store, read: set[str]) -> list[str]:
+    """The cases of a store whose labels were read: known by their scans and, unless that is allowed, their names."""
+    by_name = _finetuning_of(experiment, arm).get("allow_seen") is None
+    return [name for name, case in store.cases.items()
+            if read & (image_keys(case) | (person_keys(case) if by_name else set()))]
+
+
+def _check_choice(experiment: Experiment, stores: dict[str, Store]) -> None:
+    """Refuse an arm whose pretraining reads labels of those by whom its learning rate would be chosen."""
+    store = stores["cohort"]
+    chosen_by = {*store.split("validation")}
+    for name, arm in experiment.arms.items():
+        met = chosen_by & {*met_with_labels(experiment, name, store, _read_with_labels(experiment, arm, stores))}
+        settings = experiment.pretraining | arm
+        kept = settings.get("probe") and settings.get("keep") == "probe" and "pretraining_cohort" not in stores
+        if met or kept:
+            raise InputError(f"arm {name!r}: its pretraining reads labels of the validation people of {store.folder}, "
+                             "and with all labels the learning rate is chosen (lrs) by these people. Give one lr under "
+                             "finetuning in place of lrs, keep: last, or pretrain with labels of other people.")
 
 
 def _check_labels(experiment: Experiment, stores: dict[str, Store]) -> None:
     """Refuse an arm whose pretraining has read labels of the cohort's own people beyond the smallest share."""
     store, least = stores["cohort"], min(experiment.label_fractions)
+    if least == 1 and experiment.lrs:
+        _check_choice(experiment, stores)
     for name, arm in experiment.arms.items() if least < 1 else ():
         read = _read_with_labels(experiment, arm, stores)
-        met = [case for case in store.cases if read & _marks(store.cases[case])]
+        met = met_with_labels(experiment, name, store, read)
         if met:
             where = "its encoder was" if "encoder" in arm else "it is"
             raise InputError(f"arm {name!r}: {where} pretrained with labels of {len(met)} case(s) of {store.folder}, "
                              f"the first is '{met[0]}', and the smallest of label_fractions is {least:g}: it would see "
                              "labels beyond that share. Pretrain with labels of other people, or without, or give "
-                             "label_fractions: [1.0].")
+                             "label_fractions: [1.0]. If these are other people of the same names, say allow_seen: "
+                             "names under finetuning.")
 
 # %% ../../nbs/70_experiments.ipynb #08ca9ce0
 def open_experiment(
@@ -752,10 +781,10 @@ def _labels_before(experiment: Experiment, cell: Cell, stores: dict[str, Store],
         here = card["store"] == stores["cohort"].hash
         return (set(card["trained_on"]), 0) if here else (set(), len(card["trained_on"]))
     probe = read_settings(folder).get("probe") if (folder / "settings.yaml").exists() else None
-    if probe is None:
-        return set(), 0
-    if first is None:
-        return set(), "some"  # a probe of people who are not known here
+    read = labels_of_card(read_card(folder), folder)
+    if first is None or probe is None:  # of people elsewhere the number is not known
+        here = {*met_with_labels(experiment, cell.arm, stores["cohort"], read)} if read else set()
+        return here, "some" if read and not here else 0
     store = Store(stores.get("pretraining_cohort", stores["cohort"]), _fold(experiment, first))
     read = {name for names in probe_cases(store, probe) for name in names}
     return (set(), len(read)) if "pretraining_cohort" in stores else (read, 0)
@@ -768,4 +797,12 @@ def _training(experiment: Experiment, cell: Cell, stores: dict[str, Store], out:
     before, elsewhere = _labels_before(experiment, cell, stores, out)
     return {**cell.columns, "labels": len(before | set(card["trained_on"])), "elsewhere": elsewhere,
             "steps": settings["steps"], "frozen_steps": settings["warmup_steps"], "lr": settings["lr"],
-            "tried": len(experiment.lrs or ()), "never_predicted": "; ".join(card.get("never_predicted", ()))}
+            "tried": len(experiment.lrs or ()), "never_predicted": "; ".join(card.get("never_predicted", ())),
+            "pretraining": _verdict_of(experiment, cell, stores, out)}
+
+
+def _verdict_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> str:
+    """The verdict on the pretraining of a cell; empty for scratch, and where its card has none."""
+    first, arm = encoder_cell(experiment, cell), experiment.arms[cell.arm]
+    folder = _given_encoder(experiment, arm, stores) if first is None else _encoder_folder(first, out)
+    return "" if folder is None else read_card(folder).get("health", {}).get("verdict", "")

@@ -267,7 +267,8 @@ def failures(
     n = len({tuple(row.get(key, "") for key in keys) for row in mine})
     left = [row for row in mine if tuple(row.get(key, "") for key in keys) not in which]
     missed = " or ".join(dict.fromkeys(name for each in bad for name in each["missed"]))
-    without = f"without {_mean(left):.3f}" if left else "and none is left without"
+    other = _mean(left)
+    without = "and none is left without" if np.isnan(other) else f"without {other:.3f}"
     them = "it" if len(bad) == 1 else "them"
     return f"{len(bad)} of {n} trainings never predicted {missed}: mean with {them} {_mean(mine):.3f}, {without}"
 

@@ -173,8 +173,8 @@ class ProxyTask(nn.Module):
         """Accuracy in [0, 1], and the accuracy of a guess."""
         return {"accuracy": self.hits(outputs, targets).mean().item(), "chance": 1 / self.n_classes}
 
-    def one_answer(self, end: dict[str, float]) -> bool:
-        """Whether scores, as means over the last steps, say that everything gets one and the same answer."""
+    def one_answer(self, begin: dict[str, float], end: dict[str, float]) -> bool:
+        """Whether scores, as means over the first and the last steps, say that all gets one and the same answer."""
         return False
 
 # %% ../../nbs/40_base.ipynb #13ca6517

@@ -292,11 +292,12 @@ class Exemplar(ProxyTask):
             "active": (hinge(positive, negative, self.margin) > 0).float().mean().item(),
             "positive_distance": positive.mean().item(), "negative_distance": negative.mean().item()}
 
-    def one_answer(self, end: dict[str, float]) -> bool:
-        """Whether codes are hardly apart, by less than a tenth of their length or of the margin, and often wrong."""
+    def one_answer(self, begin: dict[str, float], end: dict[str, float]) -> bool:
+        """Whether codes came closer, to less than a tenth of their length or of the margin, and are often wrong."""
         measured = self.normalise or not self.contrastive  # else codes of any length are compared by their angles
         near = end["negative_distance"] < 0.1 * (1.0 if self.normalise else self.margin)
-        return measured and near and end["accuracy"] < 0.75  # half of what is between chance and all right
+        closer = end["negative_distance"] < 0.5 * begin["negative_distance"]
+        return measured and near and closer and end["accuracy"] < 0.75  # half of what is between chance and all right
 
     def draw(self, batch: Batch) -> list:  # of axes
         """One image under each transformation, then anchors and positives, each beside another person's anchor."""

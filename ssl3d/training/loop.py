@@ -38,7 +38,7 @@ from ..networks.windows import to_pictures
 from ..seeds import generator_for
 from ..settings import Optimising
 from ..tasks.base import Batch
-from .runs import HELPS, alone, append_log, trim_log
+from .runs import FAILED, HELPS, alone, append_log, trim_log
 
 # %% ../../nbs/51_loop.ipynb #a815b228
 def steps_per_epoch(n_images: int, batch_size: int) -> int:
@@ -315,8 +315,14 @@ def _fit(runner: pl.Trainer, learner: Learner, steps: DataLoader, checkpoint: Pa
             torch.load(checkpoint, weights_only=True, map_location="cpu", mmap=True)
         except Exception as e:  # zipfile, pickle and torch each have their own
             raise InputError(f"{checkpoint}: is damaged ({e}). Remove it to train from the start.") from None
+    failed = checkpoint.with_name(FAILED)
+    failed.unlink(missing_ok=True)
     try:
         runner.fit(learner, steps, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    except NotFinite as e:
+        problem = str(e).encode(errors="backslashreplace")
+        write_whole(failed, lambda f: f.write(problem))
+        raise
     except SIGTERMException:
         sys.exit(143)
     except SystemExit as e:

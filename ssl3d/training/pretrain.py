@@ -325,11 +325,12 @@ def _health(
     if few is None:
         return judged(log)
     n = max(10, len(log["step"]) // 10)
-    end = {name: float(values[-n:].mean()) for name, values in log.items()}
+    begin, end = ({name: float(values[part].mean()) for name, values in log.items()}
+                  for part in (slice(3), slice(-n, None)))
     untrained.to(next(network.parameters()).device)
     found, before = (told_apart(each, few) for each in (network.encoder, untrained))
     measured = {"images": len(few)} | {name: float(f"{found[name]:.4g}") for name in ("rank", "spread")}
-    for what, alike in (("features", all_alike(found, before, few)), ("code", network.one_answer(end))):
+    for what, alike in (("features", all_alike(found, before, few)), ("code", network.one_answer(begin, end))):
         if alike:
             return judged(log, alike=True) | measured | {"same": what}
     return judged(log) | measured
