@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ssl3d import tasks as tasks
 from ssl3d.files import Folder
+from ssl3d.settings import Logger
 from ssl3d.training.runs import Run as _Run
 from ssl3d.data.cohorts import Case as Case
 from ssl3d.data.cohorts import Cohort as Cohort
@@ -158,6 +159,7 @@ def finetune(
     batch_size: int | None = None,
     lr: float | None = None,
     warmup: int | None = None,
+    logger: Union[Literal['csv', 'tensorboard'], Logger, Sequence[Union[Literal['csv', 'tensorboard'], Logger]]] = 'csv',
     track: int | None = None,
     fold: tuple[int, int] | None = None,
     allow_seen: Optional[Literal['names', 'all']] = None,
@@ -216,6 +218,9 @@ def finetune(
             and with the paper's preset 25 epochs for masks, 5 for an answer per image (from 0). Default: None.
 
     Watch:
+        logger: who is told of loss, rate, scores and pictures besides log.csv, which is always written:
+            tensorboard (into the run's folder), or (in Python) a logger of Lightning, or several of these.
+            Default: 'csv'.
         track: steps between two scorings while it trains, into observed.csv; none if not given (from 1).
             Default: None.
 
@@ -336,6 +341,7 @@ def pretrain(
     steps: int | None = None,
     batch_size: int | None = 4,
     lr: float | None = None,
+    logger: Union[Literal['csv', 'tensorboard'], Logger, Sequence[Union[Literal['csv', 'tensorboard'], Logger]]] = 'csv',
     probe: Optional[Literal['grade', 'sex', 'age', 'mask']] = None,
     probe_every: int = 100,
     keep: Literal['last', 'probe'] = 'last',
@@ -377,6 +383,9 @@ def pretrain(
             at which it does not collapse) (above 0). Default: None.
 
     Watch:
+        logger: who is told of loss, rate, scores and pictures besides log.csv, which is always written:
+            tensorboard (into the run's folder), or (in Python) a logger of Lightning, or several of these.
+            Default: 'csv'.
         probe: linear probe: what to read from the encoder while it trains, for validation subjects, into
             observed.csv. Default: None.
         probe_every: steps between two probes (from 1). Default: 100.
