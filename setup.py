@@ -46,6 +46,7 @@ setup(
     extras_require={
         "notebooks": NOTEBOOKS,
         "ray": RAY,
+        "watch": requirements("watch_requirements"),
         "formats": FORMATS,
         "itk": requirements("itk_requirements"),
         "dev": NOTEBOOKS + RAY + FORMATS + requirements("dev_requirements"),

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from ssl3d import tasks as tasks
 from ssl3d.files import Folder
+from ssl3d.settings import Logger
 from ssl3d.training.runs import Run as _Run
 from ssl3d.data.cohorts import Case as Case
 from ssl3d.data.cohorts import Cohort as Cohort
@@ -164,6 +165,7 @@ def finetune(
     batch_size: int | None = None,
     lr: float | None = None,
     warmup: int | None = None,
+    logger: Union[Literal['csv', 'tensorboard'], Logger, Sequence[Union[Literal['csv', 'tensorboard'], Logger]]] = 'csv',
     track: int | None = None,
     fold: tuple[int, int] | None = None,
     allow_seen: Optional[Literal['names', 'all']] = None,
@@ -184,11 +186,12 @@ def finetune(
     """Train a network for a goal, from an encoder or from scratch, and score it on the store's test subjects.
 
     Returns the run. `scores.csv` has the scores: of masks, Dice and 95 % Hausdorff distance (mm) of each case and class
-    on the grid of the scan (`dice_store` and `hausdorff95_store`: on the store's), and `regions.csv` those of regions;
-    of grades quadratic weighted kappa and accuracy, of ages R² and the mean absolute error in years, and
-    `predictions.csv` the answer for each case (paper, section 4). The encoder is kept, so that other runs can begin
-    with it (supervised pretraining). Raises `InputError` for a store, encoder or option that cannot be used, and for a
-    taken folder.
+    on the grid of the scan (report these; `dice_store` and `hausdorff95_store` are on the store's), and `regions.csv`
+    those of regions. A class that neither the mask nor the prediction has is right: its Dice is 1 and its distance NaN;
+    one that only one of them has, has a Dice of 0 and an infinite distance. Grades have quadratic weighted kappa and
+    accuracy, ages R² and the mean absolute error in years, and `predictions.csv` the answer for each case (paper,
+    section 4). The encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError`
+    for a store, encoder or option that cannot be used, and for a taken folder.
 
     Start from:
         encoder: what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of
@@ -235,6 +238,9 @@ def finetune(
             and with the paper's preset 25 epochs for masks, 5 for an answer per image (from 0). Default: None.
 
     Watch:
+        logger: who is told of loss, rate, scores and pictures besides log.csv, which is always written:
+            tensorboard (into the run's folder), or (in Python) a logger of Lightning, or several of these.
+            Default: 'csv'.
         track: steps between two scorings while it trains, into observed.csv; none if not given (from 1).
             Default: None.
 
@@ -360,6 +366,7 @@ def pretrain(
     steps: int | None = None,
     batch_size: int | None = 4,
     lr: float | None = None,
+    logger: Union[Literal['csv', 'tensorboard'], Logger, Sequence[Union[Literal['csv', 'tensorboard'], Logger]]] = 'csv',
     probe: Optional[Literal['grade', 'sex', 'age', 'mask']] = None,
     probe_every: int = 100,
     keep: Literal['last', 'probe'] = 'last',
@@ -411,6 +418,9 @@ def pretrain(
             task exemplar 1e-4, at which it does not collapse), and with sgd 1e-2 (above 0). Default: None.
 
     Watch:
+        logger: who is told of loss, rate, scores and pictures besides log.csv, which is always written:
+            tensorboard (into the run's folder), or (in Python) a logger of Lightning, or several of these.
+            Default: 'csv'.
         probe: linear probe: what to read from the encoder while it trains, for validation subjects, into
             observed.csv. Default: None.
         probe_every: steps between two probes (from 1). Default: 100.

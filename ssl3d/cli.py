@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prepare_command', 'check_command', 'download_command', 'pretrain_command', 'finetune_command', 'predict_command',
-           'features_command', 'experiment_command', 'demo_command', 'Command', 'commands', 'main']
+           'features_command', 'show_command', 'experiment_command', 'demo_command', 'Command', 'commands', 'main']
 
 # %% ../nbs/81_cli.ipynb #ffac95b2
 import argparse
@@ -132,6 +132,41 @@ def features_command(run: str, scans: list[str], file: str, given: dict[str, Any
         write_whole(place, lambda f: f.write(text.getvalue().encode(errors="surrogateescape")))
     print(f"{file}: {len(ids)} vectors of {features.shape[1]} numbers")
 
+# %% ../nbs/81_cli.ipynb #14c763bd
+def show_command(folder: str, picture: str, given: dict[str, Any]) -> None:
+    """Say and draw how a run went, or how far it is; or what a store or an experiment holds."""
+    place = Path(folder)
+    file = Path(picture) if picture else place / "plot.png"
+    if (place / "settings.yaml").exists():
+        from ssl3d.training.runs import Run
+
+        run = Run(place)
+        print(run.summary())
+        run.plot(file)
+    elif (place / "manifest.json").exists():
+        from ssl3d.plots.charts import draw_cohort, keep_picture
+
+        store = Store(place)
+        print(store)
+        keep_picture(draw_cohort([*store.cases.values()], place.name, store.classes, store.channel_names), file)
+    else:
+        file = _page_of(place, picture)
+    print(f"{file}: how it looks")
+
+
+def _page_of(place: Path, picture: str) -> Path:
+    """The page of an experiment, whose summary is printed; raises `InputError` for a folder of another kind."""
+    if not (place / "experiment.yaml").exists():
+        raise InputError(f"{place}: is no run, no store and no experiment. Give a folder that ssl3d pretrain, "
+                         "finetune, prepare or experiment has written.")
+    if picture:
+        raise InputError(f"{place}: is an experiment, whose pictures are in its report.html. Leave out (--out) away.")
+    if not (place / "report.html").exists():
+        raise InputError(f"{place}: is an experiment that is not finished. ssl3d experiment "
+                         f"{place / 'experiment.yaml'} --out {place} goes on. Each of its runs can be shown.")
+    print((place / "summary.txt").read_text(encoding="utf-8").rstrip())
+    return place / "report.html"
+
 # %% ../nbs/81_cli.ipynb #bef38f11
 def experiment_command(description: str, out: str, given: dict[str, Any]) -> None:
     """Compare arms by a description: does pretraining help, and how sure is that?"""
@@ -164,7 +199,7 @@ class Command(NamedTuple):
     places: dict[str, str | int | None]  # what has a place in the line -> how many (`nargs` of argparse)
     kinds: tuple[type[Settings], ...]  # its options
     out: str | None  # the folder or file that it writes, by name in PLACES; None if it writes nothing
-    usual: str | None  # the value of --out if it is not given; None where it has to be
+    usual: str | None  # the value of --out if it is not given, empty where the folder says it; None where it has to be
     example: str  # a line to try
 
 
@@ -178,6 +213,7 @@ def commands() -> dict[str, Command]:
                             "rotation runs/scans --out runs/rotation --epochs 100"),
         "finetune": Command(finetune_command, {"store": None}, (Finetuning, *goals), "out", None,
                             "runs/scans --encoder runs/rotation --labels 0.1 --out runs/few"),
+        "show": Command(show_command, {"folder": None}, (), "picture", "", "runs/rotation"),
         "predict": Command(predict_command, {"trained": None, "scans": "+"}, (Predicting,), "out", None,
                            "runs/few NEW_SCANS --out masks"),
         "features": Command(features_command, {"run": None, "scans": "+"}, (Embedding,), "file", None,
@@ -271,7 +307,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         about = (command.run.__doc__ or name).splitlines()[0]
         places = " ".join(f"[{place.upper()}]" if n == "?" else place.upper() + " ..." * (n == "+")
                           for place, n in command.places.items())
-        out = f" --out {(command.out or '').upper()}" if command.out and not command.usual else ""
+        out = f" --out {(command.out or '').upper()}" if command.out and command.usual is None else ""
         parsers[name] = lines.add_parser(
             name, help=about[:1].lower() + about[1:].rstrip("."), description=about, allow_abbrev=False,
             epilog=f"example:  ssl3d {name} {command.example}", usage=f"ssl3d {name} {places}{out} [options]")

@@ -90,6 +90,29 @@ def test_predicting_checking_and_grading(walked, tmp_path):
     assert (tmp_path / "c/predictions.csv").exists()
 
 
+def test_runs_stores_and_experiments_are_shown(walked, tmp_path):
+    for name, said in (("rot", "12 steps are too few"), ("ft", "Dice on the scans of 6 test"), ("store", "32 cases")):
+        done = ssl3d("show", walked / name, "--out", tmp_path / f"{name}.png", folder=tmp_path)
+        assert done.returncode == 0 and said in done.stdout and f"{name}.png: how it looks" in done.stdout, done.stderr
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert not (walked / "ft/plot.png").exists()
+    assert ssl3d("show", walked / "ft", folder=tmp_path).returncode == 0 and (walked / "ft/plot.png").exists()
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e/experiment.yaml").touch()
+    for place, more, said in (
+        (tmp_path, (), "no run, no store"),
+        (tmp_path / "e", (), "not finished"),
+        (walked / "ft", ("--out", tmp_path / "x.jpg"), "x.jpg: is no name for a picture"),
+    ):
+        done = ssl3d("show", place, *more, folder=tmp_path)
+        assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    (tmp_path / "e/report.html").touch()
+    (tmp_path / "e/summary.txt").write_text("rotation is better")
+    done = ssl3d("show", tmp_path / "e", folder=tmp_path)
+    assert "rotation is better" in done.stdout and "report.html" in done.stdout
+    assert "Leave out" in ssl3d("show", tmp_path / "e", "--out", "x.png", folder=tmp_path).stderr
+
+
 def test_mistakes_end_in_one_line(tmp_path, store):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()

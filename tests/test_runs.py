@@ -5,16 +5,21 @@ import json
 import re
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import SMALL, python
 from filelock import FileLock
+from lightning.pytorch.loggers import Logger
+from torch import nn
 
+from ssl3d.downstream.finetune import finetune
 from ssl3d.errors import InputError
+from ssl3d.files import write_table
 from ssl3d.networks.cards import read_card
-from ssl3d.training.loop import images_of_step, steps_per_epoch
+from ssl3d.training.loop import images_of_step, steps_per_epoch, train
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import (
     FEWEST,
@@ -270,3 +275,167 @@ def test_the_closing_line_of_a_collapse_and_of_a_short_run(tmp_path):
         assert f"different images get nearly the same {what}" in said and "lower learning rate than 0.003" in said
     said = closing_line(tmp_path / "short", log_of((0.5,), 12))
     assert "12 steps are too few to tell" in said and "learned jigsaw" not in said and "nothing was" not in said
+
+
+class Killed(Exception):
+    """What ends a process in the middle of a step."""
+
+
+class Notes(Logger):
+    """A logger that keeps what it is told, draws random numbers meanwhile, and may end the training in a step."""
+
+    name, version = "notes", 0
+
+    def __init__(self, killed_in=None):
+        super().__init__()
+        self.killed_in, self.settings, self.numbers, self.pictures = killed_in, [], [], {}
+
+    def log_hyperparams(self, params):
+        self.settings.append(dict(params))
+
+    def log_metrics(self, metrics, step=None):
+        torch.rand(3)
+        self.numbers.append({"step": step, **metrics})
+        if step == self.killed_in and "loss" in metrics:
+            raise Killed
+
+    def log_image(self, key, images, step=None):
+        self.pictures[step] = images[0].size
+
+    def steps(self, name):
+        return [told["step"] for told in self.numbers if name in told]
+
+
+class Board(Notes):
+    """A logger that takes figures, as TensorBoard's; `experiment` is what it writes with."""
+
+    @property
+    def experiment(self):
+        return self
+
+    def add_figure(self, name, figure, global_step, close):
+        self.pictures[global_step] = len(figure.axes)
+
+
+def same_files(a, b, *names):
+    for name in names:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_watched_killed_and_continued_is_never_watched(store, tmp_path):
+    how = {"steps": 60, "widths": SMALL, "batch_size": 2, "probe": "mask", "probe_every": 30, "progress": False}
+    alone = pretrain("rotation", store, tmp_path / "alone", **how)
+    figures, notes, more = plt.get_fignums(), Notes(killed_in=55), Notes()
+    with pytest.raises(Killed):
+        pretrain("rotation", store, tmp_path / "watched", logger=notes, **how)
+    watched = pretrain("rotation", store, tmp_path / "watched", logger=("csv", more), **how)
+    same_files(alone, watched, "encoder.safetensors", "log.csv", "observed.csv", "settings.yaml", "encoder.json")
+    assert notes.steps("loss") == [*range(1, 56)] and more.steps("loss") == [*range(51, 61)]
+    assert notes.steps("observed/linear") == [0, 30] and more.steps("observed/linear") == [60]
+    log, told = read_log(watched), next(told for told in more.numbers if told["step"] == 60 and "loss" in told)
+    assert told == {"step": 60, "lr": 1e-3, **{name: log[name][-1] for name in ("loss", "accuracy", "chance")}}
+    assert notes.settings == more.settings == [watched.settings]
+    assert sorted(notes.pictures) == [1, *range(6, 55, 6)] and sorted(more.pictures) == [54, 60]
+    assert plt.get_fignums() == figures, "every figure is closed"
+
+
+def test_a_fine_tuning_shows_what_it_marks(store, tmp_path, encoder):
+    how = {"encoder": encoder, "labels": 0.2, "steps": 6, "warmup": 0, "track": 3, "progress": False}
+    board = Board()
+    runs = [finetune(store, tmp_path / str(n), **how, **more) for n, more in enumerate(({}, {"logger": board}))]
+    same_files(*runs, "network.safetensors", "scores.csv", "log.csv", "observed.csv", "settings.yaml")
+    assert board.pictures == {step: 3 for step in range(1, 7)}, "image, truth and what is marked"
+    assert board.steps("observed/dice") == [0, 3, 6]
+
+
+def test_a_logger_touches_no_random_number(tmp_path):
+    def weights(name, **watched):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+        (tmp_path / name).mkdir()
+        train(network, lambda network, batch, step: (batch, batch), lambda network, outputs, targets: {
+            "loss": ((outputs - targets) ** 2).mean()}, lambda step: torch.full((8, 1), step / 5), tmp_path / name,
+            n_steps=5, lr=0.1, progress=False, accelerator="cpu", **watched)
+        return torch.cat([w.flatten() for w in network.parameters()])
+
+    def picture(network, batch, step):
+        assert not network.training and not network(batch).requires_grad
+        torch.rand(5)
+        return [plt.subplots()[1]]
+
+    board = Board()
+    assert torch.equal(weights("alone"), weights("watched", logger=board, picture=picture)) and len(board.pictures) == 5
+
+
+def test_tensorboard_lies_in_the_run_and_forgets_the_steps_that_are_made_again(store, tmp_path, monkeypatch):
+    def board(**where):
+        boards.append(where)
+        return Notes(killed_in=53)
+
+    boards, how = [], {"steps": 54, "widths": SMALL, "batch_size": 2, "progress": False, "logger": "tensorboard"}
+    monkeypatch.setattr("ssl3d.settings.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'ssl3d\[watch\]'"):
+        pretrain("rotation", store, tmp_path / "run", **how)
+    assert not (tmp_path / "run").exists(), "said before anything is written"
+    monkeypatch.setattr("ssl3d.settings.find_spec", lambda name: name)
+    monkeypatch.setattr("ssl3d.training.loop.TensorBoardLogger", board)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            pretrain("rotation", store, tmp_path / "run", **how)
+    assert [where.pop("purge_step") for where in boards] == [0, 51]
+    assert boards[0] == {"save_dir": tmp_path / "run", "name": "", "version": "tensorboard"}
+    with pytest.raises(InputError, match="logger is 'wandb'.*'tensorboard' or a logger of Lightning"):
+        pretrain("rotation", store, tmp_path / "run", **how | {"logger": "wandb"})
+
+
+def made_run(folder, steps, settings, observed=(), tables=None):
+    """A run folder without a network: so many steps of its log, what was observed, and its tables."""
+    begin_run(folder, {"probe": None, "validate": False, "steps": 40} | settings)
+    for step in range(1, steps + 1):
+        more = {"accuracy": 0.5, "chance": 0.1} if settings["command"] == "pretrain" else {}
+        append_log(folder, {"step": step, "loss": 1 / step, **more, "lr": 1e-3 * (40 - step)})
+    for row in observed:
+        append_log(folder, row, "observed.csv")
+    for name, rows in (tables or {}).items():
+        write_table(folder / name, rows)
+    return Run(folder)
+
+
+def test_a_run_is_drawn_as_far_as_it_is(tmp_path):
+    probed = made_run(tmp_path / "a", 25, {"command": "pretrain", "task": "rotation", "probe": "age"},
+                      [{"step": 0, "linear": 0.1, "neighbours": 0.2}, {"step": 20, "linear": 0.3, "neighbours": 0.1}])
+    axes = probed.plot(tmp_path / "a.png")
+    assert [ax.get_ylabel() for ax in axes] == ["loss (mean of 10)", "accuracy (mean of 10)",
+                                                "linear probe of age,\nvalidation cases", "learning rate"]
+    assert all(ax.get_xlim() == (0, 40) for ax in axes) and "step 25 of 40" in axes[0].figure.get_suptitle()
+    assert axes[1].lines[-1].get_ydata().tolist() == [0.1] * 25, "chance"
+    assert [line.get_ydata().tolist() for line in axes[2].lines] == [[0.1, 0.3], [0.2, 0.1]]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="a.jpg.*ends in .png"):
+        probed.plot(tmp_path / "a.jpg")
+    begun = made_run(tmp_path / "b", 0, {"command": "finetune", "goal": "segmentation"})
+    assert begun.plot()[0].get_title() == "no step yet" and "no step is logged yet" in begun.summary()
+    going = made_run(tmp_path / "c", 20, {"command": "finetune", "goal": "segmentation"}, [{"step": 20, "dice": 0.75}])
+    assert re.search("20 of 40 steps: .*0.067; mean Dice, test cases, at step 20: 0.750", going.summary())
+    plt.close("all")
+
+
+def test_final_scores_are_drawn_case_by_case(tmp_path):
+    dice = [{"case": case, "class": name, "dice": value} for case, name, value in (
+        ("a", "core", 0.5), ("b", "core", 0.25), ("a", "rim", float("nan")), ("b", "rim", 1.0))]  # fmt: skip
+    masks = made_run(tmp_path / "m", 40, {"command": "finetune", "goal": "segmentation"}, (), {"scores.csv": dice})
+    ax = masks.plot()[-1]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.25, 0.5], [0.375, 0.375], [1.0], [1.0, 1.0]]
+    assert [text.get_text() for text in ax.texts] == ["0.38", "1.00"] and ax.get_title() == "2 test cases"
+    graded = made_run(tmp_path / "g", 40, {"command": "finetune", "goal": "classification", "metric": "kappa of grade"},
+                      (), {"predictions.csv": [{"case": c, "grade": g, "predicted": p} for c, g, p in (
+                          ("a", 0, 0), ("b", 2, 1), ("c", 2, 1), ("d", "", 1))],
+                           "scores.csv": [{"cases": 3, "kappa": 0.4, "accuracy": 1 / 3}]})  # fmt: skip
+    ax = graded.plot()[-1]
+    counts = {(text.get_position(), text.get_text()) for text in ax.texts if text.get_text()}
+    assert counts == {((0, 0), "1"), ((1, 2), "2")}, "the answer to the right, the truth downwards"
+    assert ax.get_title() == "kappa of grade 0.40,\n3 test cases"
+    aged = made_run(tmp_path / "r", 40, {"command": "finetune", "goal": "regression", "metric": "R² of age"}, (), {
+        "predictions.csv": [{"case": "a", "age": 50.0, "guess": 40.5}], "scores.csv": [{"cases": 1, "r2": -1.0}]})
+    assert aged.plot()[-1].lines[-1].get_xydata().tolist() == [[50.0, 40.5]]
+    plt.close("all")

@@ -19,7 +19,7 @@ HEAD = '''"""The face of the package, for type checkers and editors. Made by too
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from ssl3d import tasks as tasks
 from ssl3d.files import Folder
+from ssl3d.settings import Logger
 from ssl3d.training.runs import Run as _Run
 '''
 GENERIC = {"Dataset": "[Any]", "Callable": "[..., Any]", "Sequence": "[Any]", "Iterable": "[Any]"}

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['N_ASKED', 'freeze', 'warm_up', 'filled', 'plan_steps', 'held_back', 'cases_of', 'starting_encoder', 'weight_origins',
            'starting_network', 'plain', 'settings_of', 'keep_trained', 'never_predicted', 'told_failure', 'finetune',
-           'goal_of', 'read_network_card', 'load_network', 'told_origins', 'summary', 'network_so_far', 'draw_case']
+           'goal_of', 'read_network_card', 'load_network', 'told_origins', 'summary', 'network_so_far', 'largest_case',
+           'draw_case']
 
 # %% ../../nbs/65_finetune.ipynb #3a577aee
 from collections.abc import Callable, Mapping
@@ -181,7 +182,7 @@ def starting_network(
     return network, weight_origins(network, widened)
 
 # %% ../../nbs/65_finetune.ipynb #77ea9a58
-_NOT_KEPT = {"progress", "accelerator", "devices", "epochs", "steps", "warmup", "preset", "encoder"}
+_NOT_KEPT = {"progress", "accelerator", "devices", "logger", "epochs", "steps", "warmup", "preset", "encoder"}
 
 
 def plain(value: Any) -> Any:
@@ -325,10 +326,14 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
     def look(trained: nn.Module, step: int) -> dict:
         return goal.track(whole, store, test, facts)
 
+    def picture(trained: nn.Module, batch: tuple, step: int) -> list:
+        return _draw_marked(store, largest_case(store, test), {f"step {step}": whole}) if goal.voxelwise else []
+
     train(goal.trained(network, how.slices), warm_up(settings["warmup_steps"]), measure, read, out,
           n_steps=settings["steps"], lr=settings["lr"], recipe=how, title=f"finetune {len(case_ids)} labels",
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
-          precision=how.precision, observe=(how.track, look) if how.track else None, seen=named)
+          precision=how.precision, observe=(how.track, look) if how.track else None, seen=named,
+          logger=how.logger, picture=picture)
 
 # %% ../../nbs/65_finetune.ipynb #4ea0703b
 def goal_of(settings: dict) -> Goal:
@@ -381,7 +386,8 @@ def summary(run: Folder) -> str:
     settings = read_settings(folder)
     who = "validation" if settings["validate"] else "test"
     card = read_json(folder / "network.json") if (folder / "network.json").exists() else {}
-    return f"{folder}: {told_origins(folder)}. {goal_of(settings).told(folder, who)}{told_failure(card)}"
+    failed = told_failure(card)
+    return f"{folder}: {told_origins(folder)}. {goal_of(settings).told(folder, who)}{'.' * bool(failed)}{failed}"
 
 # %% ../../nbs/65_finetune.ipynb #14416030
 def network_so_far(
@@ -411,6 +417,27 @@ def network_so_far(
     return goal.whole(network, settings["slices"])
 
 # %% ../../nbs/65_finetune.ipynb #4d4357c4
+def largest_case(
+    store: Store,
+    case_ids: list[str],
+) -> str | None:  # None where no case has a mask
+    """The case with the largest mask."""
+    masked = [name for name in case_ids if store.cases[name]["classes"]]
+    return max(masked, key=lambda name: (store.mask(name) > 0).sum(), default=None)
+
+
+def _draw_marked(store: Store, case: str | None, networks: Mapping[str, nn.Module], channel: int = -1) -> list:
+    """A case: image, truth, and what each network marks, with its mean Dice; returns axes, none without a case."""
+    if case is None:
+        return []
+    image, truth = store.image(case)[channel], store.mask(case)
+    found = [segment(network, store, [case])[case] for network in networks.values()]
+    dice = [np.mean([r["dice"] for r in score({case: one}, store, distances=False)]) for one in found]
+    titles = [case, "truth", *(f"{name}: Dice {d:.2f}" for name, d in zip(networks, dice))]
+    return row([image] * len(titles), masks=[truth * 0, truth, *(one.on_store for one in found)], titles=titles,
+               at=busiest(truth), classes=store.classes)
+
+
 def draw_case(
     store: Store,  # of volumes with masks
     runs: Mapping[str, Folder],  # title -> a fine-tuning run, finished or not, or its folder
@@ -421,16 +448,9 @@ def draw_case(
     Runs without a checkpoint are left out. Raises `InputError` for a store without masks to test on, and for runs that
     are of another kind or on another store.
     """
-    masked = [name for name in store.split("test") if store.cases[name]["classes"]]
-    if not masked:
+    case = largest_case(store, store.split("test"))
+    if case is None:
         raise InputError(f"{store.folder}: has no test case with a mask, so there is none to draw.")
-    case = max(masked, key=lambda name: (store.mask(name) > 0).sum())
-    image, truth = store.image(case)[channel], store.mask(case)
     there = {name: run for name, run in runs.items()
              if any((Path(run) / file).exists() for file in ("last.ckpt", "network.json"))}
-    found = [segment(network_so_far(run, store), store, [case])[case] for run in there.values()]
-    dice = [np.mean([r["dice"] for r in score({case: one}, store, distances=False)]) for one in found]
-    marked = [one.on_store for one in found]
-    titles = [case, "truth", *(f"{name}: Dice {d:.2f}" for name, d in zip(there, dice))]
-    row([image] * len(titles), masks=[truth * 0, truth, *marked], titles=titles, at=busiest(truth),
-        classes=store.classes)
+    _draw_marked(store, case, {name: network_so_far(run, store) for name, run in there.items()}, channel)

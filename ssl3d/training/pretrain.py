@@ -65,6 +65,11 @@ def _measure(task: ProxyTask, outputs: torch.Tensor, targets: torch.Tensor) -> d
     """The loss and the scores of a task."""
     return {"loss": task.loss(outputs, targets), **task.scores(outputs.detach(), targets)}
 
+
+def _picture(task: ProxyTask, batch: Batch, step: int) -> list:  # of axes
+    """What a task makes of the images of a step, for loggers."""
+    return task.show(Batch(batch.image.cpu(), batch.subject.cpu()))
+
 # %% ../../nbs/53_pretrain.ipynb #268f2eb9
 def make_task(
     task: str,  # one of `ssl3d.tasks.TASKS`
@@ -436,7 +441,7 @@ def _learn(network: ProxyTask, seen: Images, out: Path, n_steps: int, lr: float,
     look = (how.probe_every, _look(seen.store, how.probe, out)) if seen.store and how.probe else None
     train(network, _question(how.seed), _measure, seen.read, out, n_steps=n_steps, lr=lr, recipe=how, title=title,
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, precision=how.precision,
-          observe=look, seen=seen.named)
+          observe=look, seen=seen.named, logger=how.logger, picture=_picture)
     if how.keep != "probe":
         return n_steps
     load_weights(network.encoder, out / "best.safetensors")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILED', 'HELPS', 'FEWEST', 'read_settings', 'check_run', 'begin_run', 'alone', 'begun_run', 'append_log', 'read_log',
-           'trim_log', 'solved_at', 'judged', 'Run', 'finished_run']
+           'trim_log', 'log_so_far', 'progress_of', 'score_name', 'solved_at', 'judged', 'Run', 'finished_run']
 
 # %% ../../nbs/50_runs.ipynb #21ca6112
 import csv
@@ -154,6 +154,31 @@ def trim_log(out: Path, step: int, file: str = "log.csv") -> None:
         kept = rows[:1] + [row for row in rows[1:] if int(row[0]) <= step]
         write_whole(out / file, lambda f: f.write("".join(",".join(r) + "\r\n" for r in kept).encode()))
 
+# %% ../../nbs/50_runs.ipynb #cca1ce36
+def log_so_far(run: Path, file: str = "log.csv") -> dict[str, np.ndarray] | None:
+    """A log of a run, or nothing as long as there is none, and while its last line is being written."""
+    try:
+        log = read_log(run, file)
+    except (InputError, ValueError):
+        return None
+    return log if len(log["step"]) else None
+
+
+def progress_of(run: Folder) -> tuple[int, int]:  # a run, or its folder -> steps made, steps in all
+    """How far a run is, finished or not; raises `InputError` where its settings are damaged."""
+    folder = as_folder(run, "run")
+    log = log_so_far(folder)
+    total = read_settings(folder).get("steps", 0) if (folder / "settings.yaml").exists() else 0
+    return (0 if log is None else int(log["step"][-1])), total
+
+
+def score_name(run: Folder, what: str) -> str:
+    """What a column of `observed.csv` is, and of whom."""
+    settings = read_settings(run)
+    validation = what == "linear" or settings.get("validate")
+    words = {"linear": f"linear probe of {settings.get('probe')}", "dice": "mean Dice", "r2": "R²"}.get(what, what)
+    return f"{words}, {'validation' if validation else 'test'} cases"
+
 # %% ../../nbs/50_runs.ipynb #1dd03409
 FEWEST = 30  # steps; of fewer nothing can be told
 
@@ -275,21 +300,45 @@ class Run(os.PathLike[str]):
         return load_network(self.folder, self.own_encoder)
 
     def summary(self) -> str:
-        """One line in plain words: what was learned beside chance, or which scores were reached."""
+        """One line in plain words: what was learned beside chance, which scores were reached, or how far it is."""
         if (self / FAILED).exists():
             return f"{self}: {(self / FAILED).read_text(encoding='utf-8')}"
+        if not progress_of(self)[0]:
+            return f"{self}: is begun, and no step is logged yet. The same command goes on."
         if self.settings["command"] == "pretrain":
             return _learned(self)
+        if not (self / "scores.csv").exists():
+            return _so_far(self)
         from ssl3d.downstream.finetune import summary
 
         return summary(self.folder)
 
-    def plot(self) -> list["Axes"]:
-        """Loss, accuracy beside chance, and what was observed, against the step."""
-        from ssl3d.plots.charts import training_curve
+    def plot(
+        self,
+        file: "Folder | None" = None,  # a .png, .pdf or .svg that is written, too
+    ) -> list["Axes"]:
+        """Loss, accuracy beside chance, what was observed, a rate that changes, and the final scores, as far as it is.
 
-        seen = read_log(self.folder, "observed.csv") if (self.folder / "observed.csv").exists() else None
-        return training_curve(self.log, self.name, seen)
+        `run.plot()[0].figure` is the figure. Needs no JupyterLab, and a run need not be finished.
+        """
+        from ssl3d.plots.charts import keep_picture, training_curve
+
+        log = log_so_far(self.folder) or {"step": np.empty(0), "loss": np.empty(0)}
+        seen = log_so_far(self.folder, "observed.csv")
+        told = score_name(self, next(name for name in seen if name != "step")).replace(", ", ",\n") if seen else ""
+        (step, total), scored = progress_of(self), (self / "scores.csv").exists()
+        what = f"{self.settings['command']} {self.settings.get('task') or self.settings.get('goal')}"
+        how_far = f"{total} steps" if step == total else f"step {step} of {total}"
+        axes = training_curve(log, f"{self.name}: {what}, {how_far}", seen, mean=10, told=told, more=int(scored))
+        for ax in axes[:len(axes) - scored]:
+            ax.set_xlim(0, total or None)
+        if not step:
+            axes[0].set(yticks=[], title="no step yet")
+        if scored:
+            _draw_scores(axes[-1], self)
+        if file is not None:
+            keep_picture(axes, file)
+        return axes
 
     def prepare(
         self,
@@ -327,6 +376,34 @@ class Run(os.PathLike[str]):
         return predict(self, scans, out, **vars(how))
 
 # %% ../../nbs/50_runs.ipynb #14e407ea
+def _so_far(run: Run) -> str:
+    """How far a fine-tuning is that has no scores yet, in one line."""
+    (step, total), loss = progress_of(run), run.log["loss"][-10:].mean()
+    told, seen = f"the loss of the last ten is {loss:.3f}", log_so_far(run.folder, "observed.csv")
+    if seen is not None:
+        what = next(name for name in seen if name != "step")
+        told += f"; {score_name(run, what)}, at step {seen['step'][-1]:.0f}: {seen[what][-1]:.3f}"
+    return f"{run}: not finished, {step} of {total} steps: {told}. The same command goes on."
+
+
+def _draw_scores(ax: "Axes", run: Run) -> None:
+    """The scores of a finished fine-tuning: the Dice of each case and class, or its answers beside the truth."""
+    from ssl3d.plots.charts import draw_answers, draw_scores
+
+    rows, who = read_table(run / "scores.csv"), "validation" if run.settings["validate"] else "test"
+    if "class" in rows[0]:
+        regions = run / "regions.csv"
+        draw_scores(ax, rows + (read_table(regions) if regions.exists() else []))
+        ax.set_title(f"{len({row['case'] for row in rows})} {who} cases", fontsize=10)
+        return
+    answers = read_table(run / "predictions.csv")
+    truth, said = list(answers[0])[1], "predicted" if "predicted" in answers[0] else "guess"
+    known = [row for row in answers if row[truth] != ""]
+    draw_answers(ax, [row[truth] for row in known], [row[said] for row in known], whole=said == "predicted")
+    score = next(value for name, value in rows[0].items() if name != "cases")
+    ax.set_title(f"{run.settings['metric']} {score:.2f},\n{len(known)} {who} cases", fontsize=10)
+
+
 def _learned(run: Run) -> str:
     """What a proxy task had learned at the end of its run, in one line."""
     log, steps = run.log, int(run.log["step"][-1])
