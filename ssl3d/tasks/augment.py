@@ -374,7 +374,7 @@ def _regraded(image: torch.Tensor, drawn: _Drawn, photographs: bool) -> torch.Te
             image[rows] = change(image[rows], strengths[:, :columns])
     return image.clamp_(0, 1)
 
-# %% ../../nbs/45_augment.ipynb #ce0e8102
+# %% ../../nbs/45_augment.ipynb #24a3d0f5
 @torch.no_grad()
 def augment(
     image: torch.Tensor,  # (B, C, *space) in [0, 1]; stays as it is
@@ -399,15 +399,16 @@ def augment(
         return _regraded(changed, drawn, photographs).to(image.dtype), classes
 
 
-def check_axes(mirror: Sequence[int], dims: int) -> None:
-    """Refuse axes to mirror along that images do not have."""
+def check_axes(mirror: Sequence[int], dims: int, slices: bool = False) -> None:
+    """Refuse axes to mirror along that images, or slices of volumes, do not have."""
     if not set(mirror) <= set(range(dims)):
         names = "0 (up and down) and 1 (left and right)" if dims == 2 else \
             "0 (left and right), 1 (back and front) and 2 (feet and head)"
+        names = "0 (left and right) and 1 (back and front)" if slices else names
         raise InputError(f"mirror is {tuple(mirror)}, and these images have the axes {names}. Give some of them, as "
                          "mirror=(0,) (--mirror 0).")
 
-# %% ../../nbs/45_augment.ipynb #ec128fce
+# %% ../../nbs/45_augment.ipynb #4ee4f39f
 def of_step(
     name: str,  # one of `AUGMENTATIONS`
     seed: int,  # of the run
@@ -427,9 +428,10 @@ def check_mirror(
     name: str,  # one of `AUGMENTATIONS`
     mirror: Sequence[int] | None,  # axes to mirror along
     dims: int,  # of the images
+    slices: bool = False,  # whether they are slices, whose axes are given as those of their volume
 ) -> None:
     """Refuse axes to mirror along where nothing is augmented, or that the images do not have."""
-    if mirror is not None and AUGMENTATIONS[name] is None:
+    if mirror and AUGMENTATIONS[name] is None:
         raise InputError(f"mirror is {tuple(mirror)}, and nothing is augmented, so nothing would be mirrored. Give "
                          "augment='light' or 'full' (--augment light), or leave mirror out.")
-    check_axes(mirror or (), dims)
+    check_axes(mirror or (), dims, slices)

@@ -155,6 +155,7 @@ class Exemplar(ProxyTask):
     n_classes = 2  # which is nearer, the positive or the negative?
     min_subjects = 2
     lr = 1e-4  # at 1e-3 it collapses on some cohorts
+    augmented = False  # that is its question
     PAPER = {"both_transformed": False, "loss": "triplet", "negatives": "random", "normalise": False}
 
     def __init__(
