@@ -271,6 +271,8 @@ def test_blur_is_scipys_and_low_resolution_keeps_every_other():
         (lambda: Augmentation(gamma=Chance(1.5, 0.7, 1.5)), "gamma .* a rate from 0 to 1"),
         (lambda: Augmentation(blur=Chance(0.5, 1.0, 0.5)), "the smaller one first"),
         (lambda: Augmentation(elastic=Chance(0.5, 0.0, 0.5)), "up to 0.4"),
+        (lambda: Augmentation(blur=Chance(0.5, 0.0, 0.5)), "above 0"),
+        (lambda: Augmentation(noise=Chance(0.5, -0.1, 0.5)), "noise is"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong, said):

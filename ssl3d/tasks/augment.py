@@ -251,7 +251,7 @@ def colour(
     grey = image.mean(dim=1, keepdim=True)
     return grey + factors[:, 3:] * (image - grey)
 
-# %% ../../nbs/45_augment.ipynb #42a53e44
+# %% ../../nbs/45_augment.ipynb #43c4279a
 class Chance(NamedTuple):
     """How often something happens to an image, and how strongly."""
 
@@ -289,10 +289,12 @@ class Augmentation:
         for f in fields(self):
             rate, low, high = getattr(self, f.name)
             most = {"elastic": 0.4, "low_resolution": 1.0}.get(f.name, np.inf)
-            if not (0 <= rate <= 1 and low <= high <= most):
-                limit = f", up to {most:g}" if most < np.inf else ""
+            signed, powers = f.name in ("rotation", "shear", "shift"), ("scale", "low_resolution", "blur", "gamma")
+            above = rate > 0 and f.name.removeprefix("inverted_") in powers  # where 0 means nothing
+            if not 0 <= rate <= 1 or not low <= high <= most or above and low <= 0 or low < 0 and not signed:
+                limits = f"{', above 0' if above else ''}{f', up to {most:g}' if most < np.inf else ''}"
                 raise InputError(f"{f.name} is {getattr(self, f.name)}: give a rate from 0 to 1, and two strengths, "
-                                 f"the smaller one first{limit}.")
+                                 f"the smaller one first{limits}.")
 
 # %% ../../nbs/45_augment.ipynb #6935ed26
 FULL = Augmentation(
