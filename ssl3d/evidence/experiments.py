@@ -244,8 +244,8 @@ def check_experiment(experiment: Experiment) -> None:
         if experiment.pretraining_cohort is None and "task" in arm:
             _check_probe(name, experiment.pretraining | arm, min(experiment.label_fractions))
         if arm.get("task") in NAMES:
-            given = experiment.pretraining | arm
-            check_augmentation(arm["task"], given.get("augment", "none"), given.get("mirror"))
+            pretraining = experiment.pretraining | arm
+            check_augmentation(arm["task"], pretraining.get("augment", "none"), pretraining.get("mirror"))
 
 # %% ../../nbs/70_experiments.ipynb #afc33266
 class Cell(NamedTuple):
