@@ -154,6 +154,8 @@ def finetune(
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
+    augment: Literal['none', 'light', 'full'] = 'none',
+    mirror: Sequence[int] | None = None,
     goal: Literal['segmentation', 'classification', 'regression'] = 'segmentation',
     optimiser: Literal['adam', 'adamw', 'sgd'] = 'adam',
     schedule: Literal['constant', 'cosine', 'polynomial'] = 'constant',
@@ -215,6 +217,11 @@ def finetune(
     What to learn:
         preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
             pixels a side. Default: None.
+        augment: random changes of the training images: none; light; or full, as strong as nnU-Net's. Default:
+            'none'.
+        mirror: axes along which augmentation also mirrors, where sides do not matter: of volumes 0 left-right,
+            1 back-front, 2 feet-head; of pictures 0 up-down, 1 left-right; none if not given (from 0 up to 2).
+            Default: None.
         goal: downstream task: segmentation, classification or regression. Default: 'segmentation'.
 
     How long:
@@ -356,6 +363,8 @@ def pretrain(
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     preset: Optional[Literal['paper']] = None,
+    augment: Literal['none', 'light', 'full'] = 'none',
+    mirror: Sequence[int] | None = None,
     options: dict[str, Any] | None = None,
     optimiser: Literal['adam', 'adamw', 'sgd'] = 'adam',
     schedule: Literal['constant', 'cosine', 'polynomial'] = 'constant',
@@ -397,6 +406,11 @@ def pretrain(
     What to learn:
         preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
             pixels a side. Default: None.
+        augment: random changes of the training images: none; light; or full, as strong as nnU-Net's. Default:
+            'none'.
+        mirror: axes along which augmentation also mirrors, where sides do not matter: of volumes 0 left-right,
+            1 back-front, 2 feet-head; of pictures 0 up-down, 1 left-right; none if not given (from 0 up to 2).
+            Default: None.
         options: options of the proxy task; they take precedence over the preset's. Default: None.
 
     How long:

@@ -377,6 +377,12 @@ class Training(Seeded, Optimising, Running):
     preset: Literal["paper"] | None = option(
         None, "the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224 pixels a "
         "side", "what to learn")
+    augment: Literal["none", "light", "full"] = option(
+        "none", "random changes of the training images: none; light; or full, as strong as nnU-Net's", "what to learn")
+    mirror: tuple[int, ...] | None = option(
+        None, "axes along which augmentation also mirrors, where sides do not matter: of volumes 0 left-right, 1 "
+        "back-front, 2 feet-head; of pictures 0 up-down, 1 left-right; none if not given", "what to learn", least=0,
+        most=2, example="1")
     fold: tuple[int, int] | None = option(
         None, "cross-validation fold to test on: its index from 0, and the number of folds; the store's own test "
         "subjects if not given", "who is tested", least=0, example="0,5")

@@ -43,6 +43,7 @@ from ssl3d.networks.weights import (
 from ..plots.slices import busiest, row
 from ..seeds import generator_for, seeded
 from ..settings import Finetuning, architecture_of, other_size, takes
+from ..tasks.augment import check_mirror, of_step
 from ..training.loop import SGD_RATE, check_devices, images_of_step, recipe_of, steps_per_epoch, train
 from ..training.runs import Run, begun_run, finished_run, read_settings
 
@@ -53,11 +54,19 @@ def freeze(encoder: nn.Module, frozen: bool = True) -> None:
     encoder.train(not frozen)
 
 
-def warm_up(n_steps: int) -> Callable:  # (network, batch, step) -> images, truth
-    """What a network gets in a step: its batch. Its encoder is frozen in the first `n_steps` steps."""
+def warm_up(
+    n_steps: int,  # in which the encoder is frozen, the first ones
+    change: Callable | None = None,  # (images, masks or None, step) -> images, masks: the augmentation
+    masks: bool = False,  # whether the truths are masks, which move with the images
+) -> Callable:  # (network, batch, step) -> images, truth
+    """What a network gets in a step: its batch, augmented."""
     def question(network: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], step: int) -> tuple:
         freeze(network.encoder, step < n_steps)
-        return batch
+        if change is None:
+            return batch
+        images, truth = batch
+        images, moved = change(images, truth if masks else None, step)
+        return images, moved if masks else truth
     return question
 
 # %% ../../nbs/65_finetune.ipynb #1cdaebe7
@@ -268,6 +277,7 @@ def finetune(
     how = filled(how, chosen)
     if how.slices and not chosen.voxelwise:
         raise InputError(f"slices are for masks, and goal {how.goal} is about whole images. Leave slices out.")
+    check_mirror(how.augment, how.mirror, opened.spatial_dims)
     truths, case_ids, test = cases_of(opened, chosen, how)
     n_steps, warmup_steps = plan_steps(len(case_ids), how, chosen)
     check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
@@ -329,7 +339,10 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
     def picture(trained: nn.Module, batch: tuple, step: int) -> list:
         return _draw_marked(store, largest_case(store, test), {f"step {step}": whole}) if goal.voxelwise else []
 
-    train(goal.trained(network, how.slices), warm_up(settings["warmup_steps"]), measure, read, out,
+    photographs = store.spatial_dims == 2 and store.channels == 3
+    change = of_step(how.augment, how.seed, how.mirror, photographs)
+    question = warm_up(settings["warmup_steps"], change, goal.voxelwise)
+    train(goal.trained(network, how.slices), question, measure, read, out,
           n_steps=settings["steps"], lr=settings["lr"], recipe=how, title=f"finetune {len(case_ids)} labels",
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
           precision=how.precision, observe=(how.track, look) if how.track else None, seen=named,

@@ -64,7 +64,7 @@ from ssl3d.settings import (
 )
 from ..tasks import NAMES
 from ..training.loop import steps_per_epoch
-from ..training.pretrain import pretrain
+from ..training.pretrain import check_augmentation, pretrain
 from ..training.probes import probe_cases
 from ..training.runs import read_log, read_settings
 
@@ -243,6 +243,9 @@ def check_experiment(experiment: Experiment) -> None:
         _check_arm(name, arm, experiment.goal, experiment.pretraining_cohort, experiment.finetuning)
         if experiment.pretraining_cohort is None and "task" in arm:
             _check_probe(name, experiment.pretraining | arm, min(experiment.label_fractions))
+        if arm.get("task") in NAMES:
+            pretraining = experiment.pretraining | arm
+            check_augmentation(arm["task"], pretraining.get("augment", "none"), pretraining.get("mirror"))
 
 # %% ../../nbs/70_experiments.ipynb #afc33266
 class Cell(NamedTuple):

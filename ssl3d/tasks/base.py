@@ -96,6 +96,8 @@ class ProxyTask(nn.Module):
     min_subjects: int = 1  # different people that a batch needs
     lr: float | None = None  # Adam's rate to pretrain with where none is given; if None 1e-3, for pictures 5e-4
     look: tuple[str, str] | None = None  # colour and mark in every picture of an experiment; any that is free if None
+    augmented: bool = True  # whether images may be augmented before it asks about them
+    mirrors: int = 3  # along how many axes images may be mirrored before it asks about them
     PAPER: dict = {}  # the options that make it the paper's, where they are not the defaults
 
     def __init__(

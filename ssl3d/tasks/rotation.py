@@ -95,6 +95,7 @@ class Rotation(ProxyTask):
     """Predict by which rotation an image was turned (paper, section 3.4): 10 or 24 classes in 3D, 4 in 2D."""
 
     look = ("#009E73", "v")
+    mirrors = 1  # two are a half turn
 
     PAPER = {"samples_per_image": 2}  # "multiple rotated versions": the number is our reading
 
