@@ -83,8 +83,9 @@ class Segmenter(nn.Module):
                                 for fine, coarse, step in zip(own, own[1:], above))
         steps = [tuple(b // a for a, b in zip(*pair)) for pair in zip(encoder.strides, encoder.strides[1:])]
         self.decoder = UNetDecoder(dims, channels, n_classes, norm, [*above, *steps])
-        quick_convolutions(self.between)
-        quick_convolutions(self.full or self.between)
+        for part in (self.full, self.between):
+            if part is not None:
+                quick_convolutions(part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         space = x.shape[2:]
