@@ -1,9 +1,9 @@
 """The time from a folder of scans to an answer, and where it goes.
 
 Run as `SSL3D_DATA=FOLDER OMP_NUM_THREADS=1 python benchmarks/verdict.py` (about ten minutes of one core). It adds a
-line to results/bench/verdict.csv: CPU seconds of one thread for an experiment on hippocampus (rotation, location, jigsaw
-and scratch; a tenth of the labels and all; 5 seeds) with a few steps in each training. With `--quick` there is one seed
-and three steps. An older version of ssl3d is measured by its folder:
+line to results/bench/verdict.csv: CPU seconds of one thread for an experiment on hippocampus (rotation, location,
+jigsaw and scratch; a tenth of the labels and all; 5 seeds) with a few steps in each training. With `--quick` there is
+one seed and three steps. An older version of ssl3d is measured by its folder:
 
     git worktree add /tmp/before 343f97e
     python benchmarks/verdict.py --source /tmp/before --name before
