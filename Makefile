@@ -63,10 +63,12 @@ notebooks: $(READY)
 	for nb in nbs/*.ipynb nbs/lessons/*.ipynb; do OMP_NUM_THREADS=1 $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace $$nb || exit 1; done
 	$(MAKE) sync
 
-# how fast the tasks and the store are: tables in results/bench
+# how fast the tasks, the store and a training step are: tables in results/bench; `benchmarks/verdict.py` and
+# `benchmarks/gpu.sh` are started by hand
 bench: $(READY)
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/tasks.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py
 
 # what the notebooks and README quote of the demo
 results: $(READY)

@@ -1,5 +1,6 @@
 """Every architecture: pretrained by every task, widened, moved to and from MONAI, and fine-tuned."""
 
+import copy
 import json
 import re
 from functools import partial
@@ -17,7 +18,7 @@ from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.errors import InputError
-from ssl3d.networks.encoders import ENCODERS, as_encoder, check_shown, make_encoder
+from ssl3d.networks.encoders import ENCODERS, as_encoder, check_shown, make_encoder, quick_convolutions
 from ssl3d.networks.exchange import dynunet_names, load_dynunet
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import input_convolutions, load_encoder, save_encoder, widen
@@ -140,7 +141,7 @@ def test_weights_of_a_dynunet_there_and_back(norm, dims):
     assert left and all(name.startswith(("upsamples", "output_block")) for name in left)
     x = torch.rand(1, 2, *[32] * dims)
     with torch.no_grad():
-        assert torch.equal(whole(x), theirs(x))
+        assert torch.allclose(whole(x), theirs(x), rtol=1e-4, atol=1e-5)  # sums in another order
         assert all(torch.equal(a, b) for a, b in zip(alone(x), whole.encoder(x)))
         fresh = DynUNet(dims, 2, 3, [3] * 3, [1, 2, 2], [2, 2], filters=SMALL, res_block=True, norm_name=names[norm])
         fresh.load_state_dict(
@@ -283,3 +284,60 @@ def test_fine_tuning_on_too_small_windows_is_refused_before_the_first_step(store
         assert not (tmp_path / "x").exists()
     run = finetune(store, tmp_path / "y", widths=(4, 8, 16), patch=8, **how)
     assert run.scores
+
+
+def as_pytorch_has_it(network):
+    """A copy with PyTorch's own convolutions."""
+    plain = copy.deepcopy(network)
+    for layer in plain.modules():
+        own = [kind for kind in (nn.Conv3d, nn.ConvTranspose3d) if isinstance(layer, kind)]
+        layer.__class__ = own[0] if own else type(layer)
+    return plain
+
+
+def answer_and_gradients(network, images):
+    answer = network(images)
+    answer.square().mean().backward()
+    return answer.detach(), [p.grad for p in network.parameters()]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", ["unet", "segresnet"])
+def test_quick_convolutions_say_what_pytorchs_say(name, rows):
+    network = Segmenter(make_encoder(name, 3, 1, **widths_of(name)), n_classes=3)
+    plain = as_pytorch_has_it(network)
+    assert any(type(layer) is nn.Conv3d for layer in plain.modules())
+    assert not any(type(layer) in (nn.Conv3d, nn.ConvTranspose3d) for layer in network.modules())
+    assert list(network.state_dict()) == list(plain.state_dict())
+    images = torch.rand(rows, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    (answer, gradients), (wanted, theirs) = (answer_and_gradients(each, images) for each in (network, plain))
+    torch.testing.assert_close(answer, wanted, rtol=1e-3, atol=1e-4)
+    for own, other in zip(gradients, theirs):
+        torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-3 * float(other.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize(("side", "how"), [
+    (9, {"kernel_size": 3, "padding": 1}), (8, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (11, {"kernel_size": 5, "stride": 3}), (10, {"kernel_size": 3, "dilation": 2, "padding": 2}),
+    (7, {"kernel_size": (3, 1, 3), "padding": (1, 0, 1), "bias": False}), (8, {"kernel_size": 3, "padding": "same"}),
+    (8, {"kernel_size": 3, "groups": 2}), (4, {"kernel_size": 4}), (5, {"kernel_size": 2, "stride": 2}),
+    (6, {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"})])
+def test_a_volume_in_two_halves_is_the_same_volume(side, how):
+    plain = nn.Conv3d(2, 4, **how)
+    quick = quick_convolutions(copy.deepcopy(plain))
+    volume = torch.rand(1, 2, side, side, side)
+    torch.testing.assert_close(quick(volume), plain(volume), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(quick(volume[0]), plain(volume[0]), rtol=1e-4, atol=1e-5)  # without the axis of images
+    torch.testing.assert_close(quick.double()(volume.double()), plain.double()(volume.double()))
+
+
+def test_one_volume_does_not_take_the_slow_way():
+    network = Segmenter(make_encoder("unet", 3, 1, (8, 16)), n_classes=3)
+    slow = {}
+    for each in (network, as_pytorch_has_it(network)):
+        with torch.profiler.profile(record_shapes=True) as profile:
+            each(torch.rand(1, 1, 32, 32, 32)).mean().backward()
+        calls = [event for event in profile.events() if "slow_conv" in event.name or "slow_transpose" in event.name]
+        slow[each] = [event.input_shapes[:2] for event in calls if max(event.input_shapes[1][2:], default=0) > 1]
+    mine, theirs = slow.values()
+    assert theirs and not mine, "but for kernels of one voxel, which are as quick so"

@@ -28,8 +28,8 @@ from ssl3d.networks.weights import load_encoder, load_weights, save_weights
 from ssl3d.tasks import NAMES
 from ssl3d.tasks.base import evaluate, fit_plainly
 from ssl3d.tasks.exemplar import Exemplar
+from ssl3d.training import loop, runs
 from ssl3d.training import pretrain as pretrain_module
-from ssl3d.training import runs
 from ssl3d.training.loop import images_of_step, train
 from ssl3d.training.pretrain import make_task, pretrain
 from ssl3d.training.runs import Run, read_log
@@ -690,3 +690,23 @@ def test_the_default_of_exemplar_is_one_that_did_not_collapse():
         others = [r for r in rows if (r["cohort"], r["loss"]) == (row["cohort"], loss)]
         assert row["rank"] > 5 and row["rank"] >= max(other["rank"] for other in others if other["lr"] == 1e-3)
     assert Exemplar.PAPER["loss"] == "triplet"
+
+
+def test_a_precision_that_the_machine_lacks(monkeypatch, recwarn):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(loop, "times_slower", lambda precision: 1.4)
+    loop.check_precision("bf16-mixed", cpu)
+    assert not recwarn.list
+    monkeypatch.setattr(loop, "times_slower", lambda precision: 20.04)
+    with pytest.warns(UserWarning, match="--precision bf16-mixed.*20.0 times as long.*Choose 32-true"):
+        loop.check_precision("bf16-mixed", cpu)
+    loop.check_precision("bf16-mixed", torch.device("cuda"))
+    with pytest.raises(InputError, match="--precision 16-mixed.*needs a GPU.*Choose 32-true"):
+        loop.check_precision("16-mixed", cpu)
+
+
+def test_a_training_is_told_of_its_precision(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "times_slower", lambda precision: 3.0)
+    with pytest.warns(UserWarning, match="3.0 times as long"):
+        pretrain("rotation", store, tmp_path / "run", steps=1, widths=SMALL, precision="bf16-mixed", progress=False,
+                 accelerator="cpu")

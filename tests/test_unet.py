@@ -36,7 +36,7 @@ def test_our_network_is_dynunet(dims, widths):
     theirs.load_state_dict(moved, strict=False)
     x = torch.rand(1, 2, *[16 if n == 5 else 8] * dims)
     with torch.no_grad():
-        assert torch.equal(ours(x), theirs(x))
+        assert torch.allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-5)  # sums in another order
 
 
 def test_paper_sized_encoder_on_the_smallest_map():

@@ -15,7 +15,7 @@ from monai.networks.nets import DynUNet
 from torch import nn
 
 from ..errors import InputError, whole_number
-from .encoders import group_norm
+from .encoders import group_norm, quick_convolutions
 
 # %% ../../nbs/31_unet.ipynb #4e97851e
 class UNetDecoder(nn.Module):
@@ -37,7 +37,7 @@ class UNetDecoder(nn.Module):
             UnetUpBlock(spatial_dims, coarse, fine, 3, stride=step, upsample_kernel_size=step, norm_name=norm)
             for coarse, fine, step in up)
         self.out = UnetOutBlock(spatial_dims, channels[0], n_classes)
-        self.apply(DynUNet.initialize_weights)
+        quick_convolutions(self.apply(DynUNet.initialize_weights))
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
         x = features[-1]
@@ -83,6 +83,9 @@ class Segmenter(nn.Module):
                                 for fine, coarse, step in zip(own, own[1:], above))
         steps = [tuple(b // a for a, b in zip(*pair)) for pair in zip(encoder.strides, encoder.strides[1:])]
         self.decoder = UNetDecoder(dims, channels, n_classes, norm, [*above, *steps])
+        for part in (self.full, self.between):
+            if part is not None:
+                quick_convolutions(part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         space = x.shape[2:]

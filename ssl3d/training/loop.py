@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'DECAY', 'SGD_RATE', 'PLAIN', 'steps_per_epoch', 'images_of_step', 'read_batch', 'pairs', 'NotFinite',
-           'not_finite', 'check_weights', 'rate_at', 'recipe_of', 'optimiser_of', 'Learner', 'check_devices', 'train']
+           'not_finite', 'check_weights', 'rate_at', 'recipe_of', 'optimiser_of', 'Learner', 'check_devices',
+           'times_slower', 'check_precision', 'train']
 
 # %% ../../nbs/51_loop.ipynb #6fe9e96a
+import functools
 import io
 import logging
 import math
@@ -14,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,10 +35,11 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.store import Store
-from ..errors import InputError, one_of, real_number, whole_number
+from ..errors import InputError, one_of, real_number, warn, whole_number
 from ..files import write_whole
 from ..networks.weights import broken_weight
 from ..networks.windows import to_pictures
@@ -458,6 +462,41 @@ def _helped(devices: int, out: Path) -> Iterator[None]:
     if mine > 0:
         sys.exit(0)
 
+# %% ../../nbs/51_loop.ipynb #2f18ce00
+@functools.cache
+def times_slower(
+    precision: torch.dtype,  # of the mixed precision, as torch.bfloat16
+) -> float:  # above 1: slower than single precision
+    """How many times as long as in single precision a small convolution takes on this CPU; measured once."""
+    volumes = torch.ones(2, 16, 16, 16, 16)
+    weight = torch.ones(16, 16, 3, 3, 3, requires_grad=True)
+    best = {}
+    for mixed in (False, True):
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            with torch.autocast("cpu", precision, mixed):
+                torch.autograd.grad(F.conv3d(volumes, weight, padding=1).sum(), weight)
+            times.append(time.perf_counter() - start)
+        best[mixed] = min(times)
+    return best[True] / best[False]
+
+
+_TOO_SLOW = 1.5  # times as long as in single precision
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse half precision on a CPU; warn, with the measured ratio, where a CPU has no bfloat16 in hardware."""
+    if device.type != "cpu" or precision == "32-true":
+        return
+    if precision == "16-mixed":
+        raise InputError("precision is '16-mixed' (--precision 16-mixed), which needs a GPU, and this training runs on "
+                         "a CPU. Choose 32-true, or bf16-mixed where the CPU has bfloat16 in hardware.")
+    ratio = times_slower(torch.bfloat16)
+    if ratio > _TOO_SLOW:
+        warn(f"precision is '{precision}' (--precision {precision}), and on this CPU a convolution takes {ratio:.1f} "
+             "times as long in it as in single precision. Choose 32-true, which is quicker and more exact.")
+
 # %% ../../nbs/51_loop.ipynb #fb36eff5
 def train(
     network: torch.nn.Module,  # trained in place
@@ -509,6 +548,7 @@ def train(
                                 use_distributed_sampler=False, num_sanity_val_steps=0, **how)
         except (MisconfigurationException, ValueError, RuntimeError) as e:
             raise InputError(f"Lightning cannot train with {how}: {e}") from None
+        check_precision(precision, runner.strategy.root_device)
         steps = DataLoader(_Steps(read, n_steps), batch_size=None, sampler=_StepsLeft(runner, n_steps))
         _fit(runner, Learner(network, question, measure, lr, seen, recipe), steps, Path(out) / "last.ckpt")
         network.to(runner.strategy.root_device)  # Lightning takes it off again, and it is to be scored there
