@@ -19,7 +19,7 @@ HEAD = '''"""The face of the package, for type checkers and editors. Made by too
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 import torch
