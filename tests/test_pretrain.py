@@ -690,3 +690,96 @@ def test_the_default_of_exemplar_is_one_that_did_not_collapse():
         others = [r for r in rows if (r["cohort"], r["loss"]) == (row["cohort"], loss)]
         assert row["rank"] > 5 and row["rank"] >= max(other["rank"] for other in others if other["lr"] == 1e-3)
     assert Exemplar.PAPER["loss"] == "triplet"
+
+
+# Crops of whole scans
+
+
+@pytest.fixture(scope="module")
+def whole_scans(tmp_path_factory):
+    """A store of whole scans, each in its own shape, with masks."""
+    from test_prepare import ball_scans
+
+    folder = tmp_path_factory.mktemp("spaced")
+    return prepare(ball_scans(folder / "in"), folder / "store", spacing=(3, 3, 3), test=0.5, progress=False)
+
+
+CROPS = {"patch": 12, "widths": SMALL, "batch_size": 2, "progress": False, "accelerator": "cpu"}
+
+
+def test_crops_of_whole_scans_go_on_to_the_same_bytes(whole_scans, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_module, "train", partial(pretrain_module.train, checkpoint_every=3))
+    run = pretrain("rotation", whole_scans, tmp_path / "whole", steps=8, **CROPS)
+    read, calls = pretrain_module.read_batch, []
+
+    def fails_once(store, names, **more):
+        images = read(store, names, **more)
+        assert images.image.shape[2:] == (12, 12, 12)
+        calls.append(more["where"])
+        if len(calls) == 7:
+            raise RuntimeError("the power went off")
+        return images
+
+    monkeypatch.setattr(pretrain_module, "read_batch", fails_once)
+    with pytest.raises(RuntimeError, match="power"):
+        pretrain("rotation", whole_scans, tmp_path / "cut", steps=8, **CROPS)
+    pretrain("rotation", whole_scans, tmp_path / "cut", steps=8, **CROPS)
+    for file in ("encoder.safetensors", "log.csv", "encoder.json"):
+        assert (tmp_path / "cut" / file).read_bytes() == (run / file).read_bytes(), file
+    assert len({str(where) for where in calls}) > 6, "every step has crops of its own"
+    assert run.settings["patch"] == 12 and run.card["preparation"]["spacing"] == [3, 3, 3]
+    other = pretrain("rotation", whole_scans, tmp_path / "seed", steps=8, seed=1, **CROPS)
+    assert other.log["loss"].tolist() != run.log["loss"].tolist()
+    cube = prepare(whole_scans.settings["source"], tmp_path / "cube", size=16, images="{id}_t.nii.gz",
+                   masks="{id}_m.nii.gz", test=0.5, progress=False)
+    assert pretrain("rotation", cube, tmp_path / "crops", steps=1, **CROPS).settings["patch"] == 12
+
+
+def test_whole_scans_are_probed_tracked_and_given_vectors(whole_scans, tmp_path):
+    from ssl3d.downstream.finetune import finetune
+    from ssl3d.training.probes import pool, probe, probe_voxels
+
+    run = pretrain("rotation", whole_scans, tmp_path / "run", steps=2, **CROPS)
+    case_ids, vectors = run.features(whole_scans, progress=False)
+    assert case_ids == whole_scans.split("test") and np.isfinite(vectors).all()
+    name = case_ids[0]
+    image = torch.from_numpy(np.array(whole_scans.content(name), np.float32))
+    places = [[round(k * (n - 12) / (-(-n // 12) - 1)) for k in range(-(-n // 12))] for n in image.shape[1:]]
+    windows = torch.stack([image[:, x : x + 12, y : y + 12, z : z + 12]
+                           for x in places[0] for y in places[1] for z in places[2]])
+    with torch.no_grad():
+        assert torch.allclose(pool(run.encoder.eval(), windows).mean(dim=0), torch.from_numpy(vectors[0]), atol=1e-5)
+    again = run.features(whole_scans.cases[name]["files"], progress=False)[1]
+    assert np.allclose(again, vectors[:1], atol=1e-6), "the file and the store have one vector"
+    tuned = finetune(whole_scans, tmp_path / "tuned", encoder=run, steps=2, track=1, **CROPS)
+    assert read_log(tuned, "observed.csv")["dice"].shape == (3,) and len(tuned.scores) == len(whole_scans.split("test"))
+    fit, held = whole_scans.split("train"), whole_scans.split("test")
+    found = probe_voxels(run.encoder, whole_scans, fit, held, patch=12)
+    assert 0 <= found["linear"] <= 1 and found["rank"] >= 1
+    with pytest.raises(InputError, match="A probe needs two of each"):
+        probe(run.encoder, whole_scans, "mask", patch=12)
+
+
+def test_whole_scans_need_windows(whole_scans, store, tmp_path):
+    from ssl3d.downstream.finetune import finetune
+
+    calls = {
+        "whole scans.*--patch 64.*--size 128": [partial(pretrain, "rotation"), {"patch": None}],
+        "whole scans.* own shape": [finetune, {"patch": None}],
+        "patches or slices, not both": [partial(pretrain, "rotation"), {"slices": True}],
+        "patch is for masks, and goal classification": [finetune, {"goal": "classification"}],
+        "goal classification needs images of one.*--size": [finetune, {"goal": "classification", "patch": None}],
+    }
+    for said, (step, how) in calls.items():
+        with pytest.raises(InputError, match=said):
+            step(whole_scans, tmp_path / "x", **CROPS | {"steps": 1} | how)
+    for step in (partial(pretrain, "rotation"), finetune):
+        with pytest.raises(InputError, match="a patch of 20 does not fit into .* images of 16 a side"):
+            step(store, tmp_path / "x", **CROPS | {"steps": 1, "patch": 20})
+    with pytest.raises(InputError, match="patch is about a prepared store"):
+        pretrain("rotation", torch.rand(4, 1, 16, 16, 16), tmp_path / "x", **CROPS | {"steps": 1})
+    with pytest.warns(UserWarning, match="spacing 3 x 3 x 3 mm .here of each scan's own."):
+        run = pretrain("rotation", whole_scans, tmp_path / "run", steps=1, **CROPS)
+        one = prepare(whole_scans.settings["source"], tmp_path / "one", size=16, images="{id}_t.nii.gz",
+                      masks="{id}_m.nii.gz", test=0.5, progress=False)
+        finetune(one, tmp_path / "tuned", encoder=run, steps=1, allow_seen="all", widths=SMALL, progress=False)

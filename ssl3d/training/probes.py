@@ -167,7 +167,7 @@ def _answer(maps: list[torch.Tensor], weights: torch.Tensor, bias: torch.Tensor)
 
 
 def _maps(encoder: nn.Module, store: Store, name: str,
-          patch: int | None) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+          patch: int | None = None) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
     """The maps of a case, and its mask (1, *space) in the numbers of its classes, on the grid of the finest map.
 
     Of an encoder that was trained on windows, those of one window after the other.
