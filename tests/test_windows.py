@@ -81,12 +81,12 @@ def test_crops_lie_inside_and_a_third_of_them_on_something(shape):
     for window in crops:
         assert window_of(image, window).shape == (shape[0], *(side,) * (len(shape) - 1))
         assert all(0 <= s.start and s.stop <= n for s, n in zip(window, shape[1:]) if n >= side)
-    corner = np.mean([all(s.start <= 0 for s in window) for window in crops])
-    uniform = np.prod([1 / max(1, n - side + 1) for n in shape[1:]])
-    assert corner > uniform + 0.05, "more than by chance: crops are put on what is there"
+    corner = np.mean([all(s.start <= 2 for s in window[:2]) for window in crops])
+    uniform = np.prod([3 / (n - side + 1) for n in shape[1:3] if n > side])
+    assert corner > uniform + 0.07, "more than by chance: crops are put on what is there"
     eight = [random_crop((255 * image).astype(np.uint8), side, generator(i), unit=255) for i in range(50)]
     assert eight == [random_crop(image, side, generator(i)) for i in range(50)], "whatever it is kept as"
-    assert len({random_crop(image * 0, side, g) for _ in range(20)}) > 1, "an empty image has crops, too"
+    assert len({str(random_crop(image * 0, side, g)) for _ in range(20)}) > 1, "an empty image has crops, too"
 
 
 def test_a_third_of_the_crops_have_something_in_their_middle():
