@@ -87,7 +87,7 @@ class SlidingWindow(nn.Module):
         self.network, self.side = network, side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, n_classes, *space)
-        return sliding_window_inference(x, self.side, 1, self.network, overlap=0.5, mode="gaussian")
+        return sliding_window_inference(x, self.side, 2, self.network, overlap=0.5, mode="gaussian")
 
 # %% ../../nbs/34_windows.ipynb #761f4941
 def tiles(
