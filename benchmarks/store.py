@@ -10,6 +10,10 @@ round. The parts of the table, and their limits:
   bytes into warm memory, 1 in `times_raw`; reading the store should stay below 2.
 - scan: a NIfTI file read and prepared, which is what a store saves. `scan_over_this` is the time of a scan at 1 mm of
   which only the image is made, over the time of the line; reading the store should reach 20.
+- crop: what a step of training reads of one case, with read_batch's widening to float32: a whole cube, or a crop of a
+  whole scan of 256 x 256 x 160 voxels that is mapped and not loaded. `MB` is what comes from the disk where nothing of
+  the file is in the page cache (0 where the system does not say). A crop should cost no more than a cube of its size,
+  and read a part of the file.
 - prepare: that scan prepared (image and content) and saved, by one worker, threads and processes. The limit is one
   worker's rate times the number of cores.
 
@@ -24,6 +28,7 @@ import platform
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -37,6 +42,7 @@ import torch
 from ssl3d.data.cohorts import Case, Cohort
 from ssl3d.data.prepare import _prepare_case
 from ssl3d.data.scans import orient, prepare_scan, read_scan, resize, scale
+from ssl3d.networks.windows import random_crop, window_of
 
 SIDE, FILES, SCANS, WORKERS = 128, 24, 16, 2
 BRAIN, MARGIN = (144, 176, 144), 8  # voxels of a brain at 1 mm, and of the air around it
@@ -167,6 +173,53 @@ def time_reading(folder: Path, rounds: int) -> list[dict]:
              "times_raw": ms / times["raw read, the limit", kind][0]} for (way, kind), (ms, best) in times.items()]
 
 
+# Crops of whole scans.
+
+WHOLE, N_WHOLE = (1, 256, 256, 160), 8  # voxels of a scan that is kept whole; how many
+
+
+def read_from_disk(path: Path, work) -> float:
+    """MB that come from the disk when a file is used that is not in the page cache; 0 where the system is silent."""
+    try:
+        with open(path, "rb") as f:
+            os.fsync(f.fileno())
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        before = _bytes_read()
+        work()
+        return (_bytes_read() - before) / 1e6
+    except (OSError, AttributeError):
+        return 0.0
+
+
+def _bytes_read() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+
+def time_crops(folder: Path, rounds: int) -> list[dict]:
+    """A cube of SIDE, and crops of whole scans, as read_batch reads them."""
+    rng = np.random.default_rng(0)
+    for i in range(N_WHOLE):
+        np.save(folder / f"{i}.whole.npy", rng.random(WHOLE, dtype=np.float32).astype(np.float16))
+    generator = torch.Generator().manual_seed(0)
+
+    def cube(i):
+        torch.from_numpy(np.array(np.load(folder / f"{i}.half.npy", "r"))).float()
+
+    def crop(i, side):
+        scan = np.load(folder / f"{i}.whole.npy", "r")
+        torch.from_numpy(np.array(window_of(scan, random_crop(scan, side, generator)))).float()
+
+    ways = {f"a whole cube of {SIDE}³": (cube, "half")}
+    for side in (64, 96, 128):
+        ways[f"a crop of {side}³ of 256 x 256 x 160"] = partial(crop, side=side), "whole"
+    times = time_ways({way: work for way, (work, _) in ways.items()}, rounds, n=N_WHOLE)
+    cold = {way: median(read_from_disk(folder / f"{i}.{name}.npy", lambda i=i, work=work: work(i))
+                        for i in range(N_WHOLE)) for way, (work, name) in ways.items()}
+    return [{"part": "crop", "way": way, "type": "float16", "ms": ms, "best_ms": best, "MB": cold[way], "times_raw": ""}
+            for way, (ms, best) in times.items()]
+
+
 # Preparing.
 
 
@@ -248,11 +301,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print(f"{FILES} volumes, from {write_volumes(Path(folder))}")
         slow = max(1, args.repeat // 4)
+        crops = time_crops(Path(folder), args.repeat)
         lines = time_reading(Path(folder), args.repeat) + time_scans(Path(folder), slow)
         whole = next(line["ms"] for line in lines if line["way"] == "nii.gz at 1 mm, image")
         lines = [line | {"scan_over_this": whole / line["ms"]} for line in lines]
         prepared = time_preparing(Path(folder), slow)
-        show(lines + [line | {"scan_over_this": ""} for line in prepared], args.out / "store.csv")
+        show(lines + [line | {"scan_over_this": ""} for line in crops + prepared], args.out / "store.csv")
     threads = next(line for line in prepared if line["way"].startswith(f"{WORKERS} threads"))
     print(f"load at the end: {os.getloadavg()[0]:.1f} (much above {WORKERS}: others were at work, so measure again)")
     print_plan(threads["best_ms"], threads["way"])

@@ -72,7 +72,8 @@ def prepare(
     columns: dict[str, str] | None = None,
     modalities: str | Sequence[str] | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
-    size: int = 128,
+    size: int | None = None,
+    spacing: Union[tuple[float, float, float], Literal['median'], None] = None,
     crop: bool = True,
     percentiles: tuple[float, float] | None = None,
     window: tuple[float, float] | None = None,
@@ -97,8 +98,13 @@ def prepare(
             Default: 'raise'.
 
     What is kept:
-        size: voxels (pixels) per axis (from 8). Default: 128.
-        crop: keep a second version that is cropped to its content, for pretraining. Default: True.
+        size: voxels (pixels) per axis; if not given 128, and with a spacing whole scans, each of its own shape
+            (from 8). Default: None.
+        spacing: mm per voxel to the right, the front and the top, so that a centimetre is as long in every
+            scan; with a size, a box of so many voxels around the middle; median for that of the cohort; if not
+            given, every scan is stretched to a cube (above 0). Default: None.
+        crop: pretrain on what is cropped to its content: a second version, which is kept; with a spacing, a
+            part of the first one. Default: True.
         percentiles: clip intensities to these two percentiles of the foreground; to minimum and maximum if not
             given (from 0 up to 100). Default: None.
         window: intensity window: these two values become 0 and 1 in every scan, of the channel that is declared
@@ -153,6 +159,7 @@ def finetune(
     architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
+    patch: int | None = None,
     preset: Optional[Literal['paper']] = None,
     augment: Literal['none', 'light', 'full'] = 'none',
     mirror: Sequence[int] | None = None,
@@ -177,7 +184,6 @@ def finetune(
     accelerator: str = 'auto',
     devices: int = 1,
     precision: Literal['32-true', '16-mixed', 'bf16-mixed'] = '32-true',
-    patch: int | None = None,
     class_weights: Sequence[float] | None = None,
     regions: dict[str, Sequence[int]] | None = None,
     target: Optional[Literal['grade', 'sex', 'age']] = None,
@@ -213,6 +219,8 @@ def finetune(
             densenet121-batchnorm for pictures. Default: None.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
+        patch: side in voxels of the windows to train on, one of each image in a step, for volumes that do not
+            fit into memory; whole images if not given (from 8). Default: None.
 
     What to learn:
         preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
@@ -270,8 +278,6 @@ def finetune(
         precision: numeric precision, by Lightning's name. Default: '32-true'.
 
     Segmentation:
-        patch: side in voxels of the windows to train on, for volumes that do not fit into memory; whole volumes
-            if not given (from 8). Default: None.
         class_weights: weights of the classes in the loss, background first; equal if not given (from 0).
             Default: None.
         regions: regions to score besides the classes: for each the codes that it joins; those of BraTS for its
@@ -362,6 +368,7 @@ def pretrain(
     architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
+    patch: int | None = None,
     preset: Optional[Literal['paper']] = None,
     augment: Literal['none', 'light', 'full'] = 'none',
     mirror: Sequence[int] | None = None,
@@ -402,6 +409,8 @@ def pretrain(
             densenet121-batchnorm for pictures. Default: None.
         widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
+        patch: side in voxels of the windows to train on, one of each image in a step, for volumes that do not
+            fit into memory; whole images if not given (from 8). Default: None.
 
     What to learn:
         preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224

@@ -317,8 +317,14 @@ class Reading(Settings):
 class Preparing(Reading, Seeded, Shown):
     """Options of `ssl3d.prepare`."""
 
-    size: int = option(128, "voxels (pixels) per axis", "what is kept", least=8)
-    crop: bool = option(True, "keep a second version that is cropped to its content, for pretraining", "what is kept")
+    size: int | None = option(None, "voxels (pixels) per axis; if not given 128, and with a spacing whole scans, each "
+                              "of its own shape", "what is kept", least=8)
+    spacing: tuple[float, float, float] | Literal["median"] | None = option(
+        None, "mm per voxel to the right, the front and the top, so that a centimetre is as long in every scan; with a "
+        "size, a box of so many voxels around the middle; median for that of the cohort; if not given, every scan is "
+        "stretched to a cube", "what is kept", above=0, example="1.5,1.5,3 or median")
+    crop: bool = option(True, "pretrain on what is cropped to its content: a second version, which is kept; with a "
+                        "spacing, a part of the first one", "what is kept")
     percentiles: tuple[float, float] | None = option(
         None, "clip intensities to these two percentiles of the foreground; to minimum and maximum if not given",
         "what is kept", least=0, most=100, example="0.5,99.5")
@@ -365,6 +371,8 @@ class Training(Seeded, Optimising, Running):
     widths: tuple[int, ...] = option((32, 64, 128, 256, 512), "filters (channels) per level of a U-Net's encoder",
                                      "network", least=2, example="8,16,32,64,128")
     slices: bool = option(False, "train a 2D network on axial slices of volumes", "network")
+    patch: int | None = option(None, "side in voxels of the windows to train on, one of each image in a step, for "
+                               "volumes that do not fit into memory; whole images if not given", "network", least=8)
     epochs: int = option(100, "passes over the training cases; an incomplete last batch is left out", "how long",
                          least=1)
     steps: int | None = option(None, "optimiser steps, in place of epochs", "how long", least=1)
@@ -454,22 +462,21 @@ def architecture_of(how: Training, dims: int) -> str:  # 2 or 3, of the images t
     return how.architecture or usual
 
 
-def other_size(how: Training, dims: int, size: int) -> str:
-    """What to say of a store whose images are not of the size that the preset's values were found with; else empty."""
-    paper = 224 if dims == 2 and not how.slices else 128
+def other_size(how: Training, dims: int, size: int | None) -> str:  # of the store's images; None: of their own
+    """What to say of images that are not of the size that the preset's values were found with; else empty."""
+    paper, size = 224 if dims == 2 and not how.slices else 128, how.patch or size
     if how.preset is None or size == paper:
         return ""
     unit = "pixels" if paper == 224 else "voxels"
     return f"preset 'paper': the paper had images of {paper} {unit} a side, and these have {size}. Its values were " \
-        f"found with the former (prepare with size={paper}, in a shell --size {paper})."
+        f"found with the former (prepare with size={paper}, in a shell --size {paper}" \
+        f"{f'; or train with patch={paper}, --patch {paper}' if how.patch else ''})."
 
 # %% ../nbs/04_settings.ipynb #cd01d3ca
 @dataclass(frozen=True)
 class SegmentationOptions(Settings):
     """Options of the goal "segmentation"."""
 
-    patch: int | None = option(None, "side in voxels of the windows to train on, for volumes that do not fit into "
-                               "memory; whole volumes if not given", "segmentation", least=8)
     class_weights: tuple[float, ...] | None = option(
         None, "weights of the classes in the loss, background first; equal if not given", "segmentation", least=0,
         example="1,1,5")

@@ -232,7 +232,7 @@ def test_pretraining_goes_on_with_channels_in_another_order(scans, four, tmp_pat
     ({"window": [[-1000, 400]]}, r"window=\(-1000, 400\), in a shell --window=-1000,400"),
     ({"window": [None, None, None, [0, 80]]}, "scaled by window 0,80.*for t2f"),
     ({"size": 32}, r"size 32 \(here 16\)"),
-    ({"dtype": "uint8"}, r"dtype uint8 \(here float16, which matters little\)")])
+    ({"dtype": "uint8"}, r"dtype uint8 \(here float16\), which matters little")])
 def test_another_preparation_is_told(four, tmp_path, changed, said):
     run = keep(tmp_path / "e", four, preparation=four.settings | changed)
     words = told(starting_encoder, four, Finetuning(encoder=run, scaled=True))[1]

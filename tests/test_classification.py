@@ -114,7 +114,7 @@ def test_what_cannot_be_told_is_refused(graded, store, tmp_path):
         ("target is 'age', which is a number", graded.folder, {"target": "age"}),
         ("ordinal is an option of classification", graded.folder, {"goal": "regression", "ordinal": True}),
         ("balanced is an option of classification", graded.folder, {"goal": "regression", "balanced": True}),
-        ("patch is an option of segmentation", graded.folder, {"patch": 8}),
+        ("patch is for masks, and goal classification", graded.folder, {"patch": 8}),
         ("slices are for masks", graded.folder, {"slices": True}),
         ("knows the age of 0 training and 0 test", store.folder, {"goal": "regression"}),
         ("knows the sex of 0 training", store.folder, {"target": "sex"}),

@@ -122,6 +122,7 @@ def test_a_probe_of_voxels_reads_masks_that_lie_where_the_maps_lie(tmp_path):
         write_nifti(tmp_path / f"{name}_seg.nii.gz", mask)
     store = prepare(tmp_path, tmp_path.parent / "probed", size=24, masks="{id}_seg.nii.gz", images="{id}.nii.gz",
                     progress=False)
-    maps, coarse = _maps(as_encoder(torch.nn.Conv3d(1, 4, 2, 2), torch.zeros(1, 1, 24, 24, 24)), store, "a")
+    encoder = as_encoder(torch.nn.Conv3d(1, 4, 2, 2), torch.zeros(1, 1, 24, 24, 24))
+    maps, coarse = next(_maps(encoder, store, "a"))
     assert maps[0].shape[2:] == coarse.shape[1:] == (12, 12, 12)
     assert np.abs(middle(coarse[0].numpy()) - middle(mask)).max() * 12 < 0.12, "half a voxel of the image would be 0.25"

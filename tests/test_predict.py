@@ -1,6 +1,7 @@
 """Predictions on the grid of the scan that they were made for."""
 
 import gzip
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.downstream.predict import most_probable, predict, read_grid, to_scan, write_prediction
 from ssl3d.downstream.segmentation import segment
 from ssl3d.errors import InputError
+from ssl3d.files import read_table
 
 AXES = ["RAS", "PSR", "LPS", "ASL", "IRP", "SLA", "RIA", "AIL"]
 CODES = (0, 1, 4)
@@ -473,3 +475,49 @@ def test_pictures_get_pictures(tmp_path):
         found, truth = (np.asarray(Image.open(f)) for f in (file, tmp_path / "in" / f"{file.stem}_m.png"))
         assert file.suffix == ".png" and found.shape == (40, 30) and set(np.unique(found)) <= {0, 200}
         assert dice(found == 200, truth == 200) > 0.8
+
+
+# At a spacing
+
+
+@pytest.mark.parametrize("size", [None, 32, 12], ids=["whole", "box", "a box that cuts"])
+def test_at_a_spacing_what_is_written_is_what_is_scored(tmp_path, monkeypatch, size):
+    cohort = awkward_cohort(tmp_path / "in", 4)
+    how = {"spacing": (1.2, 1.2, 1.2), "size": size, "test": 0.5, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the smallest box cuts masks
+        store = prepare(cohort, tmp_path / "store", **how)
+    assert len({store.image(name).shape for name in store.cases}) == (2 if size is None else 1)
+    run = finetune(store, tmp_path / "run", steps=2, patch=None if size else 8, widths=SMALL, progress=False)
+    files = run.predict(store, tmp_path / "out", progress=False)
+    found = segment(run.network, store, store.split("test"))
+    for file in files:
+        one, written = found[file.name.removesuffix(".nii.gz")], nib.load(file)
+        assert np.array_equal(written.affine, nib.load(source_of(store, file)).affine)
+        assert np.array_equal(np.asarray(nib.as_closest_canonical(written).dataobj), one.on_scan)
+    run.predict(cohort, tmp_path / "fresh", progress=False)
+    for file in files:
+        assert (tmp_path / "fresh" / file.name).read_bytes() == file.read_bytes(), "no store is needed"
+    rows = {(row["case"], row["class"]): row["dice"] for row in read_table(run / "scores.csv")}
+    for name, one in found.items():
+        for code in CODES[1:]:
+            same = dice(one.on_scan == code, store.truth(name) == code)
+            assert abs(rows[name, store.classes[code]] - same) < 1e-6, "the scores are those of what is written"
+
+    perfect = {store.image(n).tobytes(): store.mask(n) for n in store.cases}
+
+    def answer(network, image):
+        mask = perfect[(image * store.unit).numpy().astype(store.settings["dtype"]).tobytes()]
+        return torch.stack([torch.from_numpy(mask == code) for code in CODES]).float()
+
+    monkeypatch.setattr(module, "class_probabilities", answer)
+    for file in run.predict(store, tmp_path / "perfect", progress=False):
+        truth = np.asarray(nib.load(str(source_of(store, file)).replace("_t.", "_m.")).dataobj)
+        marked = np.asarray(nib.load(file).dataobj)
+        if size == 12:  # nothing is marked beyond the box
+            kept = store.cases[file.name.removesuffix(".nii.gz")]["beyond"]
+            assert 0.05 < kept < 0.9 and ((marked > 0) & (truth > 0)).sum() > 0.9 * (marked > 0).sum() > 0
+            continue
+        for code in CODES[1:]:
+            assert dice(marked == code, truth == code) > 0.9
+            assert np.abs(middle(marked == code) - middle(truth == code)).max() < 0.25, "nothing has moved"

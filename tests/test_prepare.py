@@ -539,3 +539,122 @@ def test_the_masks_of_the_scans_are_kept_whole(tmp_path):
     again = prepare(tmp_path / "in", tmp_path / "twice", size=8, masks="{id}_seg.nii.gz", images={"CT": "{id}.nii.gz"},
                     progress=False)
     assert (tmp_path / "twice/truths/a.npz").read_bytes() == whole and again.hash == store.hash
+
+
+# Millimetres
+
+
+def ball_scans(folder, n=4):
+    """Scans of other shapes, spacings and axes, each with a ball of 40 mm and a mask of it."""
+    from test_predict import oblique
+
+    ways = [("RAS", (1.5, 2.0, 5.0)), ("LPS", (1.0, 1.0, 3.0)), ("PSR", (2.0, 2.0, 2.0)), ("AIL", (3.0, 1.5, 1.5))]
+    folder.mkdir()
+    for i, (axes, mm) in enumerate(ways[:n]):
+        shape = tuple(round((70 + 6 * i + 4 * k) / side) for k, side in enumerate(mm))
+        at = np.indices(shape) * np.reshape(mm, (3, 1, 1, 1)) - np.reshape([36, 38, 33], (3, 1, 1, 1))
+        ball = (at**2).sum(axis=0) < 20**2
+        write_nifti(folder / f"{i}_t.nii.gz", 100 * ball.astype(np.float32) + (at[0] > -30), oblique(axes, mm))
+        write_nifti(folder / f"{i}_m.nii.gz", ball.astype(np.uint8), oblique(axes, mm))
+    return open_cohort(folder, images="{id}_t.nii.gz", masks="{id}_m.nii.gz")
+
+
+BALL = 4 / 3 * np.pi * 20**3  # mm³
+
+
+@pytest.mark.parametrize("size", [None, 40])
+def test_a_ball_keeps_its_millimetres(tmp_path, size):
+    cohort = ball_scans(tmp_path / "in")
+    store = prepare(cohort, tmp_path / "store", spacing=(2, 2.5, 3), size=size, test=0.5, progress=False)
+    assert store.settings["spacing"] == [2, 2.5, 3] and store.settings["size"] == size
+    assert store.own_shapes == (not size)
+    for name, case in store.cases.items():
+        image, mask, mm = store.image(name), store.mask(name), store.spacing(name)
+        extent = np.multiply(case["shape"], case["spacing"])
+        assert np.abs(case["resampled"] - extent / (2, 2.5, 3)).max() <= 0.501, "to within half a voxel"
+        assert np.allclose(np.multiply(case["resampled"], mm), extent), "the field of view is that of the scan"
+        assert image.shape == (1, *mask.shape) and mask.shape == ((size,) * 3 if size else tuple(case["resampled"]))
+        assert abs(mask.sum() * np.prod(mm) / BALL - 1) < 0.04 and case["beyond"] == 0
+        sides = [np.ptp(np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {k})))) + 1 for k in range(3)]
+        assert np.abs(np.multiply(sides, mm) - 40).max() < 5, "as wide as high"
+        bright = (image[0].astype(float) > 0.5).sum() * np.prod(mm)
+        assert abs(bright / BALL - 1) < 0.1 and set(case["arrays"]) == {"images", "masks", "truths"}
+        middles = [np.argwhere(m).mean(axis=0) + 0.5 for m in (mask, store.truth(name))]
+        there = (middles[0] + case["offset"]) * mm
+        assert np.abs(there - middles[1] * case["spacing"]).max() < 0.5, "the box lies where the manifest says"
+    store.check(progress=False)
+    assert len({store.image(name).shape for name in store.cases}) == (1 if size else 4)
+    assert "of 2 x 2.5 x 3 mm" in str(store)
+    again = prepare(cohort, tmp_path / "store", spacing=(2, 2.5, 3), size=size, test=0.5, progress=False)
+    assert again.hash == store.hash
+    with pytest.raises(InputError, match="spacing was"):
+        prepare(cohort, tmp_path / "store", spacing=(2, 2, 3), size=size, test=0.5, progress=False)
+
+
+def test_the_content_of_a_whole_scan_is_a_part_of_it(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        image = np.zeros((40, 30, 20), np.float32)
+        image[10:30, 6:18, 5:9] = 1 + RNG.random((20, 12, 4))
+        write_nifti(tmp_path / f"in/{name}.nii.gz", image, np.diag([2, 2, 3, 1]))
+    store = prepare(tmp_path / "in", tmp_path / "store", spacing=(4, 4, 3), test=0.5, progress=False)
+    assert store.cases["a"]["inside"] == [[5, 3, 5], [15, 9, 9]] and not store.cases["a"]["cropped"]
+    assert np.array_equal(store.content("a"), store.image("a")[:, 5:15, 3:9, 5:9]) and store.content("a").min() > 0
+    assert isinstance(store.content("a"), np.memmap), "mapped, and not kept twice"
+    plain = prepare(tmp_path / "in", tmp_path / "plain", spacing=(4, 4, 3), test=0.5, crop=False, progress=False)
+    assert plain.content("a").shape == plain.image("a").shape == (1, 20, 15, 20)
+    boxed = prepare(tmp_path / "in", tmp_path / "boxed", spacing=(4, 4, 3), size=16, test=0.5, progress=False)
+    assert boxed.cases["a"]["offset"] == [2, -2, -1] and np.array_equal(boxed.content("a"), boxed.image("a"))
+    assert (boxed.image("a")[0, :, :2] == 0).all(), "what lies beyond the scan is 0"
+
+
+def test_the_median_spacing_stands_in_numbers(tmp_path):
+    cohort = ball_scans(tmp_path / "in", 3)  # in RAS: 1.5 x 2 x 5, 1 x 1 x 3, 2 x 2 x 2
+    store = prepare(cohort, tmp_path / "store", spacing="median", test=0.4, progress=False)
+    assert store.settings["spacing"] == [1.5, 2, 3] == read_json(store.folder / "manifest.json")["settings"]["spacing"]
+    assert prepare(cohort, tmp_path / "store", spacing="median", test=0.4, progress=False).hash == store.hash
+    assert forecast(cohort, spacing="median", tries=3)["bytes"] == sum(
+        sum(case["bytes"].values()) for case in store.cases.values())
+
+
+def test_a_store_without_a_spacing_is_as_it_was(tmp_path):
+    volumes(tmp_path / "in", "a", "b")
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, test=0.5, progress=False)
+    manifest = read_json(store.folder / "manifest.json")
+    assert "spacing" not in manifest["settings"] and manifest["settings"]["size"] == 8
+    assert not {"resampled", "offset", "inside", "beyond"} & {*store.cases["a"]} and not store.own_shapes
+    assert store.spacing("a") == (1, 9 / 8, 10 / 8)
+
+
+def test_what_a_box_cuts_off_is_told(tmp_path):
+    cohort = ball_scans(tmp_path / "in", 2)
+    with pytest.warns(UserWarning, match="2 mask.s. a part lies beyond the box.*larger size") as told:
+        store = prepare(cohort, tmp_path / "store", spacing=(2, 2, 2), size=8, test=0.5, progress=False)
+    assert store.cases["0"]["beyond"] > 0.5 and "more than a hundredth" in str(store) and len(told) == 1
+
+
+def test_scans_that_have_no_millimetres(tmp_path):
+    for folder, write in (("pictures", lambda f: Image.fromarray(RNG.integers(0, 255, (20, 20), np.uint8)).save(f)),
+                          ("arrays", lambda f: np.save(f, RNG.random((9, 9, 9))))):
+        (tmp_path / folder).mkdir()
+        for name in "ab":
+            write(tmp_path / folder / f"{name}.{'png' if folder == 'pictures' else 'npy'}")
+    for i, (folder, spacing, said) in enumerate((
+        ("pictures", (1, 1, 1), "a.png: is a picture.*spacing"),
+        ("arrays", (1, 1, 1), "a.npy: does not say how large its voxels are.*NIfTI.*--spacing"),
+        ("arrays", "median", "a.npy: does not say"),
+        ("pictures", "median", "a picture"),
+    )):
+        with pytest.raises(InputError, match=said):
+            prepare(tmp_path / folder, tmp_path / f"x{i}", spacing=spacing, test=0.5, progress=False)
+    with pytest.raises(InputError, match="spacing is .* 3 numbers or 'median'"):
+        prepare(tmp_path / "arrays", tmp_path / "x", spacing=(1, 1))
+
+
+def test_a_thin_scan_lies_in_the_middle_of_eight_voxels(tmp_path):
+    for name in "ab":
+        write_nifti(tmp_path / f"{name}.nii.gz", 1 + RNG.random((20, 20, 6)), np.diag([2, 2, 1, 1]))
+    store = prepare(tmp_path, tmp_path.parent / "thin", spacing=(4, 4, 2), test=0.5, progress=False)
+    case, image = store.cases["a"], store.image("a")
+    assert case["resampled"] == [10, 10, 3] and case["offset"] == [0, 0, -3] and image.shape == (1, 10, 10, 8)
+    assert (image[..., :3] == 0).all() and (image[..., 6:] == 0).all() and image[..., 3:6].mean() > 0.2

@@ -143,11 +143,11 @@ def test_interrupted_and_continued_it_observes_the_same(people, tmp_path, monkey
 
     real, calls = module.ask, []
 
-    def stop_once(*args):
+    def stop_once(*args, **more):
         calls.append(1)
         if len(calls) == 5:  # at step 80, after the checkpoint of step 50
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(module, "ask", stop_once)
     with pytest.raises(KeyboardInterrupt):

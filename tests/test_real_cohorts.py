@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from test_cli import walk
@@ -149,3 +150,29 @@ def test_real_retinas(stores, tmp_path):
 
 def test_four_commands_on_real_hippocampi(real_data, tmp_path):
     walk(real_data / "Task04_Hippocampus", tmp_path, 32, 0.1, ("--steps", 5))
+
+
+def test_a_ct_at_three_millimetres_in_crops_and_windows(real_data, tmp_path):
+    """The front and the back of a real CT as two people, whole at 3 mm: pretrained, segmented, and laid over it."""
+    folder = real_data / "totalsegmentator_ct"
+    ct, organs = (nib.load(folder / f"{name}.nii.gz") for name in ("example_ct", "example_seg_fast_force_split"))
+    (tmp_path / "in").mkdir()
+    for name, rows in (("front", slice(56, None)), ("back", slice(56))):
+        liver = nib.Nifti1Image((np.asarray(organs.dataobj) == 5).astype(np.uint8), organs.affine)
+        for what, image in (("ct", ct), ("mask", liver)):
+            part = image.slicer[:, rows]
+            turn = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("RAS", "LPS")))
+            nib.save(part.as_reoriented(turn) if name == "front" else part, tmp_path / f"in/{name}_{what}.nii.gz")
+    cohort = open_cohort(tmp_path / "in", images="{id}_ct.nii.gz", masks="{id}_mask.nii.gz")
+    store = prepare(cohort, tmp_path / "store", spacing=(3, 3, 3), window=(-160, 240), test=0.5, progress=False)
+    assert {store.mask(name).shape for name in store.cases} == {(122, 45, 112), (122, 56, 112)}
+    how = {"patch": 32, "widths": SMALL, "progress": False}
+    run = pretrain("rotation", store, tmp_path / "crops", steps=5, batch_size=1, **how)
+    run = finetune(store, tmp_path / "run", encoder=run, steps=80, lr=5e-3, **how)
+    (file,) = run.predict(store, tmp_path / "masks", progress=False)
+    found, scan = nib.load(file), nib.load(store.cases[store.split("test")[0]]["files"][0])
+    assert found.shape == scan.shape and np.array_equal(found.affine, scan.affine)
+    true = np.asarray(nib.load(str(scan.get_filename()).replace("_ct.", "_mask.")).dataobj)
+    marked = np.asarray(found.dataobj)
+    dice = 2 * (marked & true).sum() / (marked.sum() + true.sum())
+    assert marked.any() and abs(dice - run.scores[0]["dice"]) < 1e-6, "what is scored is what lies on the scan"

@@ -23,7 +23,16 @@ from ssl3d.networks.cards import read_card
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import load_encoder
-from ssl3d.networks.windows import SliceBySlice, SlidingWindow, from_pictures, random_window, to_pictures
+from ssl3d.networks.windows import (
+    SliceBySlice,
+    SlidingWindow,
+    from_pictures,
+    random_crop,
+    random_window,
+    tiles,
+    to_pictures,
+    window_of,
+)
 from ssl3d.training.loop import read_batch
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
@@ -60,8 +69,42 @@ def test_every_other_window_has_a_labelled_voxel_in_its_middle():
     mask[20, 20], g = 3, generator()
     starts = [tuple(s.start for s in random_window(mask, 8, g)) for _ in range(400)]
     assert 170 < starts.count((16, 16)) < 235
-    with pytest.raises(InputError, match="does not fit"):
-        random_window(mask, 41, g)
+    assert random_window(mask, 45, g) == (slice(-3, 42),) * 2, "a small image lies in the middle of its window"
+
+
+@pytest.mark.parametrize("shape", [(2, 30, 25, 40), (1, 30, 9, 40), (1, 60, 50)])
+def test_crops_lie_inside_and_a_third_of_them_on_something(shape):
+    image, g, side = np.zeros(shape, np.float16), generator(), 12
+    image[0, :9, :4, ...] = 0.5  # in a corner
+    image += 0.04  # noise in the air
+    crops = [random_crop(image, side, g) for _ in range(600)]
+    for window in crops:
+        assert window_of(image, window).shape == (shape[0], *(side,) * (len(shape) - 1))
+        assert all(0 <= s.start and s.stop <= n for s, n in zip(window, shape[1:]) if n >= side)
+    corner = np.mean([all(s.start <= 2 for s in window[:2]) for window in crops])
+    uniform = np.prod([3 / (n - side + 1) for n in shape[1:3] if n > side])
+    assert corner > uniform + 0.07, "more than by chance: crops are put on what is there"
+    eight = [random_crop((255 * image).astype(np.uint8), side, generator(i), unit=255) for i in range(50)]
+    assert eight == [random_crop(image, side, generator(i)) for i in range(50)], "whatever it is kept as"
+    assert len({str(random_crop(image * 0, side, g)) for _ in range(20)}) > 1, "an empty image has crops, too"
+
+
+def test_a_third_of_the_crops_have_something_in_their_middle():
+    image, g = np.zeros((1, 41, 41, 41), np.float16), generator()
+    image[:, 18:23, 18:23, 18:23] = 1
+    image[:, 18:23] += 0.2  # a plate, so that most looks find something
+    middle = [image[(0, *((s.start + s.stop) // 2 for s in random_crop(image, 8, g)))] > 0.05 for _ in range(1500)]
+    by_chance = 5 / 34
+    assert abs(np.mean(middle) - (1 / 3 + 2 / 3 * by_chance)) < 0.05
+
+
+def test_tiles_cover_a_volume_and_no_more():
+    for shape, side in (((20, 33, 7), 8), ((8, 8, 8), 8), ((9,), 8), ((100,), 33)):
+        seen, windows = np.zeros(shape), tiles(shape, side)
+        for window in windows:
+            assert all(s.stop - s.start == side for s in window)
+            seen[tuple(slice(max(0, s.start), s.stop) for s in window)] += 1
+        assert seen.min() >= 1 and len(windows) == np.prod([-(-n // side) for n in shape])
 
 
 def test_windows_of_masks_with_nothing_or_all():
@@ -124,8 +167,8 @@ def test_a_sliding_window_forgets_nothing():
     assert torch.allclose(scores[:, :1], x, atol=1e-5) and torch.isfinite(scores).all()
     blended = sliding_window_inference(x, (16, 16, 16), 2, Here(), overlap=0.5, mode="gaussian")
     assert torch.allclose(scores, blended, atol=1e-5)
-    with pytest.raises(InputError, match="smaller than the window of 16"):
-        SlidingWindow(Here(), 16)(x[:, :, :, :12])
+    small = x[:, :, :, :11, :9]
+    assert torch.allclose(SlidingWindow(Here(), 16)(small)[:, :1], small, atol=1e-5), "and of a small volume all"
 
 
 def test_trained_on_windows_predicts_whole_scans(store, encoder, tmp_path):

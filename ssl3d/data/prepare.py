@@ -52,10 +52,11 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
 
     _check_modalities(case, cohort)
     stamp = _stamp(case)
-    ready = prepare_scan(case.images, case.mask, size=settings["size"], crop_content=settings["crop"],
-                         percentiles=settings["percentiles"], windows=settings["window"] or (),
-                         classes=cohort.classes, relabel=case.relabel)
-    versions = {"images": ready.image} | ({} if ready.content is None else {"content": ready.content})
+    ready = prepare_scan(case.images, case.mask, size=settings["size"], spacing=settings.get("spacing"),
+                         crop_content=settings["crop"], percentiles=settings["percentiles"],
+                         windows=settings["window"] or (), classes=cohort.classes, relabel=case.relabel)
+    part = ready.content is None or "inside" in ready.facts  # then it is read from the image
+    versions = {"images": ready.image} | ({} if part else {"content": ready.content})
     kept = {name: as_kept(image.numpy(), settings["dtype"]) for name, image in versions.items()}
     arrays = {name: array for name, (array, _) in kept.items()}
     if ready.mask is not None and ready.truth is not None:
@@ -135,6 +136,28 @@ def _odd_scales(store: Store) -> list[str]:
                          "percentiles=(0.5, 99.5) (in a shell --percentiles 0.5,99.5).")
     return found
 
+# %% ../../nbs/19_prepare.ipynb #6b18e574
+def _grid(cohort: Cohort, how: Preparing) -> dict:
+    """The size and the spacing of a store, as its settings have them: a spacing in numbers, where there is one."""
+    if how.spacing is None:
+        return {"size": how.size or 128}
+    if how.spacing != "median":
+        return {"size": how.size, "spacing": list(how.spacing)}
+    from ssl3d.data.scans import median_spacing
+
+    return {"size": how.size, "spacing": median_spacing(cohort, how.on_error == "skip")}
+
+
+def _cut_off(store: Store) -> str:
+    """A sentence about masks that the box of a store cuts off; empty where it cuts none."""
+    cut = store.cut_masks
+    if not cut:
+        return ""
+    name = max(cut, key=lambda each: store.cases[each]["beyond"])
+    return f"of {len(cut)} mask(s) a part lies beyond the box that is kept, most of '{name}': " \
+        f"{store.cases[name]['beyond']:.0%} of its labelled voxels. Prepare with a larger size, or without a size " \
+        "(whole scans)."
+
 # %% ../../nbs/19_prepare.ipynb #bba17378
 def _begin(folder: Path, settings: dict) -> dict[str, dict]:
     """Open the notes of an unfinished store, or start them; return the cases that are done."""
@@ -207,9 +230,14 @@ def _check_room(folder: Path, record: dict, n_cases: int) -> None:
                          f"{free / 1e9:.1f} GB left. Make room, choose a smaller size, or dtype uint8.")
 
 # %% ../../nbs/19_prepare.ipynb #e6365911
+def _kind(record: dict) -> tuple[int, int]:
+    """How many channels a case has, and how many axes of space."""
+    return record["stored"][0], len(record["stored"]) - 1
+
+
 def _check_alike(record: dict, first: dict) -> None:
     """Refuse a case that cannot share a batch with the first one."""
-    if record["stored"] != first["stored"]:
+    if _kind(record) != _kind(first):
         raise InputError(f"{record['files'][0]}: has {record['stored'][0]} channel(s) and {len(record['stored']) - 1} "
                          f"axes of space, but {first['files'][0]} has {first['stored'][0]} and "
                          f"{len(first['stored']) - 1}. A store holds one kind of image.")
@@ -217,16 +245,16 @@ def _check_alike(record: dict, first: dict) -> None:
 
 def _majority(done: dict[str, dict], left_out: list[dict], out: Path) -> dict[str, dict]:
     """The cases of the most frequent kind; the others are left out, and their arrays removed."""
-    kind = Counter(tuple(r["stored"]) for r in done.values()).most_common(1)[0][0]
-    model = next(r for r in done.values() if tuple(r["stored"]) == kind)
+    kind = Counter(_kind(r) for r in done.values()).most_common(1)[0][0]
+    model = next(r for r in done.values() if _kind(r) == kind)
     for name, record in list(done.items()):
         try:
             _check_alike(record, model)
         except InputError as e:
             left_out.append({"case": name, "problem": str(e)})
             del done[name]
-            for kind in record["arrays"]:
-                (out / kind / array_file(kind, name)).unlink()
+            for what in record["arrays"]:
+                (out / what / array_file(what, name)).unlink()
     return done
 
 # %% ../../nbs/19_prepare.ipynb #b96f814f
@@ -241,12 +269,13 @@ def prepare(
     Raises `InputError` for a file that cannot be used, for cases that are not alike, and for a folder that is taken.
     """
     cohort, folder = _opened(source, how), as_folder(out, "out")
-    settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, "size": how.size, "crop": how.crop,
+    _check_call(cohort, folder, how)
+    settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, **_grid(cohort, how),
+                "crop": how.crop,
                 "percentiles": how.percentiles and list(how.percentiles), "window": _windows(cohort, how.window),
                 "dtype": how.dtype, "test": how.test, "seed": how.seed,
                 "classes": {str(k): v for k, v in cohort.classes.items()},
                 "relabel": {str(k): v for case in cohort.cases for k, v in case.relabel.items()}}
-    _check_call(cohort, folder, how)
     if how.progress and not isinstance(source, Cohort):
         print("\n".join(cohort.notes))
     if (folder / "manifest.json").exists():
@@ -260,7 +289,7 @@ def prepare(
     (folder / "prepare.lock").unlink(missing_ok=True)
     store = Store(folder)
     alike = alike_subjects([case["named"] for case in store.cases.values()])
-    for found in filter(None, [alike, *_odd_scales(store)]):
+    for found in filter(None, [alike, _cut_off(store), *_odd_scales(store)]):
         warn(f"{folder}: {found}")
     return store
 
@@ -401,7 +430,8 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
     _tell_near(out, near, subjects, set(split["test"]))
     stored, present = cases[0]["stored"], {int(v) for case in cases for v in case["voxels"]}
     classes = {v: f"class {v}" for v in present} | {0: "background"} | cohort.classes if present else {}
-    known = [{k: settings[k] for k in ("size", "crop", "percentiles", "window", "dtype")}, split,
+    kept = ("size", *(["spacing"] if "spacing" in settings else []), "crop", "percentiles", "window", "dtype")
+    known = [{k: settings[k] for k in kept}, split,
              sorted(classes.items()),
              [[c[k] for k in ("id", "subject", "grade", "age", "sex", "arrays", "fingerprint")] for c in cases]]
     write_split(out / "split.json", split, test_share=settings["test"], seed=settings["seed"])
@@ -436,7 +466,7 @@ def forecast(
 ) -> dict:  # cases, bytes, seconds_per_case (on one core), hours
     """How much space and time `prepare` will need with the same options, measured on a few cases."""
     cohort = _opened(source, how)
-    settings = vars(how) | {"window": _windows(cohort, how.window)}
+    settings = vars(how) | {"spacing": None} | _grid(cohort, how) | {"window": _windows(cohort, how.window)}
     places = np.unique(np.linspace(0, len(cohort) - 1, max(1, tries)).round().astype(int))
     cases = [cohort.cases[i] for i in places]
     with tempfile.TemporaryDirectory() as folder:

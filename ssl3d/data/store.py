@@ -130,7 +130,7 @@ class Store:
         return len(self.cases)
 
     def __str__(self) -> str:
-        grid = " x ".join([str(self.settings["size"])] * self.spatial_dims)
+        grid = self._grid_in_words()
         names = ", ".join(f"{code} {name}" for code, name in self.classes.items()) or "none"
         names = names if len(self.classes) <= 10 else f"{len(self.classes)} of them"
         grades = sorted({case["grade"] for case in self.cases.values() if case["grade"] is not None})
@@ -139,6 +139,8 @@ class Store:
         lines = [f"{self.folder}: {len(self)} cases in {self.spatial_dims}D, {self.channels} channel(s) of {grid}; "
                  f"{labels}",
                  f"kept as {self.settings['dtype']}: values in [0, 1] moved by {moved:.1g} at most"]
+        if cut := self.cut_masks:
+            lines.append(f"cut: of {len(cut)} mask(s) more than a hundredth lies beyond the box that is kept")
         lost = sum(len(case["voxels"]) > len(case["classes"]) for case in self.cases.values())
         if lost:
             lines.append(f"too small: {lost} mask(s) have a class that is not there any more at this size")
@@ -176,10 +178,29 @@ class Store:
             subjects = set(fold_subjects(people, self.fold, seed, labels)[part])
         return [name for name, case in self.cases.items() if case["subject"] in subjects]
 
+    @property
+    def own_shapes(self) -> bool:
+        """Whether scans are kept whole, each in its own shape, so that they can only be trained on in windows."""
+        return self.settings["size"] is None
+
+    @property
+    def cut_masks(self) -> list[str]:
+        """The cases of whose labelled voxels more than a hundredth lies beyond the box that is kept."""
+        return [name for name, case in self.cases.items() if case.get("beyond", 0) > 0.01]
+
+    def _grid_in_words(self) -> str:
+        """How many voxels the images have, as 128 x 128 x 128, and of how many mm, where that is fixed."""
+        shapes = [case["stored"][1:] for case in self.cases.values()]
+        ends = [sorted({min(sides), max(sides)}) for sides in zip(*shapes)]
+        grid = " x ".join("-".join(map(str, each)) for each in ends)
+        mm = self.settings.get("spacing")
+        return f"{grid} voxels of {' x '.join(f'{each:g}' for each in mm)} mm" if mm else grid
+
     def spacing(self, name: str) -> tuple[float, ...]:  # mm (of a picture: of its own pixels) per voxel kept
         """How far it is from one voxel of a case to the next, along each axis."""
-        case, size = self._case(name), self.settings["size"]
-        return tuple(n * mm / size for n, mm in zip(case["shape"], case["spacing"]))
+        case = self._case(name)
+        grid = case.get("resampled") or [self.settings["size"]] * len(case["shape"])
+        return tuple(n * mm / new for n, mm, new in zip(case["shape"], case["spacing"], grid))
 
     def image(self, name: str) -> np.ndarray:  # (C, *size) from 0 to `unit`, in the store's dtype
         """The whole field of view of one case, mapped into memory."""
@@ -187,7 +208,10 @@ class Store:
 
     def content(self, name: str) -> np.ndarray:  # (C, *size) from 0 to `unit`, in the store's dtype
         """One case cropped to its content, mapped into memory."""
-        return self._open("content" if self._case(name)["cropped"] else "images", name)
+        case = self._case(name)
+        if case.get("inside"):  # with a spacing it is a part of the image
+            return self.image(name)[(slice(None), *(slice(*ends) for ends in zip(*case["inside"])))]
+        return self._open("content" if case["cropped"] else "images", name)
 
     def mask(self, name: str) -> np.ndarray:  # (*size) uint8
         """The segmentation of one case, mapped into memory."""

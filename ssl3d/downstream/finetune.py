@@ -185,7 +185,7 @@ def starting_network(
     encoder, widened = starting_encoder(store, how, scored)
     try:
         with seeded(how.seed, goal.part):
-            network = goal.network(encoder, facts, store.settings["size"])
+            network = goal.network(encoder, facts, store.settings["size"] or how.patch or 0)
     except InputError as e:
         raise InputError(f"{store.folder}: {e}") from None
     return network, weight_origins(network, widened)
@@ -273,11 +273,16 @@ def finetune(
     section 4). The encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError`
     for a store, encoder or option that cannot be used, and for a taken folder.
     """
-    chosen, opened, folder = make_goal(how.goal, own), Store(store, how.fold), as_folder(out, "out")
+    chosen = make_goal(how.goal, own).in_windows(how.patch)
+    opened, folder = Store(store, how.fold), as_folder(out, "out")
     how = filled(how, chosen)
     if how.slices and not chosen.voxelwise:
         raise InputError(f"slices are for masks, and goal {how.goal} is about whole images. Leave slices out.")
     check_mirror(how.augment, how.mirror, opened.spatial_dims)
+    if opened.own_shapes and not chosen.voxelwise:
+        raise InputError(f"{opened.folder}: holds whole scans, each in its own shape, and goal {how.goal} needs images "
+                         "of one. Prepare a store with a size as well (size=128, --size 128): a box of each scan at "
+                         "the same spacing.")
     truths, case_ids, test = cases_of(opened, chosen, how)
     n_steps, warmup_steps = plan_steps(len(case_ids), how, chosen)
     check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
@@ -352,13 +357,15 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
 def goal_of(settings: dict) -> Goal:
     """The goal of a run, with its options, from the run's settings."""
     own = {f.name: settings[f.name] for f in fields(goal_options(settings["goal"]))}
-    return make_goal(settings["goal"], {name: value for name, value in own.items() if value is not None})
+    goal = make_goal(settings["goal"], {name: value for name, value in own.items() if value is not None})
+    return goal.in_windows(settings.get("patch"))
 
 
 def _empty_network(settings: dict, own: nn.Module | None, run: Folder) -> tuple[nn.Module, Goal]:
     """The network of a run without its weights; `own` is an encoder of the user's, for a run that had it."""
     goal = goal_of(settings)
-    return goal.network(empty_encoder(settings, own, run), settings["facts"], settings["size"]), goal
+    side = settings["size"] or settings["patch"]  # a store of whole scans has no size
+    return goal.network(empty_encoder(settings, own, run), settings["facts"], side), goal
 
 
 def read_network_card(run: Folder) -> dict:

@@ -66,6 +66,13 @@ class Goal:
     def begin(self, network: "nn.Module", store: Store, case_ids: list[str]) -> None:
         """Set in a new network what its labelled cases tell before the first step; nothing if not needed."""
 
+    def in_windows(self, patch: int | None) -> "Goal":
+        """The goal where a network is trained on windows of `patch` voxels a side; raises `InputError` if it cannot."""
+        if patch is not None:
+            raise InputError(f"patch is for masks, and goal {type(self).__name__.lower()} is about whole images. Leave "
+                             "patch (--patch) out.")
+        return self
+
     def trained(self, network: "nn.Module", slices: bool) -> "nn.Module":
         """The network as it is trained: on what `read` returns."""
         return network

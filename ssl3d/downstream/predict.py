@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..data.cohorts import Cohort
 from ..data.formats import is_entry, is_series
-from ..data.scans import most_probable, read_scan, resize
+from ..data.scans import most_probable, on_whole, read_scan, resize
 from ..data.voxels import fingerprint, is_picture, nifti_header, nifti_place
 from .finetune import goal_of, read_network_card
 from .goals import Goal
@@ -188,7 +188,8 @@ def _write_masks(network: nn.Module, facts: dict, scans: Scans, out: Path,
             continue
         if scans.store is not None:
             check_source(case, scans.store)
-        found, grid = class_probabilities(network, scans.image(case)), read_grid(case.images[0])
+        image, facts_of_scan = scans.opened(case)
+        found, grid = on_whole(class_probabilities(network, image), facts_of_scan), read_grid(case.images[0])
         if how.probabilities:
             write_probabilities(found, grid, more)
         write_prediction(to_scan(found, grid, codes), grid, mask)

@@ -8,7 +8,7 @@ __all__ = ['Regions', 'read_masked', 'Segmented', 'probabilities_of', 'segment',
 
 # %% ../../nbs/62_segmentation.ipynb #7c9786e9
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,16 +17,16 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
-from ..data.scans import most_probable
+from ..data.scans import most_probable, on_whole
 from ..data.store import Store
 from .goals import Goal, what_else
 from .metrics import dice_per_region, hausdorff95, regions_of
 from ..errors import InputError
 from ..files import read_table
 from ..networks.unet import Segmenter
-from ..networks.windows import SliceBySlice, SlidingWindow, random_window
-from ..settings import SegmentationOptions
-from ..training.loop import pairs, read_batch
+from ..networks.windows import SliceBySlice, SlidingWindow, random_window, window_of
+from ..settings import SegmentationOptions, Training, again
+from ..training.loop import check_windows, pairs, read_batch
 
 # %% ../../nbs/62_segmentation.ipynb #c1532627
 def read_masked(
@@ -36,16 +36,19 @@ def read_masked(
     generator: torch.Generator,  # draws the windows
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (B, C, *space) and their masks (B, 1, *space); classes are numbered in the order of their codes."""
-    codes, everywhere = np.array(sorted(store.classes)), (slice(None),) * store.spatial_dims
-    where = [everywhere if patch is None else random_window(store.mask(name), patch, generator) for name in case_ids]
-    masks = np.stack([np.searchsorted(codes, store.mask(name)[place]) for name, place in zip(case_ids, where)])
-    return read_batch(store, case_ids, where=where).image, torch.from_numpy(masks)[:, None]
+    codes, masks = np.array(sorted(store.classes)), [store.mask(name) for name in case_ids]
+    where = None
+    if patch is not None:
+        where = [random_window(mask, patch, generator) for mask in masks]
+        masks = [window_of(mask, window) for mask, window in zip(masks, where)]
+    images = read_batch(store, case_ids, where=where).image
+    return images, torch.from_numpy(np.stack([np.searchsorted(codes, mask) for mask in masks]))[:, None]
 
 # %% ../../nbs/62_segmentation.ipynb #d356b1ed
 class Segmented(NamedTuple):
     """A mask of one case in the codes of the store, on two grids: what a network marks, or the truth."""
 
-    on_store: np.ndarray  # (*size) uint8
+    on_store: np.ndarray  # (*size) uint8, or the shape of the case where each has its own
     on_scan: np.ndarray  # (*shape of the scan) uint8, axes in RAS
 
 
@@ -58,7 +61,7 @@ def probabilities_of(
     """The probability of each class at each voxel of a store's grid, case after case; two are in memory at a time."""
     device = next(network.parameters()).device
     network.eval()
-    for pair in pairs(case_ids):
+    for pair in pairs(case_ids, alone=store.own_shapes):
         yield from zip(pair, network(read_batch(store, pair).image.to(device)).float().softmax(dim=1).cpu())
 
 
@@ -66,8 +69,9 @@ def _one_by_one(network: nn.Module, store: Store, case_ids: list[str]) -> Iterat
     """Each case with its predicted mask."""
     codes = np.array(sorted(store.classes), dtype=np.uint8)
     for name, one in probabilities_of(network, store, case_ids):
-        shape = tuple(store.cases[name]["shape"])
-        yield name, Segmented(codes[one.argmax(dim=0).numpy()], codes[most_probable(one, shape)])
+        case = store.cases[name]
+        yield name, Segmented(codes[one.argmax(dim=0).numpy()],
+                              codes[most_probable(on_whole(one, case), tuple(case["shape"]))])
 
 
 def segment(
@@ -147,6 +151,7 @@ class Segmentation(SegmentationOptions, Goal):
     PAPER: ClassVar[dict] = {"warmup": 25, "lr": 1e-5, "scaled": False, "head_bias": "zero"}  # appendix A, for volumes
     part: ClassVar[str] = "decoder"
     voxelwise: ClassVar[bool] = True
+    patch: int | None = again(Training, "patch", None)  # an option of every training, see `in_windows`
 
     def labelled(self, store: Store, case_ids: list[str]) -> dict[str, Any]:
         """The codes in the mask of each case that has one."""
@@ -162,9 +167,7 @@ class Segmentation(SegmentationOptions, Goal):
         if weights is not None and (len(weights) != len(store.classes) or sum(weights) == 0):
             raise InputError(f"class_weights are {weights}: give a number from 0 for each of {store.classes}, in this "
                              "order, and not only zeros.")
-        if self.patch is not None and self.patch > store.settings["size"]:
-            raise InputError(f"a patch of {self.patch} does not fit into {store.folder}, which holds images of "
-                             f"{store.settings['size']} a side.")
+        check_windows(store, self.patch)
         self.joined(store)
 
     def strata(self, store: Store, train: dict[str, Any]) -> dict[str, Any]:
@@ -178,14 +181,17 @@ class Segmentation(SegmentationOptions, Goal):
     def network(self, encoder: nn.Module, facts: dict, size: int) -> Segmenter:
         network = Segmenter(encoder, n_classes=len(facts["classes"]))
         if (self.patch or size) % network.step:
-            patch = f"the patch is {self.patch}, " if self.patch else ""
-            raise InputError(f"holds images of {size} a side, {patch}and this network needs a multiple of "
+            found = f"the patch is {self.patch}" if self.patch else f"holds images of {size} a side"
+            raise InputError(f"{found}, and this network needs a multiple of "
                              f"{network.step}. Prepare the store with such a size, or give a patch of one.")
         return network
 
     def begin(self, network: nn.Module, store: Store, case_ids: list[str]) -> None:
         """Start the scores at the shares of the classes in the labelled masks."""
         start_at(network, class_shares(store, case_ids))
+
+    def in_windows(self, patch: int | None) -> "Segmentation":
+        return replace(self, patch=patch)
 
     def trained(self, network: nn.Module, slices: bool) -> nn.Module:
         if self.patch is not None and slices:

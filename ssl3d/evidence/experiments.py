@@ -212,7 +212,8 @@ def _check_list(what: str, values: list[float] | tuple[float, ...], low: float, 
 def _goal(experiment: Experiment) -> Goal:
     """The goal of every arm, with its options."""
     own = {f.name for f in fields(goal_options(experiment.goal))}
-    return make_goal(experiment.goal, {k: v for k, v in experiment.finetuning.items() if k in own})
+    goal = make_goal(experiment.goal, {k: v for k, v in experiment.finetuning.items() if k in own})
+    return goal.in_windows(experiment.finetuning.get("patch"))
 
 
 def check_experiment(experiment: Experiment) -> None:

@@ -241,13 +241,14 @@ def differences(
         told.append(f"{folder}: its encoder was trained on images scaled by {scale}, and {store.folder} has "
                     f"{ours[odd[0]]}{f' for {name}' if name else ''}. The same tissue has another grey for it. If the "
                     f"scans are of one kind, prepare them alike: {_options(scale)}.")
-    size = store.settings["size"]
-    other = [f"size {before['size']} (here {size})"] if before["size"] != size else []
-    if {before["dtype"], store.settings["dtype"]} == {"float16", "uint8"}:
-        other.append(f"dtype {before['dtype']} (here {store.settings['dtype']}, which matters little)")
-    was, now = card.get("voxel_mm") or [], _voxel_mm(store, [*store.cases])
-    if len(was) == len(now) and any(max(a / b, b / a) > _FACTOR for a, b in zip(was, now)):
-        other.append(f"voxels of {_by(was)} mm (here {_by(now)})")
+    was, now = ({"size": each["size"] or "of whole scans", "spacing": _spacing_in_words(each), "dtype": each["dtype"]}
+                for each in (before, store.settings))
+    other = [f"{what} {was[what]} (here {now[what]})" for what in was if was[what] != now[what]]
+    if {was["dtype"], now["dtype"]} == {"float16", "uint8"}:
+        other[-1] += ", which matters little"
+    mm, ours_mm = card.get("voxel_mm") or [], _voxel_mm(store, [*store.cases])
+    if len(mm) == len(ours_mm) and any(max(a / b, b / a) > _FACTOR for a, b in zip(mm, ours_mm)):
+        other.append(f"voxels of {_by(mm)} mm (here {_by(ours_mm)})")
     if other:
         told.append(f"{folder}: its encoder was trained on images of another kind than those of {store.folder}: "
                     f"{'; '.join(other)}. It goes on, and may have less to give; if that is not intended, prepare both "
@@ -270,6 +271,11 @@ def fit_images(
                          f"the encoder in {folder} that it begins with.")
     fit = fit_channels(card, store, folder, choose) if sources is None else Fit(tuple(sources), [], [])
     return fit._replace(cautions=fit.cautions + differences(card, store, folder, fit.sources))
+
+
+def _spacing_in_words(settings: dict) -> str:
+    """The spacing of a store, in words."""
+    return f"{_by(settings['spacing'])} mm" if settings.get("spacing") else "of each scan's own"
 
 
 def _by(values: Sequence[float]) -> str:

@@ -31,10 +31,11 @@ from ..data.voxels import fingerprint
 from ..errors import InputError, warn
 from ..files import Folder, as_folder, write_whole
 from ..networks.cards import is_grey, is_placed
+from ..networks.windows import window_of
 from ..settings import Embedding, Reading, Shown
 from ..tasks.base import check_images, check_range
 from .loop import pairs, read_batch
-from .probes import pool
+from .probes import pool, pool_windows
 from .runs import Run
 
 # %% ../../nbs/55_inputs.ipynb #0aa6c165
@@ -153,7 +154,7 @@ class Notes:
 class Preparation:
     """How the images of a run were prepared."""
 
-    size: int  # voxels per axis
+    size: int | None  # voxels per axis; None for whole scans, each in its own shape
     percentiles: tuple[float, float] | None  # to which intensities were clipped; minimum and maximum if None
     window: list[list[float] | None] | None  # for each channel its intensity window, or one for all; None if without
     dtype: str  # in which they were kept
@@ -163,6 +164,7 @@ class Preparation:
     names: tuple[str, ...]  # of the modalities, in their order, where the scans say them
     ranges: dict | None  # what the scans were like, see `ssl3d.networks.cards.ranges_of`; None where that is not known
     seen: dict[str, frozenset[str]]  # trained_on, voxel_digests, people: what the card says of who was trained on
+    spacing: tuple[float, ...] | None = None  # mm per voxel; if None, every scan was stretched to a cube of `size`
 
     def __call__(self, files: tuple[Path, ...]) -> torch.Tensor:  # the files of one case
         """The prepared image (C, *size) in [0, 1]; refuses a scan of another kind, and warns of one that is unusual."""
@@ -186,9 +188,12 @@ class Preparation:
         return found | ({"intensities": odd} if odd else {}) | unlike(facts, self.ranges)
 
     def read(self, files: tuple[Path, ...]) -> tuple[torch.Tensor, dict]:  # the files of one case
-        """The prepared image (C, *size) in [0, 1], and the facts of the scan; checks its axes and channels."""
-        ready = prepare_scan(files, size=self.size, crop_content=self.content, percentiles=self.percentiles,
-                             windows=self.window or ())
+        """The prepared image (C, *size) in [0, 1], and the facts of the scan; checks its axes and channels.
+
+        With a spacing the facts say where the image lies in the scan, see `ssl3d.data.scans.on_whole`.
+        """
+        ready = prepare_scan(files, size=self.size, spacing=self.spacing, crop_content=self.content,
+                             percentiles=self.percentiles, windows=self.window or ())
         image = (ready.image if ready.content is None else ready.content).as_tensor()
         if image.ndim != 1 + self.spatial_dims or len(image) != self.channels:
             named = f" ({', '.join(self.names)})" if self.names else ""
@@ -211,7 +216,8 @@ def preparation_of(run: Folder) -> Preparation:
     percentiles = how["percentiles"] and tuple(how["percentiles"])
     return Preparation(how["size"], percentiles, how.get("window"), how["dtype"], content,
                        card["image_dims"], card["image_channels"], tuple(card["channel_names"]), card.get("scans"),
-                       {what: frozenset(card.get(what, ())) for what in ("trained_on", "voxel_digests", "people")})
+                       {what: frozenset(card.get(what, ())) for what in ("trained_on", "voxel_digests", "people")},
+                       how.get("spacing") and tuple(how["spacing"]))
 
 # %% ../../nbs/55_inputs.ipynb #e044136f
 def check_modalities(source: Path, channels: Sequence[str], preparation: Preparation, notes: Notes) -> None:
@@ -252,6 +258,10 @@ class Scans(NamedTuple):
 
     def image(self, case: Case) -> torch.Tensor:  # (C, *size) in [0, 1]
         """The prepared image of a case; raises `InputError` for a file that cannot be used, or is of another kind."""
+        return self.opened(case)[0]
+
+    def opened(self, case: Case) -> tuple[torch.Tensor, dict]:  # (C, *size) in [0, 1]
+        """The prepared image of a case, and the facts of its scan; raises `InputError` as `image` does."""
         if self.store is None:
             image, facts = self.preparation.read(case.images)
         else:
@@ -262,7 +272,7 @@ class Scans(NamedTuple):
             found["same subject"] = case.subject
         for kind, note in found.items():
             self.notes.add(case.id, kind, note)
-        return image
+        return image, facts
 
     def tell(self) -> None:
         """Warn of what was noticed of the scans."""
@@ -288,8 +298,9 @@ def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
     notes = Notes()
     check_modalities(store.folder, store.channel_names, preparation, notes)
     differ = [f"{name} {getattr(preparation, name)} (here {value})" for name, value in (
-        ("size", store.settings["size"]), ("dtype", store.settings["dtype"]), ("spatial_dims", store.spatial_dims),
-        ("channels", store.channels),
+        ("size", store.settings["size"]), ("spacing", store.settings.get("spacing") and
+                                           tuple(store.settings["spacing"])),
+        ("dtype", store.settings["dtype"]), ("spatial_dims", store.spatial_dims), ("channels", store.channels),
         ("percentiles", store.settings["percentiles"] and tuple(store.settings["percentiles"])),
         ("window", store.settings.get("window")))
         if getattr(preparation, name) != value]
@@ -353,6 +364,16 @@ def device_of(accelerator: str) -> torch.device:
         raise InputError(f"accelerator is {accelerator!r}, which cannot be used here: {e}") from None
 
 
+def _vectors(encoder: torch.nn.Module, images: torch.Tensor, patch: int | None) -> np.ndarray:  # (B, width) float32
+    """The vectors of images (B, C, *space); of an encoder that was trained on windows, those of windows of one."""
+    if patch is None:
+        return pool(encoder, images).float().cpu().numpy()
+    image = images[0].numpy()
+    found = pool_windows(encoder, lambda windows: torch.from_numpy(np.stack([window_of(image, w) for w in windows])),
+                         image.shape[1:], patch)
+    return found.float().cpu().numpy()
+
+
 @torch.no_grad()
 def features_of(
     run: Run,
@@ -360,21 +381,22 @@ def features_of(
     how: Embedding,
 ) -> tuple[list[str], np.ndarray]:  # case ids, and (cases, width) float32
     """One vector for each scan, from the encoder of a run; raises `InputError` for a scan that cannot be read."""
-    encoder, rows = run.encoder.to(device_of(how.accelerator)), []
+    encoder, rows, patch = run.encoder.to(device_of(how.accelerator)), [], run.settings.get("patch")
+    alone = patch is not None  # windows of one scan after the other
     if isinstance(scans, torch.Tensor):
         check_images(scans, encoder)
         check_range(scans)
         with eval_mode(encoder):
-            rows = [pool(encoder, two.float()).cpu().numpy() for two in scans.as_subclass(torch.Tensor).split(2)]
+            rows = [_vectors(encoder, some.float(), patch) for some in
+                    scans.as_subclass(torch.Tensor).split(1 if alone else 2)]
         return [str(i) for i in range(len(scans))], np.concatenate(rows)
     opened = open_scans(scans, run, how)
     cases = {case.id: case for case in opened.cases}
     bar = tqdm(total=len(cases), desc=f"features {opened.source.name}", unit="scan", disable=not how.progress)
     try:
         with eval_mode(encoder), bar:
-            for pair in pairs([*cases]):
-                images = torch.stack([opened.image(cases[name]) for name in pair])
-                rows.append(pool(encoder, images).float().cpu().numpy())
+            for pair in pairs([*cases], alone):
+                rows.append(_vectors(encoder, torch.stack([opened.image(cases[name]) for name in pair]), patch))
                 bar.update(len(pair))
     finally:
         opened.tell()

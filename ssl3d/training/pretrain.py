@@ -26,6 +26,7 @@ from ..errors import InputError, warn
 from ..files import Folder, as_folder
 from ..networks.cards import SEEN, fit_images, provenance, seen_dimensions
 from ..networks.encoders import check_shown, make_encoder, shown_to
+from ..networks.windows import Window, random_crop
 from ssl3d.networks.weights import (
     check_shape,
     encoder_name,
@@ -46,6 +47,7 @@ from ..tasks.base import Batch, Example, ProxyTask, check_range
 from ssl3d.training.loop import (
     SGD_RATE,
     check_devices,
+    check_windows,
     images_of_step,
     read_batch,
     recipe_of,
@@ -162,10 +164,10 @@ def _check_probe(store: Store | None, how: Pretraining) -> None:
         raise InputError("keep is 'probe', and there is no probe. Say what to read from the encoder, as probe='mask'.")
 
 
-def _look(store: Store, target: str, out: Path) -> Callable[[ProxyTask, int], dict]:
+def _look(store: Store, target: str, out: Path, patch: int | None) -> Callable[[ProxyTask, int], dict]:
     """An observer that asks the encoder, and keeps the weights that answered best so far."""
     def look(task: ProxyTask, step: int) -> dict:
-        found = ask(task.encoder, store, target)
+        found = ask(task.encoder, store, target, patch=patch)
         begun = (out / "observed.csv").exists()
         before: Mapping[str, Iterable[float]] = read_log(out, "observed.csv") if begun else {"step": [], "linear": []}
         if step > 0 and all(found["linear"] > score for s, score in zip(before["step"], before["linear"]) if s > 0):
@@ -203,9 +205,16 @@ def _chosen_by(store: Store, how: Pretraining) -> list[str]:
     return [name for part in probe_cases(store, how.probe) for name in part]
 
 
+def _crops(store: Store, names: list[str], side: int, seed: int, step: int) -> list[Window]:
+    """The crops of the images in one step."""
+    generator = generator_for(seed, "crops", step)
+    return [random_crop(store.content(name), side, generator, store.unit) for name in names]
+
+
 def _of_store(place: Folder, how: Pretraining) -> Images:
-    """The training images of a store, cropped to their content."""
+    """The training images of a store, cropped to their content; or a crop of each."""
     store = Store(place, how.fold)
+    check_windows(store, how.patch, how.slices)
     case_ids, n = store.split("train"), how.batch_size or 1
 
     def named(step: int) -> list[str]:
@@ -213,7 +222,8 @@ def _of_store(place: Folder, how: Pretraining) -> Images:
 
     def read(step: int) -> Batch:
         height = generator_for(how.seed, "slices", step) if how.slices else None
-        return read_batch(store, named(step), content=True, slices=height)
+        crops = None if how.patch is None else _crops(store, named(step), how.patch, how.seed, step)
+        return read_batch(store, named(step), content=True, slices=height, where=crops)
     return Images(read, store.hash, min(n, len(case_ids)), steps_per_epoch(len(case_ids), n),
                   seen_dimensions(store, how.slices), store.channels,
                   provenance(store, case_ids, given_card(how.encoder) or None, _chosen_by(store, how)), store,
@@ -311,7 +321,7 @@ def images_from(
     """What pretraining looks at; raises `InputError` for anything that gives no images, and for options of stores."""
     if isinstance(images, (str, os.PathLike)):
         return _of_store(images, how)
-    for name in ("slices", "fold", "probe"):
+    for name in ("slices", "fold", "probe", "patch"):
         if getattr(how, name):
             raise InputError(f"{name} is about a prepared store, and the images come from a {type(images).__name__}. "
                              "Leave it out.")
@@ -396,7 +406,8 @@ def pretrain(
     check_devices(how.devices, seen.in_batch)
     n_steps = _check_images(network, seen, how)
     settings = {"command": "pretrain", "task": task, "options": _in_full(task, options), "store": seen.origin,
-                "slices": how.slices, "fold": seen.store and seen.store.fold and list(seen.store.fold),
+                "slices": how.slices, "patch": how.patch,
+                "fold": seen.store and seen.store.fold and list(seen.store.fold),
                 "epochs": None if how.steps else how.epochs, "steps": n_steps, "lr": lr,
                 "batch_size": how.batch_size if seen.again else seen.in_batch, "encoder": encoder_origin(how.encoder),
                 "architecture": getattr(encoder, "architecture", "own"), "widths": list(encoder.channels),
@@ -456,8 +467,9 @@ def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
     least, shape = network.encoder.min_side, tuple(first.image.shape[2:])
     if min(shape) < least:
         where = seen.store.folder if seen.store else seen.origin
+        cure = "Give a larger patch (--patch)" if how.patch else "Prepare a store of that size"
         raise InputError(f"{where}: holds images of {shape}, and the encoder '{network.encoder.architecture}' needs "
-                         f"{least} a side at least. Prepare a store of that size.")
+                         f"{least} a side at least. {cure}.")
     check_shown(network.encoder, shown_to(network.encoder, lambda: network(inputs)))
     if how.steps is None and seen.per_epoch is None:
         raise InputError(f"{seen.origin} does not say how many batches it has, so epochs cannot be counted. Give "
@@ -470,7 +482,7 @@ def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
 
 def _learn(network: ProxyTask, seen: Images, out: Path, n_steps: int, lr: float, how: Pretraining, title: str) -> int:
     """Train a task; leaves the weights that are kept in the network, and returns the step that they are of."""
-    look = (how.probe_every, _look(seen.store, how.probe, out)) if seen.store and how.probe else None
+    look = (how.probe_every, _look(seen.store, how.probe, out, how.patch)) if seen.store and how.probe else None
     question = _question(how, seen.dims, seen.channels)
     train(network, question, _measure, seen.read, out, n_steps=n_steps, lr=lr, recipe=how, title=title,
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, precision=how.precision,
