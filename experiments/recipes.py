@@ -6,7 +6,8 @@ Parts: hippocampus, tissue, brains (a hundred sample scans) and eyes; all if non
 a whole cohort keeps for testing are left out before anything is prepared. Of the others some are scored, a few bring
 labels, always the same ones, and all who are not scored serve to pretrain by location (250 steps). So two trainings of
 one arm differ in their seed alone. Each is scored while it goes on: a line of the table is a score after a number of
-steps. A training whose lines are there is not made again; one that was stopped goes on.
+steps. A training whose lines are there is not made again; one that was stopped goes on. The command may be given
+several times at once, for as many cores.
 """
 
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ssl3d.data.cohorts import Cohort
 from ssl3d.data.layouts import open_cohort
@@ -52,6 +54,8 @@ def those(cohort: Cohort, subjects: Iterable[str]) -> Cohort:
 def stores_of(part: str, n_labelled: int) -> tuple[Store, Store]:
     """A store of labelled people for training and scored ones for testing, and one of all who may be pretrained on."""
     source, reading, n_scored, _, _ = PARTS[part]
+    if source == BRAINS and not source.exists():
+        sample_brains(source, 100)
     whole = open_cohort(source, **reading)
     labels = [labels_of(case.mask, case.grade) for case in whole.cases]
     kept = {*split_subjects([case.subject for case in whole.cases], 0.2, 0, labels)["train"]}
@@ -65,31 +69,43 @@ def stores_of(part: str, n_labelled: int) -> tuple[Store, Store]:
     return store, prepare(those(whole, kept - tested), folder / "all", size=size, test=0)
 
 
-def combinations(part: str) -> list[dict[str, Any]]:
-    """What is compared, the most telling first: bias, then augmentation and schedule, then seeds."""
-    numbers, arms, found = PARTS[part][3], ("scratch", "location"), []
-    for n_labelled in numbers:
-        usual = {"labels": n_labelled, "seed": 0, "head_bias": "frequency"}
-        found += [usual | {"arm": "scratch", "head_bias": bias, "augment": "none", "schedule": "constant"}
-                  for bias in ("zero", "frequency")]
-        found += [usual | {"arm": arm, "augment": augment, "schedule": schedule} for arm in arms
-                  for augment in ("none", "light", "full") for schedule in ("constant", "polynomial")]
-    for seed in (1, 2, 3, 4):  # the spread between seeds, before and after
-        found += [{"labels": numbers[0], "seed": seed, "arm": "scratch", "head_bias": bias, "augment": augment,
-                   "schedule": schedule}
-                  for bias, augment, schedule in (("zero", "none", "constant"), ("frequency", "light", "polynomial"))]
-    return [*{tuple(each.items()): each for each in found}.values()]
+def combinations() -> list[tuple[str, dict[str, Any]]]:
+    """The trainings to be made: part and what they are made with, the most telling first."""
+    plain, both = ("none", "constant"), [(augment, schedule) for augment in ("none", "light", "full")
+                                         for schedule in ("constant", "polynomial")]
+    found: dict[tuple, tuple[int, str, dict[str, Any]]] = {}
+
+    def want(turn: int, part: str, labels: int, arm: str, bias: str, recipe: tuple[str, str], seed: int) -> None:
+        how = {"labels": labels, "arm": arm, "head_bias": bias, "augment": recipe[0], "schedule": recipe[1],
+               "seed": seed}
+        found.setdefault((part, *how.values()), (turn, part, how))
+
+    for part, (_, _, _, numbers, _) in PARTS.items():
+        for place, labels in enumerate(numbers):
+            want(place, part, labels, "scratch", "zero", plain, 0)
+            for recipe in both:
+                later = 4 * (recipe[0] == "full")
+                want(place + later, part, labels, "scratch", "frequency", recipe, 0)
+                want(place + later + 4, part, labels, "location", "frequency", recipe, 0)
+        for seed in (1, 2, 3, 4):  # the spread between seeds, before and after
+            want(2 + seed, part, numbers[0], "scratch", "zero", plain, seed)
+            want(2 + seed, part, numbers[0], "scratch", "frequency", ("light", "polynomial"), seed)
+    return [(part, how) for _, part, how in sorted(found.values(), key=lambda each: each[0])]
 
 
 def curve(part: str, how: dict[str, Any]) -> list[dict[str, Any]]:
     """The scores of one training, a line for each look."""
-    (store, everybody), encoder = stores_of(part, how["labels"]), None
-    if how["arm"] == "location":
-        folder = RUNS / part / f"{how['labels']}" / f"location{how['seed']}"
-        encoder = pretrain("location", everybody, folder, steps=250, batch_size=8, widths=WIDTHS, seed=how["seed"])
+    folder, encoder = RUNS / part / f"{how['labels']}", None
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "shared.lock"):
+        store, everybody = stores_of(part, how["labels"])
+        if how["arm"] == "location":
+            encoder = pretrain("location", everybody, folder / f"location{how['seed']}", steps=250, batch_size=8,
+                               widths=WIDTHS, seed=how["seed"], progress=False)
     out = RUNS / part / "_".join(f"{how[key]}" for key in KEYS[1:])
     wanted = {key: how[key] for key in ("head_bias", "augment", "schedule", "seed")}
-    run = finetune(store, out, encoder=encoder, steps=STEPS, track=TRACK, widths=WIDTHS, **wanted, **PARTS[part][4])
+    run = finetune(store, out, encoder=encoder, steps=STEPS, track=TRACK, widths=WIDTHS, progress=False,
+                   **wanted, **PARTS[part][4])
     looks = read_table(run / "observed.csv")
     shutil.rmtree(run)
     about = {"cohort": part} | {key: how[key] for key in KEYS[1:]}
@@ -97,18 +113,28 @@ def curve(part: str, how: dict[str, Any]) -> list[dict[str, Any]]:
             for look in looks]
 
 
+def is_made(part: str, how: dict[str, Any]) -> bool:
+    """Whether a training has its lines in the table."""
+    rows = read_table(OUT) if OUT.exists() else []
+    return any((row["cohort"], *(str(row[key]) for key in KEYS[1:])) == (part, *(str(how[key]) for key in KEYS[1:]))
+               for row in rows)
+
+
 def main(parts: list[str]) -> None:
-    if "brains" in (parts or PARTS) and not BRAINS.exists():
-        sample_brains(BRAINS, 100)
-    for part in parts or PARTS:
-        for how in combinations(part):
-            rows = read_table(OUT) if OUT.exists() else []
-            known = {tuple(str(row[key]) for key in KEYS) for row in rows}
-            if (part, *(str(how[key]) for key in KEYS[1:])) in known:
-                continue
-            made = curve(part, how)
-            write_table(OUT, read_table(OUT) + made if OUT.exists() else made)
-            print({key: made[-1][key] for key in (*KEYS, "score")}, flush=True)
+    for part, how in combinations():
+        if parts and part not in parts:
+            continue
+        RUNS.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(RUNS / f"{part}_{'_'.join(map(str, how.values()))}.lock", timeout=0):
+                if is_made(part, how):
+                    continue
+                made = curve(part, how)
+                with FileLock(RUNS / "table.lock"):
+                    write_table(OUT, (read_table(OUT) if OUT.exists() else []) + made)
+                print({key: made[-1][key] for key in (*KEYS, "score")}, flush=True)
+        except Timeout:  # another process is making it
+            continue
 
 
 if __name__ == "__main__":
