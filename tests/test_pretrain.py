@@ -410,7 +410,7 @@ def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path, task):
         shown = [store.split("train")[i] for i in images_of_step(len(store.split("train")), 2, 0, step - 1)]
         assert f"It was shown {', '.join(shown)}." in said
         assert read_log(tmp_path)["step"].tolist() == [*range(1, step)], "the rows before it stay"
-        assert {f.name for f in tmp_path.iterdir()} == {"settings.yaml", "train.lock", "log.csv"}
+        assert {f.name for f in tmp_path.iterdir()} == {"settings.yaml", "train.lock", "log.csv", "failed.txt"}
 
 
 def test_half_precision_is_named_where_it_may_be_the_reason(store, tmp_path):

@@ -153,7 +153,7 @@ def test_fine_tuning_ends_where_its_loss_is_no_number(store, tmp_path, goal):
     for _ in range(2):
         with pytest.raises(InputError, match="the loss is (nan|inf) in step 2.*It was shown .*, .*Try a lower"):
             finetune(opened, tmp_path / "x", **how)
-        assert {f.name for f in (tmp_path / "x").iterdir()} == {"settings.yaml", "train.lock", "log.csv"}
+        assert {f.name for f in (tmp_path / "x").iterdir()} == {"settings.yaml", "train.lock", "log.csv", "failed.txt"}
 
 
 def test_scores_start_at_the_shares_of_the_labelled_masks(store, tmp_path):

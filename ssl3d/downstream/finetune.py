@@ -123,8 +123,8 @@ def cases_of(store: Store, goal: Goal, how: Finetuning) -> tuple[dict[str, dict[
 
     Raises `InputError` where nothing can be learned or scored.
     """
-    alone = len(goal.labelled(store, store.split("validation"))) < goal.least  # the store's own people have no labels
-    of_share = how.validate and (how.labels < 1 or alone)
+    of_share = how.validate and (how.labels < 1 or
+                                 len(goal.labelled(store, store.split("validation"))) < goal.least)
     test = [] if of_share else store.split("validation" if how.validate else "test")
     known = goal.labelled(store, [name for name in store.split("train") if name not in set(test)])
     subjects, strata = {name: store.cases[name]["subject"] for name in known}, goal.strata(store, known)

@@ -261,7 +261,7 @@ class Exemplar(ProxyTask):
         """Whether codes came closer, to less than a tenth of their length or of the margin, and are often wrong."""
         measured = self.normalise or not self.contrastive  # else codes of any length are compared by their angles
         near = end["negative_distance"] < 0.1 * (1.0 if self.normalise else self.margin)
-        closer = end["negative_distance"] < 0.5 * begin["negative_distance"]
+        closer = end["negative_distance"] < begin["negative_distance"]
         return measured and near and closer and end["accuracy"] < 0.75  # half of what is between chance and all right
 
     def draw(self, batch: Batch) -> list:  # of axes
