@@ -311,7 +311,8 @@ class Preparing(Reading, Seeded, Shown):
         "what is kept", least=0, most=100, example="0.5,99.5")
     window: tuple[float, float] | None = option(
         None, "intensity window: these two values become 0 and 1 in every scan, of the channel that is declared a CT "
-        "(by its name CT, or in DICOM), else of all; if not given, -1000 to 1000 HU where a CT is declared",
+        "(by CT or CTA as a word of its name, or in DICOM), else of all; if not given, -1000 to 1000 HU where a CT "
+        "is declared, and percentiles where they are given and all channels are CT",
         "what is kept", example="=-175,250")
     dtype: Literal["float16", "uint8"] = option("float16", "number format of the images; uint8 takes half the space",
                                                 "what is kept")
