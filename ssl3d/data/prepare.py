@@ -169,8 +169,8 @@ def _off_window(cases: dict[str, list[float]], window: Sequence[float], where: s
         return []
     first, unit = cases[off[0]], " in HU, as of a CT" if window[0] < -100 else ""
     return [f"the values{where} of {len(off)} of {len(cases)} scans do not fit the window {window[0]:g} to "
-            f"{window[1]:g}{unit}: {some_of(off)}. Most of the first run from {first[1]:g} to {first[3]:g}. Are they of "
-            "another kind, or in other units? Leave them out or prepare them by themselves, or give another window "
+            f"{window[1]:g}{unit}: {some_of(off)}. Most of the first run from {first[1]:g} to {first[3]:g}. Are they "
+            "of another kind, or in other units? Leave them out or prepare them by themselves, or give another window "
             f"(window=..., in a shell --window=...)."]
 
 # %% ../../nbs/19_prepare.ipynb #bfaaa8a7
