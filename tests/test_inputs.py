@@ -358,9 +358,9 @@ def test_notes_are_kept_beside_the_masks_and_go_on(runs, tmp_path):
     files, told = told_by(*call, progress=False)
     before = read_table(tmp_path / "out/notes.csv")
     assert [(row["case"], row["kind"]) for row in before[1:]] == [
-        (f"new{i}", kind) for i in range(3) for kind in ("spacing", "field of view")
+        (f"new{i}", kind) for i in range(3) for kind in ("looks trained on", "spacing", "field of view")
     ]
-    assert sum("3 of 3 scans" in text for text in told) == 2 and "4 x 4 x 9 mm" in before[1]["note"]
+    assert sum("3 of 3 scans" in text for text in told) == 3 and "4 x 4 x 9 mm" in before[2]["note"]
     files[1].unlink()
     with open(tmp_path / "out/notes.csv", "a") as f:
         f.write("new1,spacing,4 x")  # stopped while writing

@@ -305,9 +305,9 @@ def prepare(
     """Prepare every case of a cohort once, into a folder that any later run opens; goes on where it was stopped.
 
     Cases with the same voxels, as stored or mirrored, count as one subject (`copied` in manifest.json). Cases that look
-    alike are told (`near_copies`): copies that were rounded, rescaled, padded, cut a little, or saved at half the size.
-    Not found are a crop of half a side, a mirrored or turned copy with other values, and other scans of one person; a
-    table with the columns id and subject can say those. Raises `InputError` for a file that cannot be used, for cases
+    alike are told (`near_copies`): copies that were rounded, rescaled, mirrored, padded, cut a little, or saved at half
+    the size. Not found are a crop of half a side, a cut copy with other values, and other scans of one person; a table
+    with the columns id and subject can say those. Raises `InputError` for a file that cannot be used, for cases
     that are not alike, and for a folder that is taken.
     """
     cohort, folder = _opened(source, how), as_folder(out, "out")

@@ -10,7 +10,8 @@ __all__ = ['MOST_BITS', 'FEWEST_PIECES', 'split_subjects', 'fold_subjects', 'lab
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from functools import cache
+from itertools import permutations, product
 from numbers import Integral, Real
 from typing import Any
 
@@ -129,17 +130,40 @@ _COMMON = 10  # a piece that more images have belongs to a logo or a frame
 def like_signatures(
     ours: Sequence[str],  # 64 hexadecimal digits each, or nothing
     theirs: Sequence[str],
-    most: int = MOST_BITS,  # bits that may differ
+    most: int = MOST_BITS,  # bits that may differ, of 256
+    axes: int = 0,  # 2 or 3, of the images: those that were mirrored or turned are found, too
 ) -> list[tuple[int, int]]:  # places in `ours` and in `theirs`
     """The pairs of signatures that are nearly the same."""
     places = [[k for k, each in enumerate(side) if each] for side in (ours, theirs)]
     if not all(places):
         return []
     signs = [_signs([side[k] for k in there]) for side, there in zip((ours, theirs), places)]
+    found = set()
+    for start, (known, wave, sign) in product(range(0, len(signs[0]), 512), _positions(axes, signs[0].shape[1])):
+        moved = np.zeros_like(signs[0][start : start + 512])  # zero where a bit is not known
+        moved[:, known] = signs[0][start : start + 512, wave] * sign
+        rows, columns = np.nonzero(moved @ signs[1].T >= len(known) * (1 - most / 128))
+        found |= {(places[0][start + i], places[1][j]) for i, j in zip(rows.tolist(), columns.tolist())}
+    return sorted(found)
+
+
+@cache
+def _positions(axes: int, bits: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each way in which an image may be turned: the bits that are known then, from which, and with which sign.
+
+    A mirror turns each wave with an odd number of half waves along its axis; other axes only change their places.
+    """
+    if not axes:
+        return [(np.arange(bits), np.arange(bits), np.ones(bits, np.float32))]
+    halves = np.indices((16 if axes == 3 else 32,) * axes).reshape(axes, -1)  # the waves of `ssl3d.data.scans`
+    halves = halves[:, np.argsort(halves.sum(axis=0), kind="stable")[1 + axes :][:bits]]
+    place = {tuple(wave): k for k, wave in enumerate(halves.T.tolist())}
     found = []
-    for start in range(0, len(signs[0]), 512):
-        rows, columns = np.nonzero(signs[0][start : start + 512] @ signs[1].T >= signs[1].shape[1] - 2 * most)
-        found += [(places[0][start + i], places[1][j]) for i, j in zip(rows.tolist(), columns.tolist())]
+    for order, mirrored in product(permutations(range(axes)), product((0, 1), repeat=axes)):
+        wave = np.array([place.get(tuple(each), -1) for each in halves[list(order)].T.tolist()])
+        known = np.flatnonzero(wave >= 0)
+        sign = 1 - 2 * (np.array(mirrored) @ halves % 2)
+        found.append((known, wave[known], sign[known].astype(np.float32)))
     return found
 
 
@@ -163,7 +187,13 @@ def shared_pieces(
     return sorted(pair for pair, n in counts.items() if n >= FEWEST_PIECES)
 
 
-_COMPARED = {"signatures": like_signatures, "pieces": shared_pieces}
+def _compared(what: str, ours: Sequence[str], theirs: Sequence[str],
+              cases: Mapping[str, Mapping]) -> list[tuple[int, int]]:
+    """The pairs of marks of one kind that belong to near copies; the shape of a case says how many axes there are."""
+    if what == "pieces":
+        return shared_pieces(ours, theirs)
+    axes = {len(case["shape"]) for case in cases.values() if "shape" in case}
+    return like_signatures(ours, theirs, axes=max(axes, default=0))
 
 
 def _marks(cases: Mapping[str, Mapping], what: str) -> tuple[list[str], list[str]]:  # case ids and marks, equally many
@@ -178,9 +208,10 @@ def near_pairs(
 ) -> list[tuple[str, str]]:
     """The pairs of cases of different subjects that look like one image."""
     pairs = set()
-    for what, compare in _COMPARED.items():
+    for what in ("signatures", "pieces"):
         names, marks = _marks(cases, what)
-        pairs |= {(names[i], names[j]) for i, j in compare(marks, marks) if i < j}
+        pairs |= {(names[min(pair)], names[max(pair)]) for pair in _compared(what, marks, marks, cases)
+                  if pair[0] != pair[1]}
     return sorted((one, other) for one, other in pairs if subjects[one] != subjects[other])
 
 
@@ -190,9 +221,9 @@ def near_cases(
 ) -> list[str]:
     """The cases that look like one of the images that were seen."""
     found = set()
-    for what, compare in _COMPARED.items():
+    for what in ("signatures", "pieces"):
         names, marks = _marks(cases, what)
-        found |= {names[i] for i, _ in compare(marks, [*seen.get(what, ())])}
+        found |= {names[i] for i, _ in _compared(what, marks, [*seen.get(what, ())], cases)}
     return [name for name in cases if name in found]
 
 # %% ../../nbs/17_splits.ipynb #363b9ecb
