@@ -1,6 +1,6 @@
 """How well near copies of an image are told from images of other people, on real cohorts.
 
-Run as `SSL3D_DATA=FOLDER python benchmarks/near_copies.py` (about two minutes), which writes
+Run as `SSL3D_DATA=FOLDER python benchmarks/near_copies.py` (about five minutes), which writes
 results/bench/near_copies.csv. Its lines with the change "none" compare the images of a cohort with one another: `told`
 of `of` pairs are taken for near copies though their voxels differ. Its other lines change up to 40 images of a cohort,
 as somebody might who passes them on, and count how many are told as near copies of their originals. `bits` is how many
@@ -48,7 +48,8 @@ def changed(image: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Te
     made = {"uint8": grey, "x 2 + 3": image * 2 + 3, "padded": F.pad(image, (5, 3) * len(sizes), value=float(low)),
             "half the size": F.interpolate(image[None], scale_factor=0.5, mode="area")[0],
             "1.3 times the size": F.interpolate(image[None], scale_factor=1.3, mode=mode)[0],
-            "mirrored": image.flip(1)}
+            "mirrored": image.flip(1), "mirrored, uint8": grey.flip(1),
+            "axes swapped, x 2 + 3": image.transpose(1, 2) * 2 + 3}
     for share in (0.05, 0.1, 0.25, 0.4):
         starts = [int(rng.integers(0, int(n * share) + 1)) for n in sizes]
         ends = [start + n - int(n * share) for start, n in zip(starts, sizes)]
@@ -65,10 +66,11 @@ def lines_of(cohort: str, images: list[torch.Tensor]) -> list[dict]:
     marks = [marks_of(image) for image in images]
     equal = {(i, j) for i, j in combinations(range(len(marks)), 2)
              if {*marks[i]["voxel_digests"]} & {*marks[j]["voxel_digests"]}}
-    ways = {str(bits): lambda one, two, bits=bits: like_signatures(one["signatures"], two["signatures"], bits)
+    n, axes = len(images[0]), images[0].ndim - 1
+    ways = {str(bits): lambda one, two, bits=bits: like_signatures(one["signatures"], two["signatures"], bits, axes)
             for bits in BITS} | {"pieces": lambda one, two: shared_pieces(one["pieces"], two["pieces"])}
     every = {what: [mark for each in marks for mark in each[what]] for what in ("signatures", "pieces")}
-    n, lines, told = len(images[0]), [], {}
+    lines, told = [], {}
     for way, compare in ways.items():
         told[way] = {(i // n, j // n) for i, j in compare(every, every) if i // n < j // n} - equal
     told["both"] = told[str(MOST_BITS)] | told["pieces"]

@@ -85,7 +85,11 @@ def prepare(
 ) -> Store:
     """Prepare every case of a cohort once, into a folder that any later run opens; goes on where it was stopped.
 
-    Raises `InputError` for a file that cannot be used, for cases that are not alike, and for a folder that is taken.
+    Cases with the same voxels, as stored or mirrored, count as one subject (`copied` in manifest.json). Cases that look
+    alike are told (`near_copies`): copies that were rounded, rescaled, mirrored, padded, cut a little, or saved at half
+    the size. Not found are a crop of half a side, a cut copy with other values, and other scans of one person; a table
+    with the columns id and subject can say those. Raises `InputError` for a file that cannot be used, for cases
+    that are not alike, and for a folder that is taken.
 
     What to read:
         layout: public layout of the folder; recognised if not given. Default: None.
@@ -108,8 +112,8 @@ def prepare(
         percentiles: clip intensities to these two percentiles of the foreground; to minimum and maximum if not
             given (from 0 up to 100). Default: None.
         window: intensity window: these two values become 0 and 1 in every scan, of the channel that is declared
-            a CT (by its name CT, or in DICOM), else of all; if not given, -1000 to 1000 HU where a CT is
-            declared. Default: None.
+            a CT (by CT or CTA as a word of its name, or in DICOM), else of all; if not given, -1000 to 1000 HU
+            where a CT is declared, and percentiles where they are given and all channels are CT. Default: None.
         dtype: number format of the images; uint8 takes half the space. Default: 'float16'.
 
     Who is tested:

@@ -12,10 +12,11 @@ import csv
 import difflib
 import io
 import os
+import re
 import sys
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -288,11 +289,17 @@ def _speak() -> None:
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, with the nearest option that there is."""
 
+    typed: Sequence[str] = ()  # the words of the line
+
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         wrong = next((word for word in message.split() if word.startswith("--")), "")
         near = difflib.get_close_matches(wrong, known, n=1) if "unrecognized" in message else []
         hint = f" Did you mean {near[0]}?" if near else ""
+        lacking = re.fullmatch(r"argument (--[\w-]+): expected one argument", message)
+        for flag, value in zip(self.typed, self.typed[1:]):
+            if lacking and flag == lacking[1] and re.match(r"-[\d.]", value):  # argparse takes -175,250 for an option
+                hint = f" A value that begins with a minus goes behind an equals sign: {flag}={value}"
         self.exit(2, f"{self.prog}: {message.rstrip('.')}.{hint} `{self.prog} --help` explains all options.\n")
 
 
@@ -333,7 +340,10 @@ def main(args: list[str] | None = None) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for memory in large pages, which is quicker
     _speak()
     parser, parsers = _parser()
-    found, rest = parser.parse_known_args([_as_typed(word) for word in (sys.argv[1:] if args is None else args)])
+    words = [_as_typed(word) for word in (sys.argv[1:] if args is None else args)]
+    for each in parsers.values():
+        each.typed = words
+    found, rest = parser.parse_known_args(words)
     if rest:
         parsers[found.command].error(f"unrecognized arguments: {' '.join(rest)}")
     given, command = vars(found), commands()[found.command]

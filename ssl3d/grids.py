@@ -7,10 +7,13 @@ __all__ = ['Contest', 'resize_labels', 'cut_out']
 
 # %% ../nbs/05_grids.ipynb #21a2679a
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from scipy.ndimage import find_objects
+
+from .errors import InputError
 
 # %% ../nbs/05_grids.ipynb #ce7344ef
 def _shares(old: int, new: int) -> np.ndarray:  # (new, old), rows sum to 1
@@ -146,12 +149,34 @@ def _part(box: tuple[slice, ...], old: Sequence[int], new: Sequence[int]) -> tup
     return tuple(place), shares, surroundings
 
 
+def _codes(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The mask as uint8; raises `InputError` where it holds no codes, or does not fit the size."""
+    given = np.asarray(mask)
+    if given.ndim not in (2, 3) or 0 in given.shape:
+        raise InputError(f"the mask has shape {given.shape}. Give a picture or a volume of class codes, without "
+                         "channels, that has voxels.")
+    if np.shape(size) != (given.ndim,) or not all(isinstance(n, Integral) and n > 0 for n in size):
+        raise InputError(f"size is {size!r}. Give {given.ndim} whole numbers from 1, the voxels along each axis of the "
+                         "mask.")
+    if given.dtype.kind not in "buif":
+        raise InputError(f"the mask holds {given.dtype} values. Give class codes, whole numbers from 0 to 255.")
+    with np.errstate(invalid="ignore"):  # of what is not a number, which is refused in the next line
+        codes = given.astype(np.uint8)
+    if (codes != given).any():
+        wrong = given[codes != given][0]
+        raise InputError(f"the mask holds {wrong:.9g}, which is no class code. Give whole numbers from 0 to 255.")
+    return codes
+
+
 def resize_labels(
     mask: np.ndarray,  # (*space) class codes, 0 to 255
     size: Sequence[int],  # voxels per axis
 ) -> np.ndarray:  # (*size) uint8
-    """A mask on a grid of another size over the same field of view; each class keeps its volume, if it has room."""
-    mask = np.asarray(mask).astype(np.uint8)
+    """A mask on a grid of another size over the same field of view; each class keeps its volume, if it has room.
+
+    Raises `InputError` for what is no picture or volume of codes, and for a grid without voxels.
+    """
+    mask = _codes(mask, size)
     counts = np.bincount(mask.ravel(), minlength=256)
     codes = np.flatnonzero(counts)
     most, contest = int(counts.argmax()), Contest(size)

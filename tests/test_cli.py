@@ -186,3 +186,14 @@ def test_several_modalities_in_a_shell(tmp_path, capsys, modalities, images):
     main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "store"), "--size", "8", "--images", images,
           "--modalities", modalities])
     assert "channels: T1, T2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("option", "value"), [("window", "-175,250"), ("percentiles", "-1,99")])
+def test_a_list_that_begins_with_a_minus_is_told_where_it_goes(capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", "SCANS", f"--{option}", value, "--out", "store"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"goes behind an equals sign: --{option}={value} " in said
+    with pytest.raises(SystemExit):
+        main(["prepare", "SCANS", f"--{option}", "--out", "store"])
+    assert "expected one argument" in (said := capsys.readouterr().err) and "equals" not in said

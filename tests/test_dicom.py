@@ -14,7 +14,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
 from ssl3d.data import dicom
-from ssl3d.data.dicom import read_series, series_files
+from ssl3d.data.dicom import modality_of, read_series, series_files
 from ssl3d.errors import InputError
 
 N, ROWS, COLUMNS = 6, 12, 9
@@ -966,3 +966,13 @@ def test_the_cohorts_do_without_pydicom():
         "print(*[m for m in ('torch', 'monai', 'SimpleITK', 'scipy') if m in sys.modules])"
     )
     assert done.stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize("kind", ["CT", "MR", "PT"])
+def test_what_a_header_declares(tmp_path, kind):
+    write(tmp_path / "slices", edit=lambda k, ds: setattr(ds, "Modality", kind), series="2.25.5")
+    write_enhanced(tmp_path / "frames.dcm", kind=kind)
+    for place in (tmp_path / "slices", tmp_path / "slices/2.25.5", tmp_path / "frames.dcm"):
+        assert modality_of(place) == kind
+    (tmp_path / "empty").mkdir()
+    assert modality_of(tmp_path / "empty") == modality_of(tmp_path / "none.nii.gz") == ""

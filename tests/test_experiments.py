@@ -602,3 +602,14 @@ def test_all_arms_have_the_network_of_the_preset(tmp_path):
     said = keep_answer(read_scores(tmp_path / "out/results.csv"), tmp_path / "out")
     assert "No frozen phase: every encoder learned from the first step" in said
     assert "No frozen phase" in (tmp_path / "out/report.html").read_text()
+
+
+def test_numbers_of_numpy_can_be_written(tmp_path):
+    given = replace(TOY, label_fractions=[np.float32(0.5), np.float64(1)], seeds=np.int64(2), lrs=(np.float32(0.5),),
+                    network={"widths": [np.int64(8), np.int64(16)]},
+                    cohort={"source": str(SAMPLES), "window": (np.float32(0), np.int64(200))})
+    check_experiment(given)
+    write_experiment(given, tmp_path / "x.yaml")
+    again = read_experiment(tmp_path / "x.yaml")
+    assert again.label_fractions == [0.5, 1] and again.cohort["window"] == [0, 200] and again.seeds == 2
+    assert [cell.name for cell in cells_of(given)] == [cell.name for cell in cells_of(again)]

@@ -5,10 +5,12 @@ import pytest
 import torch
 from conftest import write_nifti
 from monai.data import MetaTensor
+from scipy.ndimage import gaussian_filter
 from test_scans import read_scan_like
 
 from ssl3d.data.prepare import prepare
 from ssl3d.data.scans import most_probable, resize
+from ssl3d.errors import InputError
 from ssl3d.grids import Contest, resize_labels
 from ssl3d.networks.encoders import as_encoder
 from ssl3d.training.probes import _maps
@@ -104,6 +106,39 @@ def test_the_mask_of_a_scan_lies_where_its_image_lies():
 def test_noise_of_a_prediction_does_not_come_back_where_the_scan_is_coarser():
     noise = (torch.rand(40, 40, 40, generator=torch.Generator().manual_seed(0)) < 0.15).float()
     assert not most_probable(torch.stack([1 - noise, noise]), (12, 12, 12)).any()
+
+
+@pytest.mark.parametrize("radius", [6, 8, 12])
+def test_soft_probabilities_keep_their_volume_in_a_scan_of_thick_slices(radius):
+    """Counted after the blur along the slices, a ball of 6 mm lost a quarter of its volume."""
+    places = (np.indices((64,) * 3) + 0.5) * np.array([1.5, 1.5, 1.25])[:, None, None, None]
+    cube = ((places - np.array([47.3, 49.1, 38.4])[:, None, None, None]) ** 2).sum(axis=0) <= radius**2
+    soft = torch.from_numpy(np.float32([gaussian_filter(np.float32(cube == k), 1) for k in (0, 1)]))
+    seen = soft.argmax(dim=0).float().mean()
+    written = most_probable(soft, (96, 96, 10))
+    assert abs(written.mean() / seen - 1) < 0.01
+
+
+@pytest.mark.parametrize(("value", "told"), [(300, "300"), (256, "256"), (-1, "-1"), (0.6, "0.6"), (np.nan, "nan")])
+def test_what_is_no_code_is_refused(value, told):
+    mask = np.zeros((4, 4, 4), np.int16 if isinstance(value, int) else np.float32)
+    mask[1, 2, 3] = value
+    with pytest.raises(InputError, match=f"{told}.*0 to 255"):
+        resize_labels(mask, (2, 2, 2))
+
+
+@pytest.mark.parametrize(("shape", "size"), [
+    ((4, 4), (2, 0)), ((4, 4), (2, -1)), ((4, 4), (2, 2, 2)), ((4, 4), (2.0, 2)), ((4, 4), 2), ((4,), (2,)),
+    ((1, 4, 4, 4), (1, 2, 2, 2)), ((0, 4), (2, 2))])
+def test_a_grid_that_cannot_be_is_refused(shape, size):
+    with pytest.raises(InputError, match="Give"):
+        resize_labels(np.zeros(shape, np.uint8), size)
+
+
+def test_truth_values_and_whole_floats_are_codes():
+    disc = ball(12, 4)[6]
+    for same in (disc.astype(bool), disc.astype(np.float32), disc.astype(np.int64)):
+        assert np.array_equal(resize_labels(same, (6, 6)), resize_labels(disc, (6, 6)))
 
 
 def test_what_is_not_in_doubt_does_not_change_sides():

@@ -358,9 +358,9 @@ def test_notes_are_kept_beside_the_masks_and_go_on(runs, tmp_path):
     files, told = told_by(*call, progress=False)
     before = read_table(tmp_path / "out/notes.csv")
     assert [(row["case"], row["kind"]) for row in before[1:]] == [
-        (f"new{i}", kind) for i in range(3) for kind in ("spacing", "field of view")
+        (f"new{i}", kind) for i in range(3) for kind in ("looks trained on", "spacing", "field of view")
     ]
-    assert sum("3 of 3 scans" in text for text in told) == 2 and "4 x 4 x 9 mm" in before[1]["note"]
+    assert sum("3 of 3 scans" in text for text in told) == 3 and "4 x 4 x 9 mm" in before[2]["note"]
     files[1].unlink()
     with open(tmp_path / "out/notes.csv", "a") as f:
         f.write("new1,spacing,4 x")  # stopped while writing
@@ -401,3 +401,22 @@ def test_an_encoder_that_saw_a_test_scan_in_another_file_is_refused(plain, tmp_p
     for case in store.cases.values():
         del case["voxel_digests"]  # as in a store of an earlier version
     check_card(plain["mri"].card, store, "mri")
+
+
+def test_a_near_copy_of_a_scan_that_was_trained_on_is_noted(store, runs, tmp_path):
+    """Its values are scaled and rounded, its margin is cut: no digest is the same."""
+    for name, part in (("brain_a", "train"), ("brain_b", "test")):
+        volume = nib.load(scan(store.split(part)[0]))
+        values = np.asarray(volume.dataobj)[1:, :, 1:]
+        path = tmp_path / "in" / f"{name}.nii.gz"
+        path.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image((values / values.max() * 255).round().astype(np.uint8), volume.affine), path)
+    for act in (lambda: runs["masks"].predict(tmp_path / "in", tmp_path / "out", progress=False),
+                lambda: runs["rot"].features(tmp_path / "in", progress=False)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            act()
+        said = [str(each.message) for each in told if "look like a scan that was trained on" in str(each.message)]
+        assert len(said) == 1 and "1 of 2 scans look like" in said[0] and "The first is brain_a" in said[0]
+    rows = [row for row in read_table(tmp_path / "out/notes.csv") if row["kind"] == "looks trained on"]
+    assert [row["case"] for row in rows] == ["brain_a"]

@@ -274,3 +274,8 @@ def test_a_scan_with_a_hot_voxel_is_a_scan(tmp_path):
         values.flat[: i % 3] = 20000
         write_nifti(tmp_path / f"in/s{i}.nii.gz", values.astype(np.float32))
     assert len(open_cohort(tmp_path / "in")) == 6
+
+
+def test_one_mask_of_one_scan_is_told_in_the_singular(tmp_path):
+    put(tmp_path, "P0/P0_t1", a_scan(0)), put(tmp_path, "P0/P0_vs", a_mask())
+    assert "1 file looks like a label map of 1 scan, and is taken as its mask; to say" in str(open_cohort(tmp_path))

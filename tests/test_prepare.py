@@ -13,6 +13,7 @@ import torch
 from conftest import RNG, msd, volumes, write_nifti
 from filelock import FileLock
 from PIL import Image
+from test_dicom import write as write_series
 from test_layouts import people_folder
 
 from ssl3d.data import prepare as prepare_module
@@ -503,6 +504,93 @@ def test_only_the_ct_of_two_channels_has_a_window(tmp_path):
     store = prepare(tmp_path / "in", tmp_path / "store", images=patterns, size=16, progress=False)
     assert store.channel_names == ["ct", "PET"] and store.settings["window"] == [[-1000, 1000], None]
     assert store.image("a")[0].max() < 1 and store.image("a")[1].max() == 1
+
+
+def of_kind(kind, person):
+    """An edit of a DICOM slice: what its header declares."""
+    def edit(k, ds):
+        ds.Modality, ds.PatientID, ds.SeriesDescription = kind, person, "scan"
+    return edit
+
+
+def told(function, *args, **options):
+    """What a function returns, and what it warns of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        return function(*args, progress=False, **options), "\n".join(str(each.message) for each in said)
+
+
+def test_a_ct_in_dicom_has_a_window_and_a_cohort_of_several_modalities_is_told(tmp_path):
+    series = {name: RNG.integers(-1000, 900, (6, 10, 12)).astype(np.int16) for name in "abc"}
+    (tmp_path / "in").mkdir()
+    for name, stack in series.items():
+        write_series(tmp_path / "in" / name, stack, edit=of_kind("CT", name), series=f"2.25.{ord(name)}")
+    store, said = told(prepare, tmp_path / "in", tmp_path / "ct", size=8)
+    assert store.settings["window"] == [[-1000, 1000]] and "modality" not in said
+    write_series(tmp_path / "in/a", series["a"], edit=of_kind("MR", "a"), series="2.25.97")
+    store, said = told(prepare, tmp_path / "in", tmp_path / "mixed", size=8)
+    assert store.settings["window"] == [[-1000, 1000]], "most of the cases decide, not the first one"
+    assert "CT: b, c; MR: a" in said and "One window, -1000 to 1000" in said and "--images PATTERN" in said
+    write_nifti(tmp_path / "in/n.nii.gz", series["a"])
+    assert "CT: b, c; MR: a" in told(prepare, tmp_path / "in", tmp_path / "more", size=8)[1]
+
+
+@pytest.mark.parametrize(("name", "is_ct"), [
+    ("CT scan", True), ("CT (HU)", True), ("CT_venous", True), ("ct", True), ("CTA", True), ("NAC-CT", True),
+    ("CT1", False), ("ACT", False), ("T1", False), ("PET/CT", False), ("T1ct", False)])
+def test_a_channel_is_a_ct_where_its_name_has_the_word(tmp_path, name, is_ct):
+    ct_like(tmp_path / "in", "ab", mask=False)
+    store, _ = told(prepare, tmp_path / "in", tmp_path / "store", images={name: "{id}.nii.gz"}, size=16)
+    assert store.settings["window"] == ([[-1000, 1000]] if is_ct else None)
+
+
+def test_percentiles_are_never_given_for_nothing(tmp_path):
+    ct_like(tmp_path / "in", ["a_CT", "b_CT"], mask=False)
+    for name in "ab":
+        write_nifti(tmp_path / f"in/{name}_PT.nii.gz", RNG.random((20, 21, 22)).astype(np.float32))
+    ct = {"images": {"CT": "{id}_CT.nii.gz"}, "size": 16, "percentiles": (1, 99)}
+    both = ct | {"images": {"CT": "{id}_CT.nii.gz", "PET": "{id}_PT.nii.gz"}}
+    with pytest.raises(InputError, match="window .-200.*percentiles .1.*--window or --percentiles"):
+        prepare(tmp_path / "in", tmp_path / "x", window=(-200, 300), progress=False, **ct)
+    with pytest.raises(InputError, match="window .-200.*percentiles"):
+        forecast(tmp_path / "in", window=(-200, 300), **ct | {"images": "{id}_CT.nii.gz"})
+    store, said = told(prepare, tmp_path / "in", tmp_path / "ct", **ct)
+    assert store.settings["window"] is None and "look like those of a CT" not in said, "it was said, and is wanted"
+    low, high = store.cases["a"]["limits"][0]
+    assert high < 900, "the percentiles are used"
+    for window in (None, (-200, 300)):
+        store = prepare(tmp_path / "in", tmp_path / f"both{window}", window=window, progress=False, **both)
+        assert store.settings["window"] == [[*(window or (-1000, 1000))], None]
+        assert store.cases["a"]["limits"][1][1] < 0.995
+
+
+@pytest.mark.parametrize(("change", "window", "odd"), [
+    (lambda hu: hu, None, False), (lambda hu: hu, (0, 80), False), (lambda hu: hu + 1024, None, True),
+    (lambda hu: (hu + 1024) / 40, None, True), (lambda hu: 10 * hu, (-175, 250), True),
+    (lambda hu: (hu + 1024) / 4000, (0, 200), True), (lambda hu: hu + 1100, (0, 3000), False)])
+def test_scans_whose_values_a_window_is_not_for_are_named(tmp_path, change, window, odd):
+    ct_like(tmp_path / "in", "abc", mask=False)
+    hu = np.asarray(nib.load(tmp_path / "in/b.nii.gz").dataobj).astype(np.float32)
+    others = {(0, 200): lambda hu: (hu + 1024) / 10, (0, 3000): lambda hu: hu + 1024}.get(window)
+    for name in "abc" if others else "":
+        write_nifti(tmp_path / f"in/{name}.nii.gz", others(hu))
+    hu[0, :, :8] = 6000 if change(1) == 10 else hu[0, :, :8]
+    write_nifti(tmp_path / "in/b.nii.gz", change(hu))
+    _, said = told(prepare, tmp_path / "in", tmp_path / "store", images={"CT": "{id}.nii.gz"}, size=16, window=window)
+    assert ("1 of 3 scans do not fit the window" in said and ": b." in said) == odd
+    assert odd or "do not fit" not in said
+
+
+def test_copies_are_named(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abcd":
+        write_nifti(tmp_path / f"in/{name}.nii.gz", whole_numbers(8, 9, 10))
+    for name, of in {"x": "b", "y": "b", "z": "c"}.items():
+        write_nifti(tmp_path / f"in/{name}.nii.gz", np.asarray(nib.load(tmp_path / f"in/{of}.nii.gz").dataobj)[::-1])
+    store = prepare(tmp_path / "in", tmp_path / "store", size=8, progress=False)
+    assert read_json(tmp_path / "store/manifest.json")["copied"] == [["b", "x"], ["b", "y"], ["c", "z"], ["x", "y"]]
+    assert store.copied[0] == ("b", "x") and store.copies == 3
+    assert "(as stored or mirrored), as 'b' and 'x', and count" in str(store)
 
 
 def test_scans_that_are_scaled_very_differently_are_told(tmp_path):

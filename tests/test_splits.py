@@ -1,10 +1,15 @@
 """Splits: nobody on both sides, shares of grades on each, subsets that are nested."""
 
 import time
+from itertools import permutations, product
 
+import numpy as np
 import pytest
+import torch
+from scipy.ndimage import gaussian_filter
 
-from ssl3d.data.splits import label_subset, merge_copies, split_subjects
+from ssl3d.data.scans import marks_of
+from ssl3d.data.splits import copied_pairs, label_subset, merge_copies, near_cases, near_pairs, split_subjects
 from ssl3d.errors import InputError
 
 pytestmark = pytest.mark.quick
@@ -77,3 +82,23 @@ def test_one_common_mark_of_several_makes_two_cases_one_person():
     assert merge_copies(people, marks) == people | {"c": "anna"}
     chain = {name: [f"m{i}", f"m{i + 1}"] for i, name in enumerate("abcd")}
     assert set(merge_copies(people, chain).values()) == {"anna"}
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 30), (40, 50)])
+def test_a_copy_with_other_values_is_found_however_it_was_turned(shape):
+    """The order of the waves is written in two modules, and this holds them together."""
+    values = gaussian_filter(np.random.default_rng(0).normal(size=(2, *shape)), (0, *[3] * len(shape)))
+    one, other = (marks_of(torch.from_numpy(image[None].astype(np.float32))) | {"shape": shape} for image in values)
+    for order in permutations(range(len(shape))):
+        for steps in product((1, -1), repeat=len(shape)):
+            turned = values[0].transpose(order)[tuple(slice(None, None, step) for step in steps)]
+            copy = marks_of(torch.from_numpy(np.rint(700 + 90 * turned)[None].astype(np.float32))) | {"shape": shape}
+            cases = {"copy": copy, "one": one, "other": other}
+            assert near_pairs(cases, {name: name for name in cases}) == [("copy", "one")]
+            assert near_cases({"copy": copy}, one) == ["copy"] and not near_cases({"copy": copy}, other)
+
+
+def test_each_copy_is_named_beside_the_first_case_that_it_is_one_of():
+    subjects = {"a": "p", "b": "q", "c": "q", "d": "r", "e": "s"}
+    marks = {"a": ["1", "x"], "b": "2", "c": ["2", "x"], "d": ["3", "2"], "e": "4"}
+    assert copied_pairs(subjects, marks) == [("a", "c"), ("b", "d")], "b and c are of one person"

@@ -147,3 +147,11 @@ def test_bare_mistakes_are_named(walked, tmp_path):
     ):
         with pytest.raises(ssl3d.InputError, match=said):
             call()
+
+
+def test_a_file_is_no_run(tmp_path):
+    file = tmp_path / "network.pt"
+    file.write_bytes(b"weights")
+    for act in (lambda: ssl3d.Run(file), lambda: ssl3d.predict(file, tmp_path, tmp_path / "out")):
+        with pytest.raises(ssl3d.InputError, match="network.pt: is a file. Give the folder of a run"):
+            act()

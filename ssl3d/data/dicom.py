@@ -28,8 +28,8 @@ from ..errors import InputError
 # %% ../../nbs/11_dicom.ipynb #aaad9515
 _NEEDED = ["SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "PixelSpacing",
            "ImageOrientationPatient", "ImagePositionPatient"]
-_TAGS = [*_NEEDED, "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "NumberOfFrames", "RescaleSlope",
-         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+_TAGS = [*_NEEDED, "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "NumberOfFrames",
+         "RescaleSlope", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 
 
 @contextmanager
@@ -549,7 +549,15 @@ def modality_of(
     """The modality that the header of a DICOM series declares."""
     if not is_series(path) and not is_dicom(path):
         return ""
-    return str(_series(path)[0][1].get("Modality") or "")
+    header = _first_header(path) if path.is_dir() else _series(path)[0][1]
+    return str(header.get("Modality") or "") if header is not None else ""
+
+
+def _first_header(folder: Path) -> Dataset | None:
+    """The header of the first image of a folder; None where there is none."""
+    with _reading(folder):
+        files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+        return next((header for header in map(_header, files) if header is not None), None)
 
 # %% ../../nbs/11_dicom.ipynb #50c4a5ec
 def _code_table(segment: bytes) -> np.ndarray:  # (2, 65536)

@@ -576,12 +576,13 @@ def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]
     lossy = [mask for mask in pairs if mask.name.lower().endswith((".jpg", ".jpeg"))]
     if lossy:
         found.aside |= dict.fromkeys(pairs, "masks in JPEG")
-        found.notes.append(f"{said}, but JPEG changes the codes of a mask ({lossy[0].name}), so none is used; save "
-                           "them as .png")
+        found.notes.append(f"{said}, but JPEG changes the codes of a mask ({lossy[0].name}), so none is used; save as "
+                           ".png")
         return {}
     if len(kinds) == 1 and max(per_scan.values()) == 1 and sorting.single:
         (chosen,) = kinds.values()
-        found.notes.append(f"{said}, and are taken as their masks; to say the same: {_advice(root, chosen)}")
+        taken = "is taken as its mask" if len(pairs) == 1 else "are taken as their masks"
+        found.notes.append(f"{said}, and {taken}; to say the same: {_advice(root, chosen)}")
         return dict(chosen)
     found.aside |= dict.fromkeys(pairs, "label maps of scans, none chosen")
     choices = sorted(kinds.values(), key=len, reverse=True)
@@ -783,8 +784,9 @@ def _check_rest(cohort: Cohort, root: Path, rest: list[Path], found: Findings) -
                                              "named as the others are. Rename it, or remove it."))
     elif pairs:
         advice = _advice(root, [(scans[0], mask) for mask, scans in pairs.items()])
-        found.notes.append(f"masks:    {count_of(len(pairs), 'file')} look like label maps of scans, and none is used; "
-                           f"to choose: {advice}")
+        said = f"{len(pairs)} files look like label maps of scans, and none is used" if len(pairs) > 1 else \
+            "1 file looks like a label map of a scan, and is not used"
+        found.notes.append(f"masks:    {said}; to choose: {advice}")
 
 
 def _mention_tables(cohort: Cohort, folder: Path, found: Findings, files: Iterable[Path]) -> None:

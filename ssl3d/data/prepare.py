@@ -11,12 +11,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -29,10 +30,10 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .. import __version__
-from .cohorts import Case, Cohort
+from .cohorts import Case, Cohort, some_of
 from .layouts import open_cohort
 from .dicom import modality_of
-from .splits import merge_copies, near_pairs, split_subjects
+from .splits import copied_pairs, merge_copies, near_pairs, split_subjects
 from .store import NOTES, UNITS, Store, alike_subjects, array_digest, array_file, labels_of, write_split
 from .voxels import fingerprint
 from ..errors import InputError, warn
@@ -89,48 +90,113 @@ def _check_modalities(case: Case, cohort: Cohort) -> None:
                          "out with on_error='skip' (--on-error skip).")
 
 # %% ../../nbs/19_prepare.ipynb #c5760c95
+_CT_NAMES, _PET_NAMES = {"ct", "cta"}, {"pet", "pt"}  # words in the name of a channel; CT1 is an MRI with contrast
+
+
+def _is_ct(channel: str) -> bool:
+    """Whether the name of a channel says that it is a CT, as "CT scan" and "CT_venous" do."""
+    words = {*re.split(r"[\W_]+", channel.casefold())}
+    return bool(words & _CT_NAMES) and not words & _PET_NAMES
+
+
+def _modality(file: Path) -> str:
+    """What the header of a scan declares; nothing for a file that cannot be read, which is said when it is."""
+    try:
+        return modality_of(file)
+    except InputError:
+        return ""
+
+
+def _declared(case: Case, channels: Sequence[str]) -> list[str]:  # one for each channel; "" where nothing is said
+    """What each channel of a case is declared as, by its header, or else as a CT by its name."""
+    headers, named = [_modality(file) for file in case.images], ["CT" * _is_ct(name) for name in channels]
+    if case.modalities:
+        named = ["CT" * _is_ct(name) for name in case.modalities]
+    if len(named) != len(headers):  # one file may hold several channels
+        return named or headers
+    return [header or name for header, name in zip(headers, named)]
+
+# %% ../../nbs/19_prepare.ipynb #c1a825c0
 _CT_WINDOW = [-1000.0, 1000.0]  # HU, as in the pretraining of Swin UNETR (Tang et al. 2022)
 
 
-def _windows(cohort: Cohort, window: tuple[float, float] | None) -> list[list[float] | None] | None:
+def _windows(cohort: Cohort, kinds: list[list[str]], how: Preparing) -> list[list[float] | None] | None:
     """The intensity window of each channel, or one for all of them; None where no channel has one."""
-    declared = [name.strip().casefold() == "ct" for name in cohort.channels]
+    declared = [*map(_is_ct, cohort.channels)]
     if not any(declared):
-        declared = [_declares_ct(file) for file in cohort.cases[0].images]
-    chosen = _CT_WINDOW if window is None else list(window)
-    if any(declared):
-        return [chosen if ct else None for ct in declared]
-    return None if window is None else [chosen]
+        declared = [2 * column.count("CT") > len(column) - column.count("") for column in zip(*kinds)]
+    if how.window is not None and how.percentiles is not None and (all(declared) or not any(declared)):
+        raise InputError(f"{cohort.source}: window {how.window} and percentiles {how.percentiles} are both given, and "
+                         "the window is for every channel, so that the percentiles would do nothing. Leave one of them "
+                         "out (in a shell --window or --percentiles).")
+    if not any(declared):
+        return how.window and [list(how.window)]
+    if all(declared) and how.percentiles is not None:
+        return None
+    return [list(how.window or _CT_WINDOW) if ct else None for ct in declared]
 
 
-def _declares_ct(file: Path) -> bool:
-    """Whether the header of a scan says that it is a CT."""
-    try:
-        return modality_of(file) == "CT"
-    except InputError:  # it is said when the scan is read
-        return False
+def _mixed(cohort: Cohort, kinds: list[list[str]], windows: list[list[float] | None] | None) -> list[str]:
+    """Which channels are of several modalities, by what the cases declare, in words."""
+    found = []
+    for k, column in enumerate(zip(*kinds)):
+        window = windows and windows[k if len(windows) > 1 else 0]
+        if len({*column} if window else {*column} - {""}) < 2:
+            continue
+        cases = {kind: [case.id for case, each in zip(cohort.cases, column) if each == kind]
+                 for kind in sorted({*column})}
+        listed = "; ".join(f"{kind or 'nothing'}: {some_of(names)}" for kind, names in cases.items())
+        where = f" of channel {k}" if len(kinds[0]) > 1 else ""
+        scale = f"One window, {window[0]:g} to {window[1]:g}, is used" if window else "One rule scales them, made"
+        found.append(f"the cases{where} do not declare the same modality ({listed}). {scale} for all of them. If they "
+                     "are of several kinds, prepare each kind by itself, as with images=PATTERN (in a shell --images "
+                     "PATTERN).")
+    return found
+
+# %% ../../nbs/19_prepare.ipynb #e8f24b33
+def _fits(percentiles: Sequence[float], window: Sequence[float]) -> bool:
+    """Whether the values of a scan (minimum, 1st, 50th and 99th percentile, maximum) may belong to a window."""
+    (low, p1, _, p99, _), (start, end) = percentiles, window
+    if start < -100:  # in HU, where fat and air are below zero
+        return low <= -100 and p99 <= 5000
+    within = 0.02 * (end - start) <= p99 - p1 and p1 < end and p99 > start
+    return low <= -500 or within and p99 <= end + 10 * (end - start)  # a CT has much beyond a narrow window
 
 
+def _off_window(cases: dict[str, list[float]], window: Sequence[float], where: str) -> list[str]:
+    """Which scans have values that a window is not for, in words."""
+    off = [name for name, values in cases.items() if not _fits(values, window)]
+    if not off:
+        return []
+    first, unit = cases[off[0]], " in HU, as of a CT" if window[0] < -100 else ""
+    return [f"the values{where} of {len(off)} of {len(cases)} scans do not fit the window {window[0]:g} to "
+            f"{window[1]:g}{unit}: {some_of(off)}. Most of the first run from {first[1]:g} to {first[3]:g}. Are they "
+            "of another kind, or in other units? Leave them out or prepare them by themselves, or give another window "
+            f"(window=..., in a shell --window=...)."]
+
+# %% ../../nbs/19_prepare.ipynb #bfaaa8a7
 def _odd_scales(store: Store) -> list[str]:
     """What is odd about the scale of a store's volumes, in words."""
     if store.spatial_dims == 2:
         return []
     found, fixed, n = [], store.settings["window"] or [None], len(store)
+    clipped = store.settings["percentiles"] is not None
     values = np.array([case["percentiles"] for case in store.cases.values()])  # (cases, C, 5)
     limits = np.array([case["limits"] for case in store.cases.values()])  # (cases, C, 2)
     bright = (values[..., 3] - limits[..., 0]) / (limits[..., 1] - limits[..., 0])
     for k in range(store.channels):
-        if fixed[k if len(fixed) > 1 else 0] is not None:
-            continue
         name = store.channel_names[k] if store.channel_names else f"channel {k}"
-        where = f" of {name}" if store.channels > 1 else ""
+        where, window = f" of {name}" if store.channels > 1 else "", fixed[k if len(fixed) > 1 else 0]
+        if window is not None:
+            found += _off_window(dict(zip(store.cases, values[:, k].tolist())), window, where)
+            continue
         low, high = np.quantile(bright[:, k], (0.1, 0.9))
         dim = int((bright[:, k] < 0.5).sum())
-        if (values[:, k, 1] < -500).mean() > 0.5:
+        if (values[:, k, 1] < -500).mean() > 0.5 and not clipped:
             found.append(f"the values{where} look like those of a CT in HU, and nothing declares one. Prepare with a "
                          "window, as window=(-1000, 1000) (in a shell --window=-1000,1000), so that a tissue has the "
                          "same grey in every scan.")
-        elif store.settings["percentiles"] is None and dim >= 0.1 * n and high > 1.5 * low:
+        elif not clipped and dim >= 0.1 * n and high > 1.5 * low:
             found.append(f"{dim} of {n} scans{where} are dark: a few bright voxels decide what becomes 1, and the 99th "
                          "percentile lies below 0.5. The same tissue has different greys. Prepare with percentiles, as "
                          "percentiles=(0.5, 99.5) (in a shell --percentiles 0.5,99.5).")
@@ -266,13 +332,18 @@ def prepare(
 ) -> Store:
     """Prepare every case of a cohort once, into a folder that any later run opens; goes on where it was stopped.
 
-    Raises `InputError` for a file that cannot be used, for cases that are not alike, and for a folder that is taken.
+    Cases with the same voxels, as stored or mirrored, count as one subject (`copied` in manifest.json). Cases that look
+    alike are told (`near_copies`): copies that were rounded, rescaled, mirrored, padded, cut a little, or saved at half
+    the size. Not found are a crop of half a side, a cut copy with other values, and other scans of one person; a table
+    with the columns id and subject can say those. Raises `InputError` for a file that cannot be used, for cases
+    that are not alike, and for a folder that is taken.
     """
     cohort, folder = _opened(source, how), as_folder(out, "out")
     _check_call(cohort, folder, how)
+    kinds = [_declared(case, cohort.channels) for case in cohort.cases]
     settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, **_grid(cohort, how),
                 "crop": how.crop,
-                "percentiles": how.percentiles and list(how.percentiles), "window": _windows(cohort, how.window),
+                "percentiles": how.percentiles and list(how.percentiles), "window": _windows(cohort, kinds, how),
                 "dtype": how.dtype, "test": how.test, "seed": how.seed,
                 "classes": {str(k): v for k, v in cohort.classes.items()},
                 "relabel": {str(k): v for case in cohort.cases for k, v in case.relabel.items()}}
@@ -289,7 +360,8 @@ def prepare(
     (folder / "prepare.lock").unlink(missing_ok=True)
     store = Store(folder)
     alike = alike_subjects([case["named"] for case in store.cases.values()])
-    for found in filter(None, [alike, _cut_off(store), *_odd_scales(store)]):
+    mixed = _mixed(cohort, kinds, store.settings["window"])
+    for found in filter(None, [alike, _cut_off(store), *mixed, *_odd_scales(store)]):
         warn(f"{folder}: {found}")
     return store
 
@@ -420,7 +492,8 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         raise InputError(f"{cohort.source}: no case of it can be used. {left_out[0]['problem']}")
     done = _majority(done, left_out, out)
     people = [case for case in cohort.cases if case.id in done]
-    subjects = merge_copies({c.id: c.subject for c in people}, {c.id: _marks(done[c.id]) for c in people})
+    marks = {c.id: _marks(done[c.id]) for c in people}
+    subjects = merge_copies({c.id: c.subject for c in people}, marks)
     _check_people(cohort, subjects, settings["test"])
     cases = [done[c.id] | {"subject": subjects[c.id], "named": c.subject, "grade": c.grade, "age": c.age, "sex": c.sex}
              for c in people]
@@ -442,7 +515,8 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         "settings": settings, "spatial_dims": len(stored) - 1, "channels": stored[0],
         "channel_names": list(cohort.channels) if len(cohort.channels) == stored[0] else [],
         "classes": {str(v): name for v, name in sorted(classes.items())},
-        "copies": sum(subjects[c.id] != c.subject for c in people), "near_copies": near,
+        "copies": sum(subjects[c.id] != c.subject for c in people),
+        "copied": copied_pairs({c.id: c.subject for c in people}, marks), "near_copies": near,
         "left_out": left_out, "notes": list(cohort.notes),
         "hash": hashlib.sha256(json.dumps(known).encode()).hexdigest(), "cases": cases})
     (out / NOTES).unlink()
@@ -466,7 +540,8 @@ def forecast(
 ) -> dict:  # cases, bytes, seconds_per_case (on one core), hours
     """How much space and time `prepare` will need with the same options, measured on a few cases."""
     cohort = _opened(source, how)
-    settings = vars(how) | {"spacing": None} | _grid(cohort, how) | {"window": _windows(cohort, how.window)}
+    kinds = [_declared(case, cohort.channels) for case in cohort.cases]
+    settings = vars(how) | {"spacing": None} | _grid(cohort, how) | {"window": _windows(cohort, kinds, how)}
     places = np.unique(np.linspace(0, len(cohort) - 1, max(1, tries)).round().astype(int))
     cases = [cohort.cases[i] for i in places]
     with tempfile.TemporaryDirectory() as folder:

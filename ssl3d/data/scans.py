@@ -22,7 +22,7 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import Orientation, Resize, ScaleIntensityRange, SpatialCrop
 from monai.transforms.utils import generate_spatial_bounding_box, scale_affine
 from scipy.fft import dctn
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, label
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 from tqdm.auto import tqdm
 
@@ -187,19 +187,35 @@ def framed(scan: MetaTensor, frame: Frame) -> MetaTensor:  # (C, *grid) -> (C, *
     return MetaTensor(torch.from_numpy(box), affine=scan.affine.numpy() @ moved)
 
 # %% ../../nbs/16_scans.ipynb #ab2135d7
+def _without_specks(classes: np.ndarray, others: np.ndarray, least: float) -> np.ndarray:
+    """Classes (*space), with the others in place of each connected piece of fewer than `least` voxels."""
+    kept = classes.copy()
+    for k in np.unique(classes):
+        pieces, _ = label(classes == k)
+        small = np.bincount(pieces.ravel()) < least
+        small[0] = False
+        speck = small[pieces]
+        kept[speck] = others[speck]
+    return kept
+
+
 def most_probable(
     probabilities: torch.Tensor,  # (K, *grid) of K classes, 256 at most
     shape: Sequence[int],  # voxels per axis of another grid over the same field of view
 ) -> np.ndarray:  # (*shape) uint8, from 0 to K - 1; the first of those that are equally probable
     """The class of each voxel of another grid; every class keeps its volume. Holds two float32 arrays of `shape`."""
-    maps = _blurred(torch.as_tensor(probabilities, dtype=torch.float32), shape)
-    winners, contest = maps.argmax(dim=0), Contest(shape)
-    if tuple(shape) == tuple(winners.shape):
-        return winners.byte().numpy()
+    before = torch.as_tensor(probabilities, dtype=torch.float32)
+    winners = before.argmax(dim=0).byte().numpy()
+    if tuple(shape) == winners.shape:
+        return winners
+    maps, contest = _blurred(before, shape), Contest(shape)
     for k, one in enumerate(maps):
         contest.enter(k, np.asarray(_interpolated(one[None], shape)[0]))
-    counts = torch.bincount(winners.flatten(), minlength=len(maps)).numpy()
-    return contest.labels(counts * (np.prod(shape) / winners.numel()))
+    voxel = np.prod([max(1, old / new) for old, new in zip(winners.shape, shape)])
+    if voxel > 1:
+        winners = _without_specks(winners, maps.argmax(dim=0).byte().numpy(), voxel)
+    counts = np.bincount(winners.ravel(), minlength=len(maps))
+    return contest.labels(counts * (np.prod(shape) / winners.size))
 
 # %% ../../nbs/16_scans.ipynb #b4270c9a
 def on_whole(

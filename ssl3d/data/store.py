@@ -81,8 +81,8 @@ class Store:
 
     It stands for its folder wherever a path is taken. `cases` has what is known of each case by its id, `classes` the
     names of the mask's classes, `channels` how many channels an image has and `channel_names` their names, `unit` the
-    stored value that stands for 1.0, `near_copies` pairs of cases that look like one image, `settings` how it was
-    prepared.
+    stored value that stands for 1.0, `copied` pairs of cases that are one image, `near_copies` pairs that look like
+    one, `settings` how it was prepared.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Store:
     def _read(self, manifest: dict) -> None:
         self.hash, self.settings = manifest["hash"], manifest["settings"]
         self.left_out, self.copies = manifest["left_out"], manifest["copies"]
+        self.copied = [tuple(pair) for pair in manifest.get("copied", ())]
         self.near_copies = [tuple(pair) for pair in manifest.get("near_copies", ())]  # see `ssl3d.data.splits`
         self.notes = manifest.get("notes", [])  # what was decided when the scans were read
         self.unit = UNITS[self.settings["dtype"]]  # the value that stands for 1.0
@@ -149,7 +150,9 @@ class Store:
             lines.append(f"axes: {unplaced} of {len(self)} scans say nothing of their orientation; they are kept as "
                          "stored, so left and right may be swapped")
         if self.copies:
-            lines.append(f"copies: {self.copies} image(s) are also there under another name, and count as one subject")
+            pair = ", as '{}' and '{}'".format(*self.copied[0]) if self.copied else ""
+            lines.append(f"copies: {self.copies} image(s) are also there under another name (as stored or mirrored)"
+                         f"{pair}, and count as one subject")
         if self.near_copies:
             one, other = self.near_copies[0]
             lines.append(f"near copies: {len(self.near_copies)} pair(s) of cases look like one image and have "

@@ -28,6 +28,11 @@ from torchmetrics.functional.regression import mean_absolute_error, r2_score
 from ..errors import InputError, whole_number
 from ..files import read_table
 
+# %% ../../nbs/60_metrics.ipynb #bf21d28a
+def _rounded(score: np.ndarray | torch.Tensor) -> float:  # of one element
+    """A score as a number of six digits after the point."""
+    return round(float(score.item()), 6)
+
 # %% ../../nbs/60_metrics.ipynb #323d2c8d
 def dice_per_class(
     prediction: torch.Tensor,  # (B, *space) class indices
@@ -104,7 +109,7 @@ def dice_per_region(
     Raises `InputError` for masks of two shapes, and where `regions` does.
     """
     pairs = {name: [torch.from_numpy(m)[None] for m in pair] for name, pair in _maps(prediction, truth, table).items()}
-    return {name: dice_per_class(one, other, n_classes=2).item() for name, (one, other) in pairs.items()}
+    return {name: _rounded(dice_per_class(one, other, n_classes=2)) for name, (one, other) in pairs.items()}
 
 # %% ../../nbs/60_metrics.ipynb #0afb2508
 _PARTS = {"oedema": r"o?edema|snfh", "core": r"necro|non[- ]?enhancing|ncr\b|netc?\b|tumou?r core",
@@ -132,7 +137,8 @@ def _distance95(prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float,
     pair = [torch.from_numpy(x)[None, None] for x in (prediction, truth)]
     with warnings.catch_warnings():  # MONAI 1.6 warns of an argument that only it itself gives
         warnings.filterwarnings("ignore", ".*always_return_as_numpy", FutureWarning)
-        return compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing).item()
+        found = compute_hausdorff_distance(*pair, include_background=True, percentile=95, spacing=spacing)
+    return _rounded(found)
 
 # %% ../../nbs/60_metrics.ipynb #a30ef948
 def hausdorff95(
@@ -197,8 +203,8 @@ def grading_scores(
     that is no grade, NaN included: no prediction is left out.
     """
     pair = _grades(predictions, grades, n_classes)
-    return {"kappa": multiclass_cohen_kappa(*pair, num_classes=n_classes, weights="quadratic").item(),
-            "accuracy": multiclass_accuracy(*pair, num_classes=n_classes, average="micro").item()}
+    return {"kappa": _rounded(multiclass_cohen_kappa(*pair, num_classes=n_classes, weights="quadratic")),
+            "accuracy": _rounded(multiclass_accuracy(*pair, num_classes=n_classes, average="micro"))}
 
 # %% ../../nbs/60_metrics.ipynb #9c4584b8
 def age_scores(
@@ -211,7 +217,7 @@ def age_scores(
     if wrong or not all(values.isfinite().all() for values in pair):
         raise InputError(f"guesses of shape {tuple(pair[0].shape)} and ages of shape {tuple(pair[1].shape)}: give two "
                          "lists of numbers, equally long, of two at least.")
-    return {"r2": r2_score(*pair).item(), "mae": mean_absolute_error(*pair).item()}
+    return {"r2": _rounded(r2_score(*pair)), "mae": _rounded(mean_absolute_error(*pair))}
 
 # %% ../../nbs/60_metrics.ipynb #375233e9
 ScoreRow = TypedDict("ScoreRow", {

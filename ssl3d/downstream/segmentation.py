@@ -240,7 +240,7 @@ class Segmentation(SegmentationOptions, Goal):
         table = self.joined(store)
         dice = [row["dice"] for name, found in _one_by_one(network, store, [*self.labelled(store, case_ids)])
                 for row in _score_case(name, found, _truth_of(store, name), store, table, distances=False)]
-        return {"dice": np.mean(dice)}
+        return {"dice": round(float(np.mean(dice)), 6)}
 
     def counted(self, run: Path) -> Path:
         """Regions where a run has some, else classes."""

@@ -61,6 +61,7 @@ from ssl3d.settings import (
     check_names,
     check_option,
     options_of,
+    plain,
 )
 from ..tasks import NAMES
 from ..training.loop import steps_per_epoch
@@ -84,6 +85,10 @@ class Experiment:
     finetuning: dict = field(default_factory=dict)  # settings of `finetune`, and of the goal, for every arm
     pretraining_cohort: dict | None = None  # the cohort to pretrain on where it is another one, given as `cohort` is
     lrs: list[float] | None = None  # learning rates of fine-tuning, from which every arm gets its best
+
+    def __post_init__(self) -> None:
+        for f in fields(self):  # no number of NumPy, which neither YAML nor JSON knows
+            setattr(self, f.name, plain(getattr(self, f.name)))
 
 # %% ../../nbs/70_experiments.ipynb #6c73cfde
 _FORMER = {"shares": "label_fractions", "elsewhere": "pretraining_cohort"}  # what keys were called, and are called now

@@ -25,12 +25,12 @@ from ..data.formats import is_scan_name, is_series, stem
 from ..data.layouts import open_cohort
 from ..data.prepare import as_kept
 from ..data.scans import prepare_scan
-from ..data.splits import person_key
+from ..data.splits import near_cases, person_key
 from ..data.store import UNITS, Store
 from ..data.voxels import fingerprint
 from ..errors import InputError, warn
 from ..files import Folder, as_folder, write_whole
-from ..networks.cards import is_grey, is_placed
+from ..networks.cards import SEEN, is_grey, is_placed
 from ..networks.windows import window_of
 from ..settings import Embedding, Reading, Shown
 from ..tasks.base import check_images, check_range
@@ -73,6 +73,8 @@ def check_values(file: Path, facts: dict, ranges: dict, names: Sequence[str] = (
 _FACTOR = 1.5
 _KINDS = {  # what is noted of a scan -> how several such scans are told
     "trained on": "were trained on, by this run or before it: what it finds in them says nothing of new scans",
+    "looks trained on": "look like a scan that was trained on: if they are copies that were cropped, resampled or "
+                        "saved with other values, what the run finds in them says nothing of new scans",
     "same subject": "have the name of a subject that was trained on: if it is the same person, what the run finds says "
                     "little of new people",
     "intensities": "have values unlike those that the run was trained on, which it may not know what to do with",
@@ -163,7 +165,7 @@ class Preparation:
     channels: int
     names: tuple[str, ...]  # of the modalities, in their order, where the scans say them
     ranges: dict | None  # what the scans were like, see `ssl3d.networks.cards.ranges_of`; None where that is not known
-    seen: dict[str, frozenset[str]]  # trained_on, voxel_digests, people: what the card says of who was trained on
+    seen: dict[str, frozenset[str]]  # what the card says of who was trained on, see `ssl3d.networks.cards.SEEN`
     spacing: tuple[float, ...] | None = None  # mm per voxel; if None, every scan was stretched to a cube of `size`
 
     def __call__(self, files: tuple[Path, ...]) -> torch.Tensor:  # the files of one case
@@ -182,6 +184,8 @@ class Preparation:
             found["trained on"] = "its voxels are those of a scan that was trained on"
         elif self.seen["trained_on"] and (facts.get("fingerprint") or fingerprint(files)) in self.seen["trained_on"]:
             found["trained on"] = "its file was trained on"
+        elif near_cases({"": facts}, self.seen):
+            found["looks trained on"] = "it looks like a scan that was trained on"
         if self.ranges is None:
             return found
         odd = check_values(files[0], facts, self.ranges, self.names)
@@ -216,7 +220,7 @@ def preparation_of(run: Folder) -> Preparation:
     percentiles = how["percentiles"] and tuple(how["percentiles"])
     return Preparation(how["size"], percentiles, how.get("window"), how["dtype"], content,
                        card["image_dims"], card["image_channels"], tuple(card["channel_names"]), card.get("scans"),
-                       {what: frozenset(card.get(what, ())) for what in ("trained_on", "voxel_digests", "people")},
+                       {what: frozenset(card.get(what, ())) for what in SEEN},
                        how.get("spacing") and tuple(how["spacing"]))
 
 # %% ../../nbs/55_inputs.ipynb #e044136f

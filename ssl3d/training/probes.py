@@ -69,7 +69,7 @@ def rank_me(features: np.ndarray) -> float:
     """How many directions features (cases, width) use: from 1 to the smaller of both numbers."""
     values = np.linalg.svd(features, compute_uv=False)
     shares = values[values > 0] / values.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    return round(float(np.exp(-(shares * np.log(shares)).sum())), 6)
 
 # %% ../../nbs/52_probes.ipynb #006cbc87
 def spread_of(rows: np.ndarray) -> float:
@@ -144,7 +144,7 @@ def probe_images(encoder: nn.Module, store: Store, target: str, fit: list[str], 
         models = LogisticRegression(C=0.1, max_iter=1000), KNeighborsClassifier(k)
         chance = float((truth == values[counts.argmax()]).mean())
     linear, neighbours = (make_pipeline(StandardScaler(), model).fit(x, y).score(z, truth) for model in models)
-    return {"linear": float(linear), "neighbours": float(neighbours), "chance": chance,
+    return {"linear": round(float(linear), 6), "neighbours": round(float(neighbours), 6), "chance": round(chance, 6),
             "rank": rank_me(np.concatenate([x, z]))}
 
 # %% ../../nbs/52_probes.ipynb #3a78417f
@@ -221,7 +221,8 @@ def probe_voxels(
                      for maps, mask in _maps(encoder, store, name, patch)]
             both = [F.one_hot(torch.cat(each)[None], n_classes).movedim(-1, 1) for each in zip(*looks)]
             dice.append(compute_dice(*both, include_background=False, ignore_empty=False).mean().item())
-    return {"linear": float(np.mean(dice)), "rank": rank_me(pooled_features(encoder, store, [*fit, *held], patch))}
+    return {"linear": round(float(np.mean(dice)), 6),
+            "rank": rank_me(pooled_features(encoder, store, [*fit, *held], patch))}
 
 
 def probe(

@@ -39,6 +39,9 @@ def read_settings(
     try:
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
         return dict(settings)
+    except NotADirectoryError:
+        raise InputError(f"{os.fspath(out)}: is a file. Give the folder of a run, which holds its settings.yaml.") \
+            from None
     except FileNotFoundError:
         raise InputError(f"{out}: has no settings.yaml. Is this the folder of a run?") from None
     except (yaml.YAMLError, TypeError, ValueError) as e:
