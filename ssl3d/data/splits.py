@@ -124,6 +124,7 @@ def merge_copies(
 
 # %% ../../nbs/17_splits.ipynb #93b1d421
 MOST_BITS, FEWEST_PIECES = 25, 2  # that may differ, of 256; that must be shared, of 8
+_MOST_TURNED = 15  # bits that may differ in another position; there are up to 47, and chance has as many tries
 _COMMON = 10  # a piece that more images have belongs to a logo or a frame
 
 
@@ -139,10 +140,12 @@ def like_signatures(
         return []
     signs = [_signs([side[k] for k in there]) for side, there in zip((ours, theirs), places)]
     found = set()
-    for start, (known, wave, sign) in product(range(0, len(signs[0]), 512), _positions(axes, signs[0].shape[1])):
+    ways = [*enumerate(_positions(axes, signs[0].shape[1]))]  # the first is as they lie
+    for start, (turn, (known, wave, sign)) in product(range(0, len(signs[0]), 512), ways):
+        bits = min(most, _MOST_TURNED) if turn else most
         moved = np.zeros_like(signs[0][start : start + 512])  # zero where a bit is not known
         moved[:, known] = signs[0][start : start + 512, wave] * sign
-        rows, columns = np.nonzero(moved @ signs[1].T >= len(known) * (1 - most / 128))
+        rows, columns = np.nonzero(moved @ signs[1].T >= len(known) * (1 - bits / 128))
         found |= {(places[0][start + i], places[1][j]) for i, j in zip(rows.tolist(), columns.tolist())}
     return sorted(found)
 
