@@ -290,7 +290,7 @@ class _Report(pl.Callback):
         seeing = [each for each in trainer.loggers if _takes_figures(each) or hasattr(each, "log_image")]
         if not seeing:
             return
-        with _unnoticed(module.network), plt.ioff():
+        with _unnoticed(module.network), plt.rc_context({"interactive": False}):
             axes = self.picture(module.network, batch, step)
             for logger in seeing if axes else ():
                 _show(logger, axes, step)
