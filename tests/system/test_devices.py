@@ -122,4 +122,4 @@ def test_a_loss_that_is_no_number_ends_all_processes(store, tmp_path):
     assert ended(begin(tmp_path / "program.py", *line, said=tmp_path), 120) == 1
     said = (tmp_path / "stderr").read_text()
     assert said.count("ssl3d: the loss is nan in step 2") == 1 and "Traceback" not in said
-    assert {f.name for f in (tmp_path / "run").iterdir()} == {"settings.yaml", "train.lock", "log.csv"}
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {"settings.yaml", "train.lock", "log.csv", "failed.txt"}
