@@ -161,7 +161,7 @@ def _page_of(place: Path, picture: str) -> Path:
         raise InputError(f"{place}: is no run, no store and no experiment. Give a folder that ssl3d pretrain, "
                          "finetune, prepare or experiment has written.")
     if picture:
-        raise InputError(f"{place}: is an experiment, whose pictures are in its report.html. Leave out (--out) away.")
+        raise InputError(f"{place}: is an experiment, whose pictures are in its report.html. Leave out --out.")
     if not (place / "report.html").exists():
         raise InputError(f"{place}: is an experiment that is not finished. ssl3d experiment "
                          f"{place / 'experiment.yaml'} --out {place} goes on. Each of its runs can be shown.")

@@ -116,6 +116,11 @@ def _declared(case: Case, channels: Sequence[str]) -> list[str]:  # one for each
         return named or headers
     return [header or name for header, name in zip(headers, named)]
 
+
+def _kinds(cohort: Cohort) -> list[list[str]]:  # for each case one for each channel
+    """What all cases of a cohort are declared as."""
+    return [_declared(case, cohort.channels) for case in cohort.cases]
+
 # %% ../../nbs/19_prepare.ipynb #c1a825c0
 _CT_WINDOW = [-1000.0, 1000.0]  # HU, as in the pretraining of Swin UNETR (Tang et al. 2022)
 
@@ -340,7 +345,7 @@ def prepare(
     """
     cohort, folder = _opened(source, how), as_folder(out, "out")
     _check_call(cohort, folder, how)
-    kinds = [_declared(case, cohort.channels) for case in cohort.cases]
+    kinds = _kinds(cohort)
     settings = {"source": str(cohort.source.resolve()), "layout": cohort.layout, **_grid(cohort, how),
                 "crop": how.crop,
                 "percentiles": how.percentiles and list(how.percentiles), "window": _windows(cohort, kinds, how),
@@ -540,8 +545,7 @@ def forecast(
 ) -> dict:  # cases, bytes, seconds_per_case (on one core), hours
     """How much space and time `prepare` will need with the same options, measured on a few cases."""
     cohort = _opened(source, how)
-    kinds = [_declared(case, cohort.channels) for case in cohort.cases]
-    settings = vars(how) | {"spacing": None} | _grid(cohort, how) | {"window": _windows(cohort, kinds, how)}
+    settings = vars(how) | _grid(cohort, how) | {"window": _windows(cohort, _kinds(cohort), how)}
     places = np.unique(np.linspace(0, len(cohort) - 1, max(1, tries)).round().astype(int))
     cases = [cohort.cases[i] for i in places]
     with tempfile.TemporaryDirectory() as folder:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['N_ASKED', 'freeze', 'warm_up', 'filled', 'plan_steps', 'held_back', 'cases_of', 'starting_encoder', 'weight_origins',
-           'starting_network', 'plain', 'settings_of', 'keep_trained', 'never_predicted', 'told_failure', 'finetune',
-           'goal_of', 'read_network_card', 'load_network', 'told_origins', 'summary', 'network_so_far', 'largest_case',
+           'starting_network', 'settings_of', 'keep_trained', 'never_predicted', 'told_failure', 'finetune', 'goal_of',
+           'read_network_card', 'load_network', 'told_origins', 'summary', 'network_so_far', 'largest_case',
            'draw_case']
 
 # %% ../../nbs/65_finetune.ipynb #3a577aee
@@ -24,7 +24,7 @@ from ..data.store import Store, labels_of
 from .goals import GOALS, Goal, goal_options, make_goal
 from .segmentation import probabilities_of, score, segment
 from ..errors import InputError, warn
-from ..files import Folder, as_folder, read_json, write_json, write_table
+from ..files import Folder, as_folder, as_json, read_json, write_json, write_table
 from ..networks.cards import check_card, provenance, seen_dimensions
 from ..networks.encoders import check_shown, has_statistics, make_encoder, shown_to
 from ssl3d.networks.weights import (
@@ -194,13 +194,6 @@ def starting_network(
 _NOT_KEPT = {"progress", "accelerator", "devices", "logger", "epochs", "steps", "warmup", "preset", "encoder"}
 
 
-def plain(value: Any) -> Any:
-    """A value as YAML and JSON know it: tuples as lists."""
-    if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
 def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: Finetuning, n_steps: int,
                 warmup_steps: int) -> dict:
     """Everything that makes a fine-tuning run."""
@@ -209,7 +202,7 @@ def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: 
     encoder = network.encoder
     shape = {"architecture": getattr(encoder, "architecture", "own"), "widths": encoder.channels,
              "spatial_dims": encoder.spatial_dims, "in_channels": encoder.in_channels}
-    return plain({"command": "finetune", "goal": how.goal, "metric": goal.judged_by, "store": store.hash,
+    return as_json({"command": "finetune", "goal": how.goal, "metric": goal.judged_by, "store": store.hash,
                   "encoder": encoder_origin(how.encoder),
                   "steps": n_steps, "warmup_steps": warmup_steps, **own, **shared, **shape, "fold": store.fold,
                   "size": store.settings["size"], "facts": facts})
@@ -422,7 +415,7 @@ def network_so_far(
     settings = read_settings(folder)
     if settings["command"] != "finetune":
         raise InputError(f"{folder}: is no fine-tuning run, and only such a run marks anything. Leave it out.")
-    if settings["store"] != store.hash or settings["fold"] != plain(store.fold):
+    if settings["store"] != store.hash or settings["fold"] != as_json(store.fold):
         raise InputError(f"{folder}: was trained on another store or fold than {store.folder}. Open the one it was "
                          "trained on.")
     if (folder / "network.json").exists():

@@ -26,7 +26,7 @@ from ..files import read_table
 from ..networks.unet import Segmenter
 from ..networks.windows import SliceBySlice, SlidingWindow, random_window, window_of
 from ..settings import SegmentationOptions, Training, again
-from ..training.loop import check_windows, pairs, read_batch
+from ..training.loop import check_one_view, check_windows, pairs, read_batch
 
 # %% ../../nbs/62_segmentation.ipynb #c1532627
 def read_masked(
@@ -194,8 +194,7 @@ class Segmentation(SegmentationOptions, Goal):
         return replace(self, patch=patch)
 
     def trained(self, network: nn.Module, slices: bool) -> nn.Module:
-        if self.patch is not None and slices:
-            raise InputError("a network sees patches or slices, not both. Leave one of them out.")
+        check_one_view(self.patch, slices)
         return SliceBySlice(network) if slices else network
 
     def whole(self, network: nn.Module, slices: bool) -> nn.Module:

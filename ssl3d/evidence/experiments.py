@@ -33,6 +33,7 @@ from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError, one_of, whole_number
 from ssl3d.files import (
+    as_json,
     DiskError,
     as_folder,
     disk_troubles,
@@ -120,7 +121,7 @@ def read_experiment(file: str | Path) -> Experiment:
 
 def _plain(experiment: Experiment) -> dict:
     """An experiment as YAML and JSON know it: tuples as lists, paths as text."""
-    return json.loads(json.dumps(asdict(experiment), default=os.fspath))
+    return as_json(asdict(experiment))
 
 
 def write_experiment(experiment: Experiment, file: Path) -> None:
@@ -247,10 +248,10 @@ def check_experiment(experiment: Experiment) -> None:
             raise InputError("lrs are for every arm to choose from, so finetuning cannot have an lr as well.")
     for name, arm in experiment.arms.items():
         _check_arm(name, arm, experiment.goal, experiment.pretraining_cohort, experiment.finetuning)
+        pretraining = experiment.pretraining | arm
         if experiment.pretraining_cohort is None and "task" in arm:
-            _check_probe(name, experiment.pretraining | arm, min(experiment.label_fractions))
+            _check_probe(name, pretraining, min(experiment.label_fractions))
         if arm.get("task") in NAMES:
-            pretraining = experiment.pretraining | arm
             check_augmentation(arm["task"], pretraining.get("augment", "none"), pretraining.get("mirror"))
 
 # %% ../../nbs/70_experiments.ipynb #afc33266
@@ -778,11 +779,18 @@ def _learning_curve(experiment: Experiment, cell: Cell, out: Path) -> list[dict]
             for step, score in zip(seen["step"], seen[metric])]
 
 
+def _begun_from(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> Path | None:
+    """The folder of the encoder that a finished cell began with; None for scratch."""
+    first = encoder_cell(experiment, cell)
+    if first is None:
+        return _given_encoder(experiment, experiment.arms[cell.arm], stores)
+    return _encoder_folder(first, out)
+
+
 def _labels_before(experiment: Experiment, cell: Cell, stores: dict[str, Store],
                    out: Path) -> tuple[set[str], int | str]:
     """The labelled cases of the cohort that a cell's pretraining has read, and how many elsewhere."""
-    first, arm = encoder_cell(experiment, cell), experiment.arms[cell.arm]
-    folder = _given_encoder(experiment, arm, stores) if first is None else _encoder_folder(first, out)
+    first, folder = encoder_cell(experiment, cell), _begun_from(experiment, cell, stores, out)
     if folder is None:
         return set(), 0
     if (folder / "network.json").exists():
@@ -812,6 +820,5 @@ def _training(experiment: Experiment, cell: Cell, stores: dict[str, Store], out:
 
 def _verdict_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> str:
     """The verdict on the pretraining of a cell; empty for scratch, and where its card has none."""
-    first, arm = encoder_cell(experiment, cell), experiment.arms[cell.arm]
-    folder = _given_encoder(experiment, arm, stores) if first is None else _encoder_folder(first, out)
+    folder = _begun_from(experiment, cell, stores, out)
     return "" if folder is None else read_card(folder).get("health", {}).get("verdict", "")
