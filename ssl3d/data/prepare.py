@@ -129,7 +129,7 @@ def _windows(cohort: Cohort, kinds: list[list[str]], how: Preparing) -> list[lis
     """The intensity window of each channel, or one for all of them; None where no channel has one."""
     declared = [*map(_is_ct, cohort.channels)]
     if not any(declared):
-        declared = [2 * column.count("CT") > len(column) - column.count("") for column in zip(*kinds)]
+        declared = [2 * column.count("CT") > len(column) for column in zip(*kinds)]
     if how.window is not None and how.percentiles is not None and (all(declared) or not any(declared)):
         raise InputError(f"{cohort.source}: window {how.window} and percentiles {how.percentiles} are both given, and "
                          "the window is for every channel, so that the percentiles would do nothing. Leave one of them "
