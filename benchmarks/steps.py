@@ -58,7 +58,8 @@ def clock(device: str) -> float:
 # The two networks and their step.
 
 
-def new_encoder(side: int, peer: bool) -> nn.Module:
+def new_encoder(side: int, peer: bool, patch: int = 0) -> nn.Module:
+    """The kit's U-Net encoder, or the peer's; the peer halves what it is given, `patch` voxels, while 3 are left."""
     widths = SIZES[side]
     if not peer:
         return make_encoder("unet", 3, 1, widths)
@@ -66,11 +67,15 @@ def new_encoder(side: int, peer: bool) -> nn.Module:
         return plain_convolutions(make_encoder("unet", 3, 1, widths))
     from dynamic_network_architectures.building_blocks.plain_conv_encoder import PlainConvEncoder
 
-    strides = [1] + [2] * (len(widths) - 1)
+    left = patch or side
+    strides = [1]
+    for _ in widths[1:]:
+        strides.append(2 if left > 2 else 1)
+        left = -(-left // strides[-1])
     made = PlainConvEncoder(1, len(widths), list(widths), nn.Conv3d, 3, strides, 2, conv_bias=True,
                             norm_op=nn.InstanceNorm3d, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU,
                             nonlin_kwargs={"inplace": True}, return_skips=True)
-    return as_encoder(made, torch.zeros(1, 1, *[max(side // 2, 16)] * 3))
+    return as_encoder(made, torch.zeros(1, 1, *[min(patch or side, max(side // 2, 16))] * 3))
 
 
 def plain_convolutions(network: nn.Module) -> nn.Module:
@@ -84,7 +89,11 @@ def plain_convolutions(network: nn.Module) -> nn.Module:
 
 def new_network(task: str, side: int, peer: bool) -> nn.Module:
     torch.manual_seed(0)
-    encoder = new_encoder(side, peer)
+    patch = side
+    if peer and task != FINETUNING:  # what a question of this task is cut into
+        asked = TASKS[task](new_encoder(side, False)).make(torch.rand(2, 1, *[side] * 3))
+        patch = asked[0].shape[-1]
+    encoder = new_encoder(side, peer, patch)
     if task != FINETUNING:
         return TASKS[task](encoder)
     network = Segmenter(encoder, n_classes=3)

@@ -81,15 +81,19 @@ def combinations() -> list[tuple[str, dict[str, Any]]]:
         found.setdefault((part, *how.values()), (turn, part, how))
 
     for part, (_, _, _, numbers, _) in PARTS.items():
-        for place, labels in enumerate(numbers):
-            want(place, part, labels, "scratch", "zero", plain, 0)
-            for recipe in both:
-                later = 4 * (recipe[0] == "full")
-                want(place + later, part, labels, "scratch", "frequency", recipe, 0)
-                want(place + later + 4, part, labels, "location", "frequency", recipe, 0)
+        later = 10 * (part in ("brains", "eyes"))
+        for labels in numbers:
+            for arm in ("scratch", "location"):  # what decides the default
+                want(later, part, labels, arm, "frequency", plain, 0)
+                want(later, part, labels, arm, "frequency", ("light", "polynomial"), 0)
+            want(later + 1, part, labels, "scratch", "zero", plain, 0)
         for seed in (1, 2, 3, 4):  # the spread between seeds, before and after
-            want(2 + seed, part, numbers[0], "scratch", "zero", plain, seed)
-            want(2 + seed, part, numbers[0], "scratch", "frequency", ("light", "polynomial"), seed)
+            want(later // 5 + 1 + seed, part, numbers[0], "scratch", "zero", plain, seed)
+            want(later // 5 + 1 + seed, part, numbers[0], "scratch", "frequency", ("light", "polynomial"), seed)
+        for labels in numbers:
+            for arm in ("scratch", "location"):
+                for recipe in both:
+                    want(later + 7, part, labels, arm, "frequency", recipe, 0)
     return [(part, how) for _, part, how in sorted(found.values(), key=lambda each: each[0])]
 
 

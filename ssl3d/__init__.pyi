@@ -180,7 +180,7 @@ def finetune(
     warmup: int | None = None,
     logger: Union[Literal['csv', 'tensorboard'], Logger, Sequence[Union[Literal['csv', 'tensorboard'], Logger]]] = 'csv',
     track: int | None = None,
-    fold: tuple[int, int] | None = None,
+    fold: Sequence[int] | None = None,
     allow_seen: Optional[Literal['names', 'all']] = None,
     validate: bool = False,
     seed: int = 0,
@@ -264,8 +264,8 @@ def finetune(
             Default: None.
 
     Who is tested:
-        fold: cross-validation fold to test on: its index from 0, and the number of folds; the store's own test
-            subjects if not given (from 0). Default: None.
+        fold: cross-validation fold to test on: its index from 0, the number of folds, and (a third number)
+            which drawing of them; the store's own test subjects if not given (from 0). Default: None.
         allow_seen: allow test subjects whom pretraining has seen: names (subjects of equal names are other
             people), or all (it is intended). Default: None.
         validate: score on validation subjects, a fifth of those for training (with labels below 1, of the
@@ -390,7 +390,7 @@ def pretrain(
     probe: Optional[Literal['grade', 'sex', 'age', 'mask']] = None,
     probe_every: int = 100,
     keep: Literal['last', 'probe'] = 'last',
-    fold: tuple[int, int] | None = None,
+    fold: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = True,
     accelerator: str = 'auto',
@@ -455,8 +455,8 @@ def pretrain(
             'last'.
 
     Who is tested:
-        fold: cross-validation fold to test on: its index from 0, and the number of folds; the store's own test
-            subjects if not given (from 0). Default: None.
+        fold: cross-validation fold to test on: its index from 0, the number of folds, and (a third number)
+            which drawing of them; the store's own test subjects if not given (from 0). Default: None.
 
     Chance:
         seed: random seed: of the split, the label subset, the first weights, the order and the questions (from

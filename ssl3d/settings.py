@@ -404,9 +404,9 @@ class Training(Seeded, Optimising, Running):
         None, "axes along which augmentation also mirrors, where sides do not matter: of volumes 0 left-right, 1 "
         "back-front, 2 feet-head; of pictures 0 up-down, 1 left-right; none if not given", "what to learn", least=0,
         most=2, example="1")
-    fold: tuple[int, int] | None = option(
-        None, "cross-validation fold to test on: its index from 0, and the number of folds; the store's own test "
-        "subjects if not given", "who is tested", least=0, example="0,5")
+    fold: tuple[int, ...] | None = option(
+        None, "cross-validation fold to test on: its index from 0, the number of folds, and (a third number) which "
+        "drawing of them; the store's own test subjects if not given", "who is tested", least=0, example="0,5")
     devices: int = option(1, "how many devices share each step; on a CPU, processes", "machine", least=1)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option(
         "32-true", "numeric precision, by Lightning's name", "machine")

@@ -358,7 +358,7 @@ def test_the_diary_is_whole_or_not_there(toy):
 def test_from_a_shell(tmp_path):
     write_experiment(replace(TOY, seeds=1, label_fractions=[0.2], arms={"scratch": {}, "b": {}}), tmp_path / "e.yaml")
     done = ssl3d("experiment", tmp_path / "e.yaml", "--out", tmp_path / "out", folder=tmp_path)
-    assert done.returncode == 0 and "no difference shown" in done.stdout, done.stderr
+    assert done.returncode == 0 and "nothing can be said" in done.stdout, done.stderr
     assert {"results.csv", "curves.png", "summary.txt", "cells.csv", "experiment.yaml"} <= {
         f.name for f in (tmp_path / "out").iterdir()
     }

@@ -109,7 +109,7 @@ def test_the_page_stands_alone(tmp_path):
     assert not re.search(r"(src|href)=.(?!data:)", page) and "http" not in page
     assert "<b>sly" not in page and "&lt;b&gt;sly&lt;/b&gt; &amp; co" in page and "title &lt;x&gt;" in page
     assert "no &lt;luck&gt;" in page and "c2: x" not in page and page.count("<img ") == 3
-    assert "better here" in page and "3 runs, 0.04 hours" in page
+    assert "better" in page and "3 runs, 0.04 hours" in page
     assert html_report(tmp_path, "t") == html_report(tmp_path, "t"), "the same bytes"
 
 
@@ -121,13 +121,39 @@ def test_what_is_missing_is_no_error(tmp_path):
         assert "no two arms" in page or "nothing to be said" in page
 
 
+def test_the_first_line_tells_whether_a_gain_could_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
+    for gain, word in ((0.3, "This set-up can see a gain"), (0.001, "This set-up was not shown to be able to see")):
+        rows = [row | {"dice": 0.4 + gain * (row["arm"] == "control")} for row in rows_of(["scratch", "a", "control"])]
+        write_table(tmp_path / "results.csv", rows)
+        write_table(tmp_path / "trainings.csv", [
+            {"arm": row["arm"], "label_fraction": row["label_fraction"], "seed": row["seed"], "fold": "", "labels": 4,
+             "elsewhere": 0, "frozen_steps": 0, "tried": 0, "pretraining": "", "steps": int(400 * row["label_fraction"])}
+            for row in rows])  # fmt: skip
+        text = "arms: {scratch: {}, a: {}, control: {}}\ncontrol: control\nprimary: [{arm: a, label_fraction: 0.1}]\n"
+        (tmp_path / "experiment.yaml").write_text(text)
+        said = keep_answer(rows, tmp_path)
+        page = (tmp_path / "report.html").read_text()
+        assert said.startswith(word) and page.index(word) < page.index("What was found")
+        assert "one declared comparison" in said and "exploratory" in said and "1 declared comparison" in page
+        assert "differ in steps, too (10 %: 40, 100 %: 400)" in said
+        assert "foreseen" in said if len({row["seed"] for row in rows}) > 2 else True
+
+
 def test_words_say_what_the_numbers_say():
     rows = rows_of(["scratch", "up", "down"], seeds=5, label_fractions=(0.1,))
     rows = [r | {"dice": r["dice"] + {"scratch": 0, "up": 0.3, "down": -0.3}[r["arm"]]} for r in rows]
     up, down = verdict(rows)
-    assert "up was better" in in_words(up) and "down was worse" in in_words(down) and "hint" not in in_words(up)
-    assert in_short([up, down]).startswith("In 2 comparisons, a difference to scratch was shown: better in 1")
-    assert "too few" not in in_short([up, down])
+    assert "up was better" in in_words(up) and "down was worse" in in_words(down)
+    assert in_short([up, down]) == (
+        "In 2 comparisons with scratch: better in 1 (up with 10 %), worse in 1 (down with 10 %)."
+    )
+    one, other = verdict(rows, primary=[(0.1, "up")])
+    assert in_short([one, other]) == (
+        "In 1 declared comparison with scratch: better in 1 (up with 10 %). 1 more comparison is exploratory and "
+        "without a verdict."
+    )
+    assert "(exploratory)" in in_words(other) and "down was worse" not in in_words(other)
     assert f"{up['difference']:+.3f}" in in_words(up) and f"{up['low']:+.3f}" in in_words(up)
 
 

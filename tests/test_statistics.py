@@ -14,15 +14,20 @@ from ssl3d.evidence.statistics import (
     arm_rows,
     bootstrap_interval,
     bootstrap_means,
+    control_in_words,
     effect_size,
     failed_trainings,
     failures,
+    foreseen,
+    foreseen_in_words,
     holm,
     in_common,
+    p_equivalent,
     p_value,
     paired,
     score_matrix,
     smallest_difference,
+    spread_in,
     standard_error,
     verdict,
     verdict_table,
@@ -105,7 +110,7 @@ def test_what_is_not_defined_is_not_worse():
 
 
 @pytest.mark.parametrize("value", [1 / 3, 0.1, 2 / 7, 1.0, 0.0])
-@pytest.mark.parametrize("shape", [(2, 6), (3, 7), (5, 45), (1, 9)])
+@pytest.mark.parametrize("shape", [(2, 6), (3, 7), (5, 45)])
 def test_equal_scores_have_an_interval_of_no_width(value, shape, tmp_path, monkeypatch):
     d = np.full(shape, value)
     low, high = bootstrap_interval(d)
@@ -115,18 +120,20 @@ def test_equal_scores_have_an_interval_of_no_width(value, shape, tmp_path, monke
     write_table(tmp_path / "results.csv", rows)
     if value != 1 / 3:  # the others are drawn, too, but not painted: it would take a second each
         monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
-    assert "no difference shown" in keep_answer(rows, tmp_path)
+    said = keep_answer(rows, tmp_path)
+    assert ("equivalent within 0.02" if shape[0] > 2 else "too few seeds") in said
 
 
-def test_one_seed_is_student_over_people_and_one_person_over_seeds():
+def test_one_person_is_student_over_seeds_and_one_seed_tells_nothing():
     rng = np.random.default_rng(0)
-    for shape in ((1, 20), (20, 1)):
-        d = rng.normal(0.3, 1, shape)
-        error, weight = standard_error(d)
-        assert np.isclose(error, stats.sem(d.ravel())) and weight == (shape[0] > 1)
-        t = stats.ttest_1samp(d.ravel(), 0).confidence_interval()
-        low, high = bootstrap_interval(d)
-        assert np.isclose(high - low, t.high - t.low, rtol=0.01) and abs(low - t.low) < 0.25 * (t.high - t.low)
+    d = rng.normal(0.3, 1, (20, 1))
+    error, weight = standard_error(d)
+    assert np.isclose(error, stats.sem(d.ravel())) and weight == 1
+    t = stats.ttest_1samp(d.ravel(), 0).confidence_interval()
+    low, high = bootstrap_interval(d)
+    assert np.isclose(high - low, t.high - t.low, rtol=0.01) and abs(low - t.low) < 0.25 * (t.high - t.low)
+    alone = rng.normal(0.3, 0.01, (1, 200))
+    assert np.isnan([*bootstrap_interval(alone), p_value(alone), p_equivalent(alone, 1), smallest_difference(alone)]).all()
 
 
 def test_the_variance_is_the_sum_of_its_parts():
@@ -141,7 +148,7 @@ def test_nothing_differs():
     assert bootstrap_interval(zero) == (0, 0) and p_value(zero) == 1 and smallest_difference(zero) == 0
     assert np.isnan(effect_size(zero)) and np.isnan(effect_size(np.ones((5, 1))))
     same = verdict(dice_rows(lambda a, s, c: 0.4))
-    assert same[0]["verdict"] == "no difference shown" and "no difference" in verdict_table(same)
+    assert same[0]["verdict"] == "equivalent within 0.02" and "equivalent within 0.02" in verdict_table(same)
 
 
 def test_same_seed_same_interval():
@@ -270,10 +277,10 @@ def test_words_go_by_the_corrected_value():
     alone = verdict(dice_rows(lambda a, s, c: gain[a] + noise[a][s, c], arms="sa", people=20))
     assert many[0]["arm"] == alone[0]["arm"] == "a" and many[0]["p"] >= alone[0]["p"]
     assert many[0]["smallest"] > alone[0]["smallest"] and many[0]["low"] == alone[0]["low"]
-    few = verdict(dice_rows(lambda a, s, c: 0.1 * (a == "x") + 0.001 * c * s * (a == "x"), seeds=4))
-    assert few[0]["verdict"] == "better here, but too few seeds to claim it"
-    more = verdict(dice_rows(lambda a, s, c: 0.1 * (a == "x") + 0.001 * c * s * (a == "x"), seeds=6))
-    assert more[0]["verdict"] == "better"
+    for seeds, word in ((1, "nothing can be said"), (2, "too few seeds"), (3, "better"), (6, "better")):
+        found = verdict(dice_rows(lambda a, s, c: 0.1 * (a == "x") + 0.001 * c * s * (a == "x"), seeds=seeds))
+        assert found[0]["verdict"] == word, "one seed has no interval, and two are too few"
+        assert np.isnan(found[0]["low"]) == (seeds == 1)
     worse = verdict(dice_rows(lambda a, s, c: -0.1 * (a == "x") - 0.001 * c * (a == "x")))
     assert worse[0]["verdict"] == "worse"
 
@@ -286,6 +293,68 @@ def test_the_first_arm_or_another_is_the_baseline():
     assert "no two arms" in verdict_table(verdict(dice_rows(lambda a, s, c: 0.1, arms=("s",))))
     partly = [r for r in rows if not (r["arm"] == "b" and r["label_fraction"] == 1.0)]
     assert [(a["label_fraction"], a["arm"]) for a in verdict(partly)] == [(0.1, "a"), (0.1, "b"), (1.0, "a")]
+
+
+# What was declared
+
+
+def test_only_declared_comparisons_have_a_verdict_and_are_corrected_for():
+    noise = world(np.random.default_rng(0), 5, 10, 0.01, 0.01, 0.01)
+    gains = {"s": 0.0, "a": 0.03, "b": 0.3, "c": 0.0}
+    rows = dice_rows(lambda a, s, c: 0.5 + gains[a] + (a != "s") * noise[s, c], arms="sabc", label_fractions=(0.1, 1.0))
+    everything = verdict(rows)
+    declared = verdict(rows, primary=[(0.1, "a"), (1.0, "b")])
+    assert {a["comparisons"] for a in everything} == {6} and {a["comparisons"] for a in declared} == {2}
+    words = {(a["label_fraction"], a["arm"]): a["verdict"] for a in declared}
+    assert words.pop((0.1, "a")) != "exploratory" and words.pop((1.0, "b")) == "better"
+    assert set(words.values()) == {"exploratory"}, "a large gain, too, where nothing was declared of it"
+    one, other = (next(a for a in found if (a["label_fraction"], a["arm"]) == (0.1, "a")) for found in (declared, everything))
+    assert one["p"] < other["p"] and (one["low"], one["high"]) == (other["low"], other["high"])
+    assert one["smallest"] < other["smallest"], "fewer comparisons see more"
+    assert all(np.isnan(a["p"]) for a in declared if a["role"] == "exploratory")
+    assert "2 declared comparisons" in verdict_table(declared) and "all 6 comparisons" in verdict_table(everything)
+
+
+def test_equivalent_goes_by_the_interval_and_the_delta():
+    noise = world(np.random.default_rng(1), 5, 40, 0.002, 0.002, 0.01)
+    rows = dice_rows(lambda a, s, c: 0.5 + (a == "x") * (0.006 + noise[s, c]), people=40)
+    (answer,) = verdict(rows)
+    assert 0 < answer["low"] and answer["high"] < 0.02 and answer["verdict"] == "equivalent within 0.02"
+    assert answer["p"] < 0.05, "shown to differ, and by less than matters"
+    (fine,) = verdict(rows, delta=0.005)
+    assert fine["verdict"] == "better" and fine["delta"] == 0.005
+    (blind,) = verdict(dice_rows(lambda a, s, c: 0.5 + (a == "x") * 0.1 * (-1) ** s))
+    assert blind["verdict"] == "inconclusive" and blind["smallest"] > 0.1
+    for delta in (0.001, 0.02, 0.1, 1):
+        d = noise + 0.006
+        low, high = bootstrap_interval(d)
+        assert (p_equivalent(d, delta) < 0.05) == (-delta < low and high < delta)
+        assert np.isclose(p_equivalent(d, delta), p_equivalent(-d, delta), atol=0.01), "either way"
+
+
+def test_a_control_is_no_claim_and_says_whether_a_gain_could_be_seen():
+    rows = dice_rows(lambda a, s, c: 0.5 + {"s": 0, "a": 0.001, "k": 0.1}[a] + 0.002 * (a == "k") * (-1) ** s, arms="sak")
+    found = verdict(rows, control="k")
+    assert [(a["arm"], a["role"], a["comparisons"]) for a in found] == [("a", "primary", 1), ("k", "control", 1)]
+    assert found[1]["verdict"] == "control: a gain above 0.02 was shown"
+    assert control_in_words(found, "k").startswith("This set-up can see a gain: its control, k, differs by +0.1")
+    for gain, seeds in ((0.021, 5), (0.01, 5), (0.1, 2), (0.1, 1), (-0.1, 5)):
+        rows = dice_rows(lambda a, s, c: 0.5 + (a == "k") * (gain + 0.002 * (-1) ** s), arms="sk", seeds=seeds)
+        assert "was not shown to be able to see a gain" in control_in_words(verdict(rows, control="k"), "k"), gain
+    assert "has no results" in control_in_words(found, "lost") and control_in_words(found, None) == ""
+
+
+def test_what_is_foreseen_comes_true():
+    rng = np.random.default_rng(0)
+    for parts in ((0.03, 0.0, 0.02), (0.2, 0.3, 0.6)):
+        d = [parts[0] * rng.normal(size=(5, 1)) + parts[1] * rng.normal(size=(1, 40)) + parts[2] * rng.normal(size=(5, 40))
+             for _ in range(200)]  # fmt: skip
+        spread = np.sqrt(np.mean([np.square(spread_in(each)) for each in d], axis=0))
+        assert np.allclose(spread, parts, rtol=0.15, atol=0.005)
+    for metric in ("Dice", "kappa", "R²"):
+        few, many = foreseen(metric, 3, 20), foreseen(metric, 10, 200)
+        assert all(many[where] < few[where] < foreseen(metric, 3, 20, 3)[where] for where in few)
+    assert "no verdict is possible" in foreseen_in_words("Dice", 2, 40) and "5 seeds" in foreseen_in_words("Dice", 5, 40)
 
 
 # Trainings that failed

@@ -55,18 +55,20 @@ def split_subjects(
 # %% ../../nbs/17_splits.ipynb #8588ab69
 def fold_subjects(
     subjects: list[str],  # one entry per case; repeated entries are one person
-    fold: tuple[int, int],  # which part is kept for testing, from 0, and of how many parts
+    fold: tuple[int, ...],  # which part is kept for testing, from 0, of how many parts, and which drawing of them
     seed: int = 0,  # the same seed and subjects give the same parts
     grades: list | None = None,  # a grade or another label for each case; every part gets its share of each
 ) -> dict[str, list[str]]:
     """Subjects for `train` and for `test`, each sorted; raises `InputError` for a part that there is not."""
-    order = _order(subjects, grades or [None] * len(subjects), seed)
-    whole = isinstance(fold, (list, tuple)) and len(fold) == 2 and \
-        all(isinstance(n, Integral) and not isinstance(n, bool) for n in fold)
-    if not whole or not 0 <= fold[0] < fold[1] or not 2 <= fold[1] <= len(order):
-        raise InputError(f"fold is {fold!r}, for {len(order)} subject(s). Give which part to test on, from 0, and of "
-                         "how many: [0, 5] is the first of five. There are 2 parts at least, and no more than people.")
-    part, parts = fold
+    n_people = len(set(subjects))
+    whole = isinstance(fold, (list, tuple)) and len(fold) in (2, 3) and \
+        all(isinstance(n, Integral) and not isinstance(n, bool) and n >= 0 for n in fold)
+    if not whole or not fold[0] < fold[1] or not 2 <= fold[1] <= n_people:
+        raise InputError(f"fold is {fold!r}, for {n_people} subject(s). Give which part to test on, from 0, and of "
+                         "how many: [0, 5] is the first of five, [0, 5, 1] the first of five others. There are 2 parts "
+                         "at least, and no more than people.")
+    part, parts, drawing = (*fold, 0)[:3]
+    order = _order(subjects, grades or [None] * len(subjects), seed + drawing)
     chosen = set(order[len(order) * part // parts : len(order) * (part + 1) // parts])
     return {"train": sorted(set(order) - chosen), "test": sorted(chosen)}
 

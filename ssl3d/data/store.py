@@ -88,7 +88,7 @@ class Store:
     def __init__(
         self,
         folder: Folder,  # what `prepare` wrote or returned; raises `InputError` for anything else
-        fold: tuple[int, int] | None = None,  # test on this part of so many, as (0, 5); on the store's own if None
+        fold: tuple[int, ...] | None = None,  # test on this part of so many, as (0, 5), or (0, 5, 1) of others
     ):
         self.folder, self.fold = as_folder(folder, "store"), fold
         if fold is None and isinstance(folder, Store):
@@ -106,7 +106,7 @@ class Store:
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise InputError(f"{self.folder / 'manifest.json'}: is damaged ({e}). Make the store again.") from None
         self.split("test")  # says now if there is no such fold
-        self.fold = None if fold is None else (int(fold[0]), int(fold[1]))
+        self.fold = None if fold is None else tuple(map(int, fold if any(fold[2:]) else fold[:2]))
 
     def _read(self, manifest: dict) -> None:
         self.hash, self.settings = manifest["hash"], manifest["settings"]

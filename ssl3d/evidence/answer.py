@@ -13,10 +13,19 @@ from pathlib import Path
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError
 from .cluster import run_on_ray
-from .experiments import Experiment, failed_cells, read_experiment, run_experiment
+from ssl3d.evidence.experiments import (
+    Experiment,
+    declared,
+    failed_cells,
+    open_experiment,
+    people_tested,
+    read_diary,
+    read_experiment,
+    run_experiment,
+)
 from .report import keep_answer
-from .statistics import verdict
-from ..files import Folder, as_folder
+from .statistics import foreseen_in_words, verdict
+from ..files import Folder, as_folder, disk_troubles, say
 from ..settings import Spreading, takes
 
 # %% ../../nbs/75_answer.ipynb #10cc2c67
@@ -51,6 +60,8 @@ def experiment(
     folder = as_folder(out, "out")
     described = description if isinstance(description, Experiment) else _read(description)
     title = folder.name if isinstance(description, Experiment) else Path(description).stem
+    if how.progress:
+        _foresee(described, folder)
     if how.ray is None:
         rows = run_experiment(described, folder, progress=how.progress)
     else:
@@ -58,7 +69,19 @@ def experiment(
         rows = run_on_ray(described, folder, address=address, cpus=how.cpus, gpus=how.gpus, progress=how.progress)
     failed, baseline = failed_cells(described, folder), next(iter(described.arms))
     about = "\n".join(f"failed: {line['cell']}: {line['error']}" for line in failed)
-    return Answer(folder, rows, verdict(rows, baseline), failed, keep_answer(rows, folder, title, about, baseline))
+    answers = verdict(rows, baseline, **declared(described))
+    return Answer(folder, rows, answers, failed, keep_answer(rows, folder, title, about, baseline))
+
+
+def _foresee(described: Experiment, folder: Path) -> None:
+    """Say before an experiment begins what its seeds and people will be able to detect."""
+    with disk_troubles(folder):
+        stores = open_experiment(described, folder)
+    if not read_diary(folder):
+        metric, people = people_tested(described, stores["cohort"])
+        rivals = len(described.arms) - 1 - (described.control is not None)
+        n = len(described.primary or ()) or max(1, rivals * len(described.label_fractions))
+        say(f"{folder}: {foreseen_in_words(metric, described.seeds, people, n)}")
 
 
 def _read(description: Folder) -> Experiment:

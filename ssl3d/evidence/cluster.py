@@ -25,10 +25,12 @@ from ssl3d.evidence.experiments import (
     collect,
     encoder_cell,
     encoder_of,
+    forecast_in_words,
     make_cell,
     open_experiment,
     read_diary,
 )
+from ..files import say
 
 # %% ../../nbs/71_cluster.ipynb #a042e5b9
 def _work(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path, known: int, threads: int,
@@ -70,6 +72,8 @@ def run_on_ray(
     out = Path(out).resolve()
     stores = open_experiment(experiment, out, progress)
     known, ours = len(read_diary(out)), not ray.is_initialized()
+    if progress and not known:
+        say(f"{out}: {forecast_in_words(experiment, stores)}")
     if ours:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
         try:
