@@ -18,6 +18,7 @@ from ssl3d.data.store import Store
 from ssl3d.downstream.finetune import load_network
 from ssl3d.downstream.metrics import read_scores
 from ssl3d.errors import InputError
+from ssl3d.evidence.answer import experiment
 from ssl3d.evidence.experiments import (
     Experiment,
     cells_of,
@@ -88,6 +89,64 @@ def test_every_arm_gets_the_same(toy):
         tested[r["arm"], r["label_fraction"], r["seed"]].add(r["case"])
     assert len(tested) == 8 and len(set(map(frozenset, tested.values()))) == 1
     assert not list((out / "cells").glob("*/last.ckpt")) and (out / "cells/scratch-1-1/network.safetensors").exists()
+
+
+def test_what_is_declared_is_checked_and_stays(toy, tmp_path):
+    one = {"arm": "rotation", "label_fraction": 0.2}
+    for wrong, said in (
+        ({"primary": []}, "primary"),
+        ({"primary": [{"arm": "scratch", "label_fraction": 0.2}]}, "other than scratch"),
+        ({"primary": [{"arm": "rotation", "label_fraction": 0.3}]}, "primary"),
+        ({"primary": [one, one]}, "different"),
+        ({"primary": "rotation"}, "primary"),
+        ({"primary": [one], "control": "rotation"}, "and the control"),
+        ({"control": "scratch"}, "compared with scratch"),
+        ({"control": "lost"}, "control is 'lost'"),
+        ({"delta": 0}, "delta"),
+        ({"delta": True}, "delta"),
+        ({"delta": "0.02"}, "delta"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_experiment(replace(TOY, **wrong))
+    declared = replace(TOY, primary=[one], delta=0.1)
+    write_experiment(declared, tmp_path / "e.yaml")
+    assert read_experiment(tmp_path / "e.yaml") == declared
+    shutil.copytree(toy[0], tmp_path / "toy")
+    with pytest.raises(InputError, match="primary|delta"):
+        run_experiment(declared, tmp_path / "toy", progress=False)  # the results are known already
+
+
+def test_a_declared_comparison_has_the_only_verdict(toy, tmp_path):
+    shutil.copytree(toy[0], tmp_path / "toy")
+    description = yaml.safe_load((tmp_path / "toy/experiment.yaml").read_text())
+    description["primary"] = [{"arm": "rotation", "label_fraction": 0.2}]
+    description["arms"] = {name: description["arms"][name] for name in ("scratch", "rotation")}  # the baseline first
+    (tmp_path / "toy/experiment.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    answer = experiment(tmp_path / "toy/experiment.yaml", tmp_path / "toy", progress=False)
+    assert [(a["label_fraction"], a["role"]) for a in answer.verdicts] == [(0.2, "primary"), (1.0, "exploratory")]
+    assert "one declared comparison" in answer.summary and len(read_diary(tmp_path / "toy")) == 8, "no cell is made again"
+
+
+def test_every_share_has_as_many_steps_unless_epochs_are_wanted(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl3d.evidence.experiments.STEPS", 3)
+    plain = replace(TOY, arms={"scratch": {}}, seeds=1, finetuning={})
+    run_experiment(plain, tmp_path / "plain", progress=False)
+    trained = {row["label_fraction"]: row["steps"] for row in read_table(tmp_path / "plain/trainings.csv")}
+    assert trained == {0.2: "3", 1.0: "3"}
+    run_experiment(replace(plain, finetuning={"epochs": 1}), tmp_path / "epochs", progress=False)
+    trained = {row["label_fraction"]: row["steps"] for row in read_table(tmp_path / "epochs/trainings.csv")}
+    assert int(trained[0.2]) < int(trained[1.0])
+    assert "differ in steps, too" in keep_answer(read_scores(tmp_path / "epochs/results.csv"), tmp_path / "epochs")
+
+
+def test_each_seed_draws_its_own_folds(tmp_path):
+    one = replace(TOY, arms={"scratch": {}}, folds=2, label_fractions=[1.0], finetuning={"steps": 1})
+    rows = run_experiment(one, tmp_path / "out", progress=False)
+    folds = {seed: {row["subject"]: row["fold"] for row in rows if row["seed"] == seed} for seed in (0, 1)}
+    assert folds[0].keys() == folds[1].keys() == Store(tmp_path / "out/store").subjects.keys(), "everybody, each time"
+    assert folds[0] != folds[1]
+    trained = json.loads((tmp_path / "out/cells/scratch-1-1-fold0/network.json").read_text())["trained_on"]
+    assert not {*trained} & {row["case"] for row in rows if (row["seed"], row["fold"]) == (1, 0)}
 
 
 def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):
@@ -359,6 +418,7 @@ def test_from_a_shell(tmp_path):
     write_experiment(replace(TOY, seeds=1, label_fractions=[0.2], arms={"scratch": {}, "b": {}}), tmp_path / "e.yaml")
     done = ssl3d("experiment", tmp_path / "e.yaml", "--out", tmp_path / "out", folder=tmp_path)
     assert done.returncode == 0 and "nothing can be said" in done.stdout, done.stderr
+    assert "with 1 seed no verdict is possible" in done.stdout, "before it begins"
     assert {"results.csv", "curves.png", "summary.txt", "cells.csv", "experiment.yaml"} <= {
         f.name for f in (tmp_path / "out").iterdir()
     }
