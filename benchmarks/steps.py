@@ -133,7 +133,7 @@ def reader(task: str, side: int, n: int, folder: Path):
 
 def moved(batch, device: str):
     """Images and what belongs to them, on the device."""
-    there = [each.to(device) for each in batch]
+    there = [each if each is None else each.to(device) for each in batch]
     return Batch(*there) if isinstance(batch, Batch) else there
 
 

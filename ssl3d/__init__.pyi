@@ -190,6 +190,7 @@ def finetune(
     precision: Literal['32-true', '16-mixed', 'bf16-mixed'] = '32-true',
     class_weights: Sequence[float] | None = None,
     regions: dict[str, Sequence[int]] | None = None,
+    tolerance: float | None = None,
     target: Optional[Literal['grade', 'sex', 'age']] = None,
     head: Literal['hidden', 'linear'] = 'hidden',
     ordinal: bool = False,
@@ -197,10 +198,11 @@ def finetune(
 ) -> Run:
     """Train a network for a goal, from an encoder or from scratch, and score it on the store's test subjects.
 
-    Returns the run. `scores.csv` has the scores: of masks, Dice and 95 % Hausdorff distance (mm) of each case and class
-    on the grid of the scan (report these; `dice_store` and `hausdorff95_store` are on the store's), and `regions.csv`
-    those of regions. A class that neither the mask nor the prediction has is right: its Dice is 1 and its distance NaN;
-    one that only one of them has, has a Dice of 0 and an infinite distance. Grades have quadratic weighted kappa and
+    Returns the run. `scores.csv` has the scores: of masks, Dice, 95 % Hausdorff distance (mm) and surface Dice of each
+    case and class on the grid of the scan (report these; `dice_store` and `hausdorff95_store` are on the store's), and
+    `regions.csv` those of regions. A class that neither the mask nor the prediction has is right: its Dice and surface
+    Dice are 1 and its distance is NaN; one that only one of them has, has a Dice and a surface Dice of 0 and an
+    infinite distance. Grades have quadratic weighted kappa and
     accuracy, ages R² and the mean absolute error in years, and `predictions.csv` the answer for each case (paper,
     section 4). The encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError`
     for a store, encoder or option that cannot be used, and for a taken folder.
@@ -286,6 +288,8 @@ def finetune(
             Default: None.
         regions: regions to score besides the classes: for each the codes that it joins; those of BraTS for its
             layout. Default: None.
+        tolerance: mm within which a surface counts as found (surface Dice); if not given, each scan's largest
+            spacing (from 0). Default: None.
 
     Classification and regression:
         target: what to tell of an image: grade (if not given, for classification), sex, or age (for

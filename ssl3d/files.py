@@ -236,8 +236,8 @@ def write_table(
 def read_table(file: Path) -> list[dict]:
     """The rows of a table, with scores, `label_fraction`, `seed`, `step` and the like as numbers; empty stays ""."""
     numbers: dict[str, Callable[[str], float]] = dict.fromkeys(
-        ("label_fraction", "dice", "hausdorff95", "dice_store", "hausdorff95_store", "kappa", "accuracy", "age",
-         "guess", "r2", "mae", "score", "seconds"), float)
+        ("label_fraction", "dice", "hausdorff95", "surface_dice", "dice_store", "hausdorff95_store", "kappa",
+         "accuracy", "age", "guess", "r2", "mae", "score", "seconds"), float)
     numbers |= dict.fromkeys(("seed", "fold", "step", "grade", "predicted", "cases"), int)
     numbers["sex"] = lambda text: int(text) if text.isdigit() else float(text)  # 0 or 1; or how often it was told
     with (gzip.open if Path(file).suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8",

@@ -496,6 +496,9 @@ class SegmentationOptions(Settings):
     regions: dict[str, Sequence[int]] | None = option(
         None, "regions to score besides the classes: for each the codes that it joins; those of BraTS for its layout",
         "segmentation", example="'{WT: [1, 2, 3]}'")
+    tolerance: float | None = option(
+        None, "mm within which a surface counts as found (surface Dice); if not given, each scan's largest spacing",
+        "segmentation", least=0)
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,65 @@ def test_paper_is_the_papers():
     task = make_task(**Exemplar.PAPER)
     assert task.rates == {"flip": 0.5, "rotate": 0.5, "right_angle": 0.5, "colour": 0.5, "zoom": 0.2}
     assert task.margin == 1 and task.head.layers[-1].out_features == 1024 and not task.normalise
-    assert isinstance(task.head.layers[1], nn.ReLU) and task.negatives == "random" and not task.contrastive
+    assert isinstance(task.head.layers[1], nn.ReLU) and task.negatives == "dataset" and not task.contrastive
+    assert task.needs_others and not make_task().needs_others and not make_task(loss="contrastive").needs_others
+
+
+def with_others(n=4, subjects=None, **how):
+    return images(n, subjects=subjects, **how)._replace(others=noise(n, 2, 12, 12, 12, seed=9))
+
+
+def test_a_negative_from_beyond_the_batch_is_encoded_in_the_step():
+    task, batch = make_task(**Exemplar.PAPER | {"samples_per_image": 2}), with_others()
+    inputs, targets = task.make(batch, rng())
+    without = task.make(batch._replace(others=None), rng())
+    assert inputs.shape == (8, 3, 2, 12, 12, 12) and torch.equal(inputs[:, :2], without.inputs), "nothing else changes"
+    assert torch.equal(inputs[:, 2], batch.others.repeat_interleave(2, dim=0)) and torch.equal(targets, without.targets)
+    codes = task(inputs)
+    assert torch.equal(codes[:, 2], task.head(task.encoder(inputs[:, 2]))), "by one and the same head"
+    positive, negative = task.triplets(codes, targets)
+    assert torch.allclose(negative, (codes[:, 0] - codes[:, 2]).norm(dim=1))
+    assert torch.allclose(task.loss(codes, targets), hinge(positive, negative, task.margin).mean())
+    task.loss(codes, targets).backward()
+    assert all(p.grad is not None for p in task.parameters())
+    less = codes.detach().clone()
+    less[:, 2] = less[:, 0]
+    assert np.isclose(task.loss(less, targets).item(), (positive + task.margin).mean().item()), "it alone is compared"
+
+
+def test_the_drawn_negative_is_in_the_accuracy_and_one_person_is_enough():
+    task = make_task(code_size=2, negatives="dataset")
+    codes = torch.tensor([[[0.0, 0], [1, 0], [3, 0]]])  # anchor, positive, negative
+    assert task.hits(codes, asked([7])).tolist() == [1] and task.scores(codes, asked([7]))["accuracy"] == 1
+    codes[0, 2, 0] = 0.5
+    assert task.hits(codes, asked([7])).tolist() == [0]
+    codes[0, 2, 0] = -1
+    assert task.hits(codes, asked([7])).tolist() == [0.5], "as near as the positive"
+    for alone in (with_others(1), with_others(2, subjects=[5, 5])):
+        inputs, targets = task.make(alone, rng())
+        assert inputs.shape[:2] == (len(alone.image), 3) and torch.isfinite(task.loss(task(inputs), targets))
+        assert task.show(alone)
+        with pytest.raises(InputError, match="no negatives"):
+            task.make(alone._replace(others=None), rng())
+
+
+def test_the_negative_is_transformed_where_the_anchor_is():
+    batch = with_others(n=4)
+    for both, changed in ((True, True), (False, False)):
+        task = make_task(negatives="dataset", both_transformed=both, zoom=1)
+        inputs = task.make(batch, rng()).inputs
+        assert [torch.equal(x, y) for x, y in zip(inputs[:, 2], batch.others)] == [not changed] * 4
+
+
+def test_others_are_left_alone_where_they_are_not_needed_and_have_to_fit():
+    for options in ({}, {"loss": "contrastive"}, {"loss": "contrastive", "negatives": "dataset"}):
+        task = make_task(**options)
+        one, other = task.make(with_others(), rng()), task.make(images(), rng())
+        assert torch.equal(one.inputs, other.inputs) and torch.equal(one.targets, other.targets)
+    with pytest.raises(InputError, match="one of another person for each image"):
+        make_task(**Exemplar.PAPER).make(images()._replace(others=noise(3, 2, 12, 12, 12)), rng())
+    with pytest.raises(InputError, match="memory keeps codes"):
+        make_task(negatives="dataset", memory=30)
 
 
 def test_anchor_and_positive_are_drawn_independently():
@@ -289,7 +347,7 @@ def test_one_person_alone_is_refused():
         ({"flip": 1.5}, "flip"),
         ({"zoom": -0.1}, "zoom"),
         ({"loss": "pairs"}, "triplet, contrastive"),
-        ({"negatives": "easy"}, "semi-hard"),
+        ({"negatives": "easy"}, "semi-hard, hard, random, dataset"),
         ({"margin": 0}, "margin"),
         ({"temperature": -1}, "temperature"),
         ({"memory": -1}, "memory"),

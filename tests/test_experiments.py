@@ -124,7 +124,8 @@ def test_a_declared_comparison_has_the_only_verdict(toy, tmp_path):
     (tmp_path / "toy/experiment.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
     answer = experiment(tmp_path / "toy/experiment.yaml", tmp_path / "toy", progress=False)
     assert [(a["label_fraction"], a["role"]) for a in answer.verdicts] == [(0.2, "primary"), (1.0, "exploratory")]
-    assert "one declared comparison" in answer.summary and len(read_diary(tmp_path / "toy")) == 8, "no cell is made again"
+    assert "one declared comparison" in answer.summary
+    assert len(read_diary(tmp_path / "toy")) == 8, "no cell is made again"
 
 
 def test_every_share_has_as_many_steps_unless_epochs_are_wanted(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from ssl3d.downstream.metrics import (
     grading_scores,
     hausdorff95,
     regions,
+    surface_dice,
 )
 from ssl3d.errors import InputError
 from ssl3d.files import read_table, write_table
@@ -124,6 +125,62 @@ def test_empty_masks_have_no_distance_and_no_class_shifts():
         assert found == {1: 50, 2: 50, 3: 0}
         found = hausdorff95(mask, mask, (3, 2, 1), (1, 1, 1), missed=50)
     assert list(found) == [3, 2, 1] and found[1] == found[3] == 0 and math.isnan(found[2])
+
+
+def near_enough(a, b, spacing, tolerance):
+    """The share of all surface voxels whose nearest voxel of the other surface is within the tolerance."""
+    distances = cdist(surface_points(a) * np.array(spacing), surface_points(b) * np.array(spacing))
+    ways = np.concatenate([distances.min(axis=1), distances.min(axis=0)])
+    return (ways <= tolerance * (1 + 1e-9)).mean()
+
+
+def test_surface_dice_of_a_cube_that_is_shifted_counted_by_hand():
+    """A cube of 4 voxels a side has 64 - 8 = 56 on its surface. One voxel along the first axis is 3 mm, else 1 mm."""
+    truth, spacing = np.zeros((12, 12, 12), int), (3.0, 1.0, 1.0)
+    truth[4:8, 4:8, 4:8] = 1
+    shifted = {axis: np.roll(truth, 1, axis) for axis in (0, 1)}
+    assert surface_dice(shifted[0], truth, [1], spacing, tolerance=3) == {1: 1}, "a distance at the tolerance is within"
+    assert surface_dice(shifted[1], truth, [1], spacing, tolerance=1) == {1: 1}
+    assert surface_dice(shifted[0], truth, [1], spacing) == {1: 1}, "the largest spacing, if not given"
+    # Of the 56, the rims of the 3 layers that both cubes have are on the other surface: 3 * 12.
+    assert surface_dice(shifted[0], truth, [1], spacing, tolerance=0) == {1: round(36 / 56, 6)}
+    # The inner 4 of the end layer inside of the other cube are 1 mm from its rim; the 16 outside are 3 mm away.
+    assert surface_dice(shifted[0], truth, [1], spacing, tolerance=2.9) == {1: round(40 / 56, 6)}
+    assert surface_dice(shifted[1], truth, [1], spacing, tolerance=0.9) == {1: round(36 / 56, 6)}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(6))
+def test_surface_dice_agrees_with_brute_force(shape, seed):
+    spacing, a, b = SHAPES[shape], blobs(shape, seed), blobs(shape, seed + 100, smooth=0.6 + seed / 10)
+    b[a == 3] = np.where(seed % 2, 0, b[a == 3])
+    for tolerance in (0, min(spacing), 1.3, max(spacing), 50):
+        found = surface_dice(a, b, (1, 2, 3), spacing, tolerance)
+        for code in (1, 2, 3):
+            x, y = a == code, b == code
+            both = x.any() and y.any()
+            expected = near_enough(x, y, spacing, tolerance) if both else float(not (x.any() or y.any()))
+            assert np.isclose(found[code], expected, atol=1e-6), "the border of the image is surface, too"
+        assert found == surface_dice(b, a, (1, 2, 3), spacing, tolerance)
+        assert tolerance < 50 or all(found[code] == 1 for code in (1, 2, 3) if (a == code).any() and (b == code).any())
+    assert surface_dice(a, b, (1, 2, 3), spacing) == surface_dice(a, b, (1, 2, 3), spacing, max(spacing))
+
+
+def test_a_miss_is_a_surface_dice_of_zero_and_never_left_out():
+    mask, empty = np.zeros((2, 5, 6, 7), int)
+    mask[1], mask[3] = 1, 3  # class 2 is nowhere
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert surface_dice(empty, mask, (1, 2, 3), (1, 1, 1), 1e6) == {1: 0, 2: 1, 3: 0}
+        assert surface_dice(mask, empty, (1, 2, 3), (1, 1, 1), 1e6) == {1: 0, 2: 1, 3: 0}
+        assert surface_dice(mask, mask, BRATS_REGIONS, (1, 1, 1), 0) == {"WT": 1, "TC": 1, "ET": 1}
+    for code, dice in dice_per_region(empty, mask, {1: (1,), 2: (2,), 3: (3,)}).items():
+        assert surface_dice(empty, mask, [code], (1, 1, 1)) == {code: dice}, "as Dice where there is no surface"
+    for wrong, said in ((-1, "tolerance"), (math.inf, "tolerance"), ("2", "tolerance")):
+        with pytest.raises(InputError, match=said):
+            surface_dice(mask, mask, [1], (1, 1, 1), wrong)
+    with pytest.raises(InputError, match="spacing"):
+        surface_dice(mask, mask, [1], (1, 1))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -269,8 +326,10 @@ def test_gradings_that_are_refused(given, truth, n_classes):
 
 def test_a_table_keeps_every_score(tmp_path):
     rows = [
-        {"case": "a", "class": "WT", "label_fraction": 0.1, "seed": 3, "dice": 1 / 3, "hausdorff95": 1 / 7},
-        {"case": "b", "class": "ET", "label_fraction": 1.0, "seed": 4, "dice": 0.0, "hausdorff95": math.inf},
+        {"case": "a", "class": "WT", "label_fraction": 0.1, "seed": 3, "dice": 1 / 3, "hausdorff95": 1 / 7,
+         "surface_dice": 2 / 3},
+        {"case": "b", "class": "ET", "label_fraction": 1.0, "seed": 4, "dice": 0.0, "hausdorff95": math.inf,
+         "surface_dice": 0.0},
     ]
     write_table(tmp_path / "scores.csv", rows)
     assert read_table(tmp_path / "scores.csv") == rows

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,13 +26,14 @@ from ssl3d.networks.cards import read_card
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import load_encoder, load_weights, save_weights
+from ssl3d.settings import Pretraining
 from ssl3d.tasks import NAMES
 from ssl3d.tasks.base import evaluate, fit_plainly
 from ssl3d.tasks.exemplar import Exemplar
 from ssl3d.training import loop, runs
 from ssl3d.training import pretrain as pretrain_module
 from ssl3d.training.loop import images_of_step, train
-from ssl3d.training.pretrain import make_task, pretrain
+from ssl3d.training.pretrain import images_from, make_task, pretrain
 from ssl3d.training.runs import Run, read_log
 
 
@@ -62,6 +64,69 @@ def test_every_task_goes_on_to_the_same_bytes(store, tmp_path, monkeypatch, task
     card = read_card(again)
     assert card["health"]["images"] == 16 and card["health"]["rank"] >= 1 and card["health"]["spread"] > 0
     assert card["task"] == task and card["spatial_dims"] == (2 if slices else 3) and card["slices"] == slices
+
+
+@pytest.fixture
+def repeated(tmp_path):
+    """A store of pictures, sixteen of four people."""
+    folder, lines = tmp_path / "sixteen", ["image,subject"]
+    folder.mkdir()
+    for i in range(16):
+        np.save(folder / f"{i}.npy", np.random.default_rng(i).random((16, 16), dtype=np.float32))
+        lines.append(f"{i}.npy,person{i // 4}")
+    (folder / "scans.csv").write_text("\n".join(lines))
+    return prepare(folder / "scans.csv", tmp_path / "sixteen_store", size=16, test=0.25, progress=False)
+
+
+def test_negatives_come_from_the_whole_set_and_never_from_the_same_person(repeated):
+    how = Pretraining(batch_size=2, seed=5)
+    seen = images_from(repeated.folder, how, True)
+    case_ids, drawn, beyond = repeated.split("train"), {}, 0
+    people = {name: repeated.cases[name]["subject"] for name in case_ids}
+    of_image = {loop.read_batch(repeated, [name], content=True).image.numpy().tobytes(): name for name in case_ids}
+    for step in range(600):
+        others = seen.others(step).numpy()
+        mine = [case_ids[i] for i in images_of_step(len(case_ids), 2, 5, step)]
+        for name, image in zip(mine, others):
+            other = of_image[image.tobytes()]
+            assert people[other] != people[name], "never the same person, whichever of the images it is"
+            drawn.setdefault(name, set()).add(other)
+            beyond += other not in mine
+        assert torch.equal(seen.others(step), seen.others(step)), "a function of seed and step"
+    everybody_else = {name: {other for other in case_ids if people[other] != people[name]} for name in case_ids}
+    assert drawn == everybody_else and beyond > 1000, "each other image comes, and most are not of the batch"
+    assert not all(torch.equal(seen.others(step), images_from(repeated.folder, replace(how, seed=6), True).others(step))
+                   for step in range(5))
+    read = seen.read(3)
+    assert read.others is None and torch.equal(read.image, images_from(repeated.folder, how, True).read(3).image)
+
+
+@pytest.mark.parametrize("slices", [False, True])
+def test_the_papers_exemplar_goes_on_to_the_same_bytes(store, tmp_path, monkeypatch, slices):
+    """A batch of one person, whose negatives are other people of the whole set; killed in a step, and continued."""
+    how = {"steps": 12, "batch_size": 1, "widths": SMALL, "slices": slices, "preset": "paper", "seed": 3,
+           "options": {"code_size": 16}, "progress": False, "accelerator": "cpu"}
+    monkeypatch.setattr(pretrain_module, "train", partial(pretrain_module.train, checkpoint_every=3))
+    whole = pretrain("exemplar", store.folder, tmp_path / "whole", **how)
+    assert whole.settings["options"]["negatives"] == "dataset"
+    read, calls = pretrain_module.read_batch, []
+
+    def fails_once(*args, **more):
+        calls.append(args[1])
+        if len(calls) == 15:
+            raise RuntimeError("the power went off")
+        return read(*args, **more)
+
+    monkeypatch.setattr(pretrain_module, "read_batch", fails_once)
+    with pytest.raises(RuntimeError, match="power"):
+        pretrain("exemplar", store.folder, tmp_path / "cut", **how)
+    assert 3 <= len(read_log(tmp_path / "cut")["step"]) < 12
+    again = pretrain("exemplar", store.folder, tmp_path / "cut", **how)
+    for file in ("encoder.safetensors", "log.csv", "encoder.json"):
+        assert (again / file).read_bytes() == (whole / file).read_bytes(), file
+    assert len(calls) > 20 and all(len(names) == 1 for names in calls)
+    usual = pretrain("exemplar", store.folder, tmp_path / "usual", **how | {"batch_size": 4, "preset": None})
+    assert usual.settings["options"]["negatives"] == "semi-hard", "the default is as it was"
 
 
 def test_presets_architectures_and_slices(store, tmp_path):
@@ -288,6 +353,24 @@ def test_who_is_seen_matters_where_people_are_compared(tmp_path):
     loader = torch.utils.data.DataLoader(Items(), batch_size=5)
     with pytest.raises(InputError, match="does not say whom an image shows"):
         pretrain("exemplar", loader, tmp_path / "z", steps=1, **HOW)
+
+
+def test_negatives_of_a_dataset_and_of_a_loader(tmp_path, recwarn):
+    """A dataset can be read anywhere; batches hold all that there is to compare with, which is said."""
+    how = HOW | {"preset": "paper", "options": {"code_size": 8}, "widths": SMALL}
+    run = pretrain("exemplar", Items(subject=True), tmp_path / "x", steps=2, **how | {"batch_size": 1})
+    assert len(run.log["step"]) == 2 and not any("negatives" in str(each.message) for each in recwarn)
+    loader = torch.utils.data.DataLoader(Items(subject=True), batch_size=5)
+    with pytest.warns(UserWarning, match="come from the batch"):
+        run = pretrain("exemplar", loader, tmp_path / "y", steps=2, **how | {"batch_size": None})
+    assert len(run.log["step"]) == 2
+
+    class Alone(Items):
+        def __getitem__(self, i):
+            return super().__getitem__(i) | {"subject": "the only one"}
+
+    with pytest.raises(InputError, match="1000 draws none is of another person"):
+        pretrain("exemplar", Alone(subject=True), tmp_path / "z", steps=2, **how)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from ssl3d.downstream.metrics import read_scores
-from ssl3d.evidence.curves import convergence, data_efficiency, per_method
+from ssl3d.evidence.curves import convergence, convergence_per_method, data_efficiency, per_method
 from ssl3d.evidence.report import html_report, in_short, in_words, keep_answer, speed_in_words
 from ssl3d.evidence.statistics import steps_to_reach, verdict
 from ssl3d.files import write_table
@@ -123,12 +123,14 @@ def test_what_is_missing_is_no_error(tmp_path):
 
 def test_the_first_line_tells_whether_a_gain_could_be_seen(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
-    for gain, word in ((0.3, "This set-up can see a gain"), (0.001, "This set-up was not shown to be able to see")):
-        rows = [row | {"dice": 0.4 + gain * (row["arm"] == "control")} for row in rows_of(["scratch", "a", "control"])]
+    for gain, word in ((0.3, "This set-up can see a gain"), (0.001, "This set-up was not shown to be able")):
+        rows = rows_of(["scratch", "a", "control"])
+        rows = [row | {"dice": 0.4 + gain * (row["arm"] == "control")} for row in rows]
         write_table(tmp_path / "results.csv", rows)
         write_table(tmp_path / "trainings.csv", [
             {"arm": row["arm"], "label_fraction": row["label_fraction"], "seed": row["seed"], "fold": "", "labels": 4,
-             "elsewhere": 0, "frozen_steps": 0, "tried": 0, "pretraining": "", "steps": int(400 * row["label_fraction"])}
+             "elsewhere": 0, "frozen_steps": 0, "tried": 0, "pretraining": "",
+             "steps": int(400 * row["label_fraction"])}
             for row in rows])  # fmt: skip
         text = "arms: {scratch: {}, a: {}, control: {}}\ncontrol: control\nprimary: [{arm: a, label_fraction: 0.1}]\n"
         (tmp_path / "experiment.yaml").write_text(text)
@@ -163,3 +165,23 @@ def test_committed_answers_follow_from_their_tables():
 
         table = verdict_table(verdict(read_scores(folder / "results.csv"), "scratch"))
         assert table in Path(folder / "summary.txt").read_text(), folder.name
+
+
+def test_each_method_has_its_curve_beside_the_baseline():
+    """The baseline is in every panel, an arm in its own; a panel says when its arm was where the baseline ends."""
+    paces = {"scratch": 200, "rotation": 100, "jigsaw": 400}
+    curves = [{"arm": arm, "label_fraction": 0.1, "seed": seed, "fold": "", "step": step,
+               "score": min(0.8, (step + seed) / pace), "frozen": "yes" if step <= 20 else "", "frozen_steps": 20}
+              for arm, pace in paces.items() for seed in range(3) for step in range(0, 161, 20)]
+    panels = convergence_per_method(curves, 0.1, ylabel="mean Dice")
+    assert [ax.get_title().splitlines()[0] for ax in panels] == ["rotation", "jigsaw"]
+    assert [ax.get_title().splitlines()[1] for ax in panels] == ["3 of 3 seeds there, step 80", "0 of 3 seeds there"]
+    for ax, arm in zip(panels, ("rotation", "jigsaw")):
+        for line, name in zip((ax.lines[0], ax.lines[2]), ("scratch", arm)):
+            mean = [np.mean([min(0.8, (step + seed) / paces[name]) for seed in range(3)]) for step in range(0, 161, 20)]
+            assert np.allclose(line.get_ydata(), mean), name
+        assert np.allclose(ax.lines[1].get_ydata(), np.mean([min(0.8, (160 + s) / 200) for s in range(3)])), "dotted"
+        assert any(np.isclose(patch.get_width(), 20) for patch in ax.patches), "frozen steps are shaded"
+    one = convergence_per_method([row for row in curves if row["arm"] == "scratch"], 0.1)
+    assert len(one) == 1 and len(one[0].lines) >= 2
+    plt.close("all")

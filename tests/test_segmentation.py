@@ -9,12 +9,13 @@ import torch
 import yaml
 from conftest import SAMPLES, SMALL, new_network
 
+import ssl3d
 from ssl3d.data.prepare import prepare
 from ssl3d.data.store import Store
 from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.downstream.segmentation import Segmented, class_shares, score, segment
 from ssl3d.errors import InputError
-from ssl3d.files import read_table
+from ssl3d.files import read_table, write_table
 from ssl3d.networks.cards import check_card, read_card
 from ssl3d.networks.weights import load_encoder
 
@@ -179,3 +180,34 @@ def test_scores_are_those_of_the_scan(store, tmp_path):
     rows = [score({name: one}, store) for one in (exact, late)]
     assert all(row["dice"] == row["dice_store"] == 1 and row["hausdorff95"] == 0 for row in rows[0])
     assert all(row["dice"] < 1 == row["dice_store"] and row["hausdorff95"] == 4 for row in rows[1])
+    assert all(row["surface_dice"] == 1 for row in rows[1]), "a voxel of 4 mm is within the tolerance"
+    assert all(row["surface_dice"] < 1 for row in score({name: late}, store, tolerance=3.9))
+
+
+def test_surface_dice_is_kept_for_every_run_and_its_tolerance_is_an_option(store, tmp_path):
+    quick = {"steps": 2, "widths": SMALL, "warmup": 0, "progress": False}
+    run = finetune(store, tmp_path / "run", tolerance=1e4, **quick)
+    rows = run.scores
+    assert all(row["surface_dice"] == (0 if np.isinf(row["hausdorff95"]) else 1) for row in rows), "a miss is in it"
+    assert "; surface Dice (within 10000 mm) " in run.summary()
+    usual = finetune(store, tmp_path / "usual", **quick)
+    known = [row for row in usual.scores if np.isfinite(row["hausdorff95"])]
+    assert "; surface Dice (within a voxel) " in usual.summary() and len(usual.scores) == len(rows)
+    assert all(0 <= row["surface_dice"] < 1 for row in known if row["hausdorff95"] > 4)
+    with pytest.raises(InputError, match="tolerance"):
+        finetune(store, tmp_path / "wrong", tolerance=-1, **quick)
+
+
+def test_a_run_of_an_earlier_version_has_no_surface_dice_and_stays_readable(store, tmp_path):
+    run = finetune(store, tmp_path / "run", steps=2, widths=SMALL, warmup=0, progress=False)
+    rows = [{name: value for name, value in row.items() if name != "surface_dice"}
+            for row in read_table(run / "scores.csv")]
+    write_table(run / "scores.csv", rows)
+    for name in ("settings.yaml", "network.json"):
+        kept = yaml.safe_load((run / name).read_text())
+        assert kept.pop("tolerance", "none") is None
+        (run / name).write_text(json.dumps(kept))
+    again = ssl3d.Run(run.folder)
+    assert "Dice on the scans of" in again.summary() and "surface" not in again.summary()
+    assert again.network is not None and len(again.scores) == len(rows)
+    assert finetune(store, run.folder, steps=2, widths=SMALL, warmup=0, progress=False) == run

@@ -5,15 +5,17 @@ import random
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy import stats
 
-from ssl3d.downstream.metrics import age_scores, grading_scores
+from ssl3d.downstream.metrics import age_scores, grading_scores, read_scores
 from ssl3d.errors import InputError
 from ssl3d.evidence.report import in_words, keep_answer
 from ssl3d.evidence.statistics import (
     arm_rows,
     bootstrap_interval,
     bootstrap_means,
+    compare_distances,
     control_in_words,
     effect_size,
     failed_trainings,
@@ -22,13 +24,18 @@ from ssl3d.evidence.statistics import (
     foreseen_in_words,
     holm,
     in_common,
+    interval_of_pairs,
     p_equivalent,
     p_value,
     paired,
     score_matrix,
+    scores_by_class,
     smallest_difference,
     spread_in,
     standard_error,
+    surface_answers,
+    surface_table,
+    table_one,
     verdict,
     verdict_table,
 )
@@ -133,7 +140,8 @@ def test_one_person_is_student_over_seeds_and_one_seed_tells_nothing():
     low, high = bootstrap_interval(d)
     assert np.isclose(high - low, t.high - t.low, rtol=0.01) and abs(low - t.low) < 0.25 * (t.high - t.low)
     alone = rng.normal(0.3, 0.01, (1, 200))
-    assert np.isnan([*bootstrap_interval(alone), p_value(alone), p_equivalent(alone, 1), smallest_difference(alone)]).all()
+    told = [*bootstrap_interval(alone), p_value(alone), p_equivalent(alone, 1), smallest_difference(alone)]
+    assert np.isnan(told).all()
 
 
 def test_the_variance_is_the_sum_of_its_parts():
@@ -308,7 +316,9 @@ def test_only_declared_comparisons_have_a_verdict_and_are_corrected_for():
     words = {(a["label_fraction"], a["arm"]): a["verdict"] for a in declared}
     assert words.pop((0.1, "a")) != "exploratory" and words.pop((1.0, "b")) == "better"
     assert set(words.values()) == {"exploratory"}, "a large gain, too, where nothing was declared of it"
-    one, other = (next(a for a in found if (a["label_fraction"], a["arm"]) == (0.1, "a")) for found in (declared, everything))
+    one, other = (
+        next(a for a in found if (a["label_fraction"], a["arm"]) == (0.1, "a")) for found in (declared, everything)
+    )
     assert one["p"] < other["p"] and (one["low"], one["high"]) == (other["low"], other["high"])
     assert one["smallest"] < other["smallest"], "fewer comparisons see more"
     assert all(np.isnan(a["p"]) for a in declared if a["role"] == "exploratory")
@@ -333,13 +343,14 @@ def test_equivalent_goes_by_the_interval_and_the_delta():
 
 
 def test_a_control_is_no_claim_and_says_whether_a_gain_could_be_seen():
-    rows = dice_rows(lambda a, s, c: 0.5 + {"s": 0, "a": 0.001, "k": 0.1}[a] + 0.002 * (a == "k") * (-1) ** s, arms="sak")
+    gains = {"s": 0, "a": 0.001, "k": 0.1}
+    rows = dice_rows(lambda a, s, c: 0.5 + gains[a] + 0.002 * (a == "k") * (-1) ** s, arms="sak")
     found = verdict(rows, control="k")
     assert [(a["arm"], a["role"], a["comparisons"]) for a in found] == [("a", "primary", 1), ("k", "control", 1)]
     assert found[1]["verdict"] == "control: a gain above 0.02 was shown"
     assert control_in_words(found, "k").startswith("This set-up can see a gain: its control, k, differs by +0.1")
     for gain, seeds in ((0.021, 5), (0.01, 5), (0.1, 2), (0.1, 1), (-0.1, 5)):
-        rows = dice_rows(lambda a, s, c: 0.5 + (a == "k") * (gain + 0.002 * (-1) ** s), arms="sk", seeds=seeds)
+        rows = dice_rows(lambda a, s, c, g=gain: 0.5 + (a == "k") * (g + 0.002 * (-1) ** s), arms="sk", seeds=seeds)
         assert "was not shown to be able to see a gain" in control_in_words(verdict(rows, control="k"), "k"), gain
     assert "has no results" in control_in_words(found, "lost") and control_in_words(found, None) == ""
 
@@ -347,14 +358,14 @@ def test_a_control_is_no_claim_and_says_whether_a_gain_could_be_seen():
 def test_what_is_foreseen_comes_true():
     rng = np.random.default_rng(0)
     for parts in ((0.03, 0.0, 0.02), (0.2, 0.3, 0.6)):
-        d = [parts[0] * rng.normal(size=(5, 1)) + parts[1] * rng.normal(size=(1, 40)) + parts[2] * rng.normal(size=(5, 40))
-             for _ in range(200)]  # fmt: skip
+        d = [world(rng, 5, 40, *parts) for _ in range(200)]
         spread = np.sqrt(np.mean([np.square(spread_in(each)) for each in d], axis=0))
         assert np.allclose(spread, parts, rtol=0.15, atol=0.005)
     for metric in ("Dice", "kappa", "R²"):
         few, many = foreseen(metric, 3, 20), foreseen(metric, 10, 200)
         assert all(many[where] < few[where] < foreseen(metric, 3, 20, 3)[where] for where in few)
-    assert "no verdict is possible" in foreseen_in_words("Dice", 2, 40) and "5 seeds" in foreseen_in_words("Dice", 5, 40)
+    assert "no verdict is possible" in foreseen_in_words("Dice", 2, 40)
+    assert "5 seeds" in foreseen_in_words("Dice", 5, 40)
 
 
 # Trainings that failed
@@ -418,3 +429,122 @@ def test_one_answer_for_everybody_is_no_small_kappa_or_r2(tmp_path):
     write_table(tmp_path / "results.csv", alone)
     assert "1 of 3 trainings never predicted any answer but one" in keep_answer(alone, tmp_path), "one arm only"
     assert "1 of 3 trainings" in (tmp_path / "report.html").read_text()
+
+
+# Surfaces, regions, and what was missed
+
+
+def surface_rows(score, distance, arms=("scratch", "x"), seeds=4, people=6, classes="ab"):
+    """Rows of masks; `score` and `distance` are functions of arm, seed, person and class."""
+    return [
+        {"arm": a, "label_fraction": 0.1, "seed": s, "subject": f"p{c}", "case": f"c{c}", "class": k, "metric": "Dice",
+         "dice": 0.5, "surface_dice": score(a, s, c, k), "hausdorff95": distance(a, s, c, k)}
+        for a in arms for s in range(seeds) for c in range(people) for k in classes
+    ]
+
+
+def test_surface_dice_is_paired_as_dice_is_and_a_miss_stays_in():
+    rng = random.Random(0)
+    noise = {(a, s, c, k): rng.random() for a in ("scratch", "x") for s in range(4) for c in range(6) for k in "ab"}
+    rows = surface_rows(lambda *key: 0.0 if key[0] == "x" and key[2] == 1 else noise[key], lambda *key: 1.0)
+    (answer,) = surface_answers(rows)
+    as_dice = [{**row, "dice": row["surface_dice"]} for row in rows]
+    (same,) = verdict(as_dice)
+    for name in ("score", "baseline_score", "difference", "low", "high", "seeds", "subjects"):
+        assert answer[name] == same[name], name
+    mine = [row["surface_dice"] for row in rows if row["arm"] == "x"]
+    assert np.isclose(answer["score"], np.mean(mine)) and answer["subjects"] == 6 and mine.count(0) == 8
+    (back,) = surface_answers(rows, baseline="x")
+    assert np.isclose(back["difference"], -answer["difference"]) and back["arm"] == "scratch"
+    with pytest.raises(InputError, match="no surface_dice"):
+        surface_answers([{name: value for name, value in row.items() if name != "surface_dice"} for row in rows])
+
+
+def test_distances_are_compared_where_both_have_the_region_and_misses_are_counted():
+    """x is nearer by 2 mm wherever it has the region; it misses the two hardest people's b, and scratch one seed's."""
+    def distance(arm, seed, person, name):
+        if name == "b" and (person >= 4 if arm == "x" else (seed, person) == (3, 0)):
+            return np.inf
+        if person == 3 and name == "a":
+            return np.nan  # nobody has it
+        return 10.0 + 5 * person - 2 * (arm == "x") + 0.1 * seed
+
+    rows = surface_rows(lambda *key: 1.0, distance)
+    a, b = compare_distances(rows, "x", "scratch", 0.1)
+    assert (a["class"], a["pairs"], a["of"], a["missed"], a["baseline_missed"]) == ("a", 20, 24, 0, 0)
+    assert (b["class"], b["pairs"], b["of"], b["missed"], b["baseline_missed"]) == ("b", 15, 24, 8, 1)
+    for found in (a, b):
+        assert np.isclose(found["difference"], -2) and np.isclose(found["low"], -2) and np.isclose(found["high"], -2)
+        assert np.isclose(found["distance"] - found["baseline_distance"], -2), "the same people on both sides"
+    assert b["baseline_distance"] < 20, "the people whom x missed are hard, and in neither mean"
+    priced = compare_distances(rows, "x", "scratch", 0.1, missed=374)
+    assert [each["pairs"] for each in priced] == [24, 24] and [each["missed"] for each in priced] == [0, 8]
+    assert np.isclose(priced[0]["difference"], -2 * 5 / 6), "0 mm where nobody has the region, as in the challenges"
+    by_hand = [[374 if np.isinf(d := distance(arm, s, c, "b")) else d for s in range(4)] for arm in ("x", "scratch")
+               for c in range(6)]
+    assert np.isclose(priced[1]["difference"], np.mean(by_hand[:6]) - np.mean(by_hand[6:]))
+    swapped = compare_distances(rows, "scratch", "x", 0.1)[1]
+    assert np.isclose(swapped["difference"], 2) and (swapped["missed"], swapped["baseline_missed"]) == (1, 8)
+
+
+def test_a_region_that_nobody_has_in_common_has_no_distance_and_one_seed_no_interval():
+    rows = surface_rows(lambda *key: 0.0, lambda arm, *key: np.inf if arm == "x" else 3.0, classes="a")
+    (found,) = compare_distances(rows, "x", "scratch", 0.1)
+    assert found["pairs"] == 0 and np.isnan(found["difference"]) and found["missed"] == 24 and np.isnan(found["low"])
+    rows = surface_rows(lambda *key: 0.5, lambda arm, s, c, k: c + (arm == "x") * c / 10, seeds=1)
+    found = compare_distances(rows, "x", "scratch", 0.1)[0]
+    assert np.isclose(found["difference"], 0.25) and np.isnan([found["low"], found["high"]]).all()
+    assert " - " in surface_table(rows), "no interval from one seed"
+
+
+@pytest.mark.parametrize("left_out", [0.0, 0.4])
+def test_intervals_of_pairs_keep_what_they_promise(left_out):
+    """About 95 % of them hold the true difference, or more, whatever seeds and people do, and with pairs missing."""
+    rng = np.random.default_rng(0)
+    for seeds, people, rest in WORLDS:
+        hit = 0
+        for _ in range(300):
+            differences = world(rng, 5, 12, seeds, people, rest, effect=0.3)
+            keys = [(s, f"p{p}") for s in range(5) for p in range(12)]
+            kept = {key: [differences[key[0], int(key[1][1:])]] for key in keys if rng.random() >= left_out}
+            middle, low, high = interval_of_pairs(kept)
+            assert low <= middle <= high
+            hit += low <= 0.3 <= high
+        assert hit >= 275, (seeds, people, rest, hit)
+
+
+def test_surface_table_says_what_a_table_has(tmp_path):
+    rows = surface_rows(lambda a, *key: 0.25 if a == "x" else 0.5, lambda a, s, c, k: np.inf if c == 0 else 4.0)
+    text = surface_table(rows)
+    assert "Surface Dice; the baseline is scratch" in text and "0.250" in text and "-0.250" in text
+    assert "20 of 24" in text and "where both have the region" in text
+    assert "a miss costs 374 mm" in surface_table(rows, missed=374) and "24 of 24" in surface_table(rows, missed=374)
+    old = [{k: v for k, v in row.items() if k != "surface_dice"} for row in rows]
+    assert "Surface Dice" not in surface_table(old) and "20 of 24" in surface_table(old)
+    bare = [{k: v for k, v in row.items() if k != "hausdorff95"} for row in old]
+    assert surface_table(bare) == surface_table([]) == ""
+    write_table(tmp_path / "results.csv", rows)
+    assert surface_table(read_scores(tmp_path / "results.csv")) == text, "as it is kept"
+    for file in ("brats/results.csv", "lesson_brain_tumour/results.csv", "hippocampus/results.csv.gz"):
+        committed = read_scores(ROOT / "results" / file)
+        assert bool(surface_table(committed)) == ("hausdorff95" in committed[0]), "tables of before stay readable"
+
+
+def test_table_one_has_the_papers_columns_and_means_over_seeds():
+    value = {"WT": 0.9, "TC": 0.5, "ET": 0.1, "RC": 0.3}
+    rows = [
+        row | {"dice": value[row["class"]] + 0.1 * (row["arm"] == "x") + 0.01 * row["seed"], "class": row["class"]}
+        for row in surface_rows(lambda *key: 1.0, lambda *key: 1.0, classes=("WT", "TC", "ET", "RC"), seeds=3)
+    ]
+    text = table_one(rows)
+    head, scratch, x = text.splitlines()
+    assert head.split() == ["labels", "method", "ET", "WT", "TC", "RC"] and scratch.split()[1] == "scratch"
+    assert scratch.split()[2] == "11.0" and x.split()[2] == "21.0" and " to 100.0)" in x, "scores end at 100"
+    found = {(each["arm"], each["class"]): each for each in scores_by_class(rows)}
+    assert len(found) == 8 and np.isclose(found["x", "TC"]["score"], 0.61) and found["x", "TC"]["seeds"] == 3
+    assert found["x", "TC"]["low"] < 0.6 < 0.62 < found["x", "TC"]["high"]
+    one = [row for row in rows if row["seed"] == 0]
+    assert "(" not in table_one(one) and all(np.isnan(each["low"]) for each in scores_by_class(one)), "no interval"
+    assert table_one([]) == "" and table_one(dice_rows(lambda *key: 0.5)).splitlines()[0].split()[2:] == ["a", "b"]
+    graded = [{"arm": "scratch", "label_fraction": 1.0, "seed": 0, "subject": "p", "metric": "kappa of grade"}]
+    assert table_one(graded) == ""

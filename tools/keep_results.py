@@ -22,8 +22,8 @@ from ssl3d.evidence.experiments import cells_of, read_diary, read_experiment
 from ssl3d.files import write_table
 from ssl3d.training.runs import read_settings
 
-KEPT = ("arm", "label_fraction", "seed", "fold", "subject", "metric", "class", "dice", "grade", "sex", "predicted",
-        "age", "guess")
+KEPT = ("arm", "label_fraction", "seed", "fold", "subject", "metric", "class", "dice", "surface_dice", "hausdorff95",
+        "grade", "sex", "predicted", "age", "guess")
 
 
 def processor() -> str:
@@ -56,8 +56,9 @@ def about(run: Path, where: str) -> str:
     machine, versions = where.split("; ")
     experiment, store = read_experiment(run / "experiment.yaml"), Store(run / "store")
     seconds = [line["seconds"] for line in read_diary(run) if line["state"] == "done"]
-    parts = ", ".join(f"{len({store.cases[n]['subject'] for n in store.split(part)})} {part}"
-                      for part in ("train", "test"))
+    people = {part: len({store.cases[n]["subject"] for n in store.split(part)}) for part in ("train", "test")}
+    parts = ", ".join(f"{n} {part}" for part, n in people.items()) if experiment.folds is None else \
+        f"{len({case['subject'] for case in store.cases.values()})}, each tested once, in {experiment.folds} parts"
     data = "SSL3D_DATA=FOLDER " if "$SSL3D_DATA" in str(experiment.cohort["source"]) else ""
     return (f"command   {data}ssl3d experiment experiments/{run.name}.yaml --out runs/{run.name}\n"
             f"people    {parts}\n"

@@ -258,10 +258,11 @@ def finetune(
 ) -> Run:
     """Train a network for a goal, from an encoder or from scratch, and score it on the store's test subjects.
 
-    Returns the run. `scores.csv` has the scores: of masks, Dice and 95 % Hausdorff distance (mm) of each case and class
-    on the grid of the scan (report these; `dice_store` and `hausdorff95_store` are on the store's), and `regions.csv`
-    those of regions. A class that neither the mask nor the prediction has is right: its Dice is 1 and its distance NaN;
-    one that only one of them has, has a Dice of 0 and an infinite distance. Grades have quadratic weighted kappa and
+    Returns the run. `scores.csv` has the scores: of masks, Dice, 95 % Hausdorff distance (mm) and surface Dice of each
+    case and class on the grid of the scan (report these; `dice_store` and `hausdorff95_store` are on the store's), and
+    `regions.csv` those of regions. A class that neither the mask nor the prediction has is right: its Dice and surface
+    Dice are 1 and its distance is NaN; one that only one of them has, has a Dice and a surface Dice of 0 and an
+    infinite distance. Grades have quadratic weighted kappa and
     accuracy, ages R² and the mean absolute error in years, and `predictions.csv` the answer for each case (paper,
     section 4). The encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError`
     for a store, encoder or option that cannot be used, and for a taken folder.
@@ -349,7 +350,7 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
 # %% ../../nbs/65_finetune.ipynb #4ea0703b
 def goal_of(settings: dict) -> Goal:
     """The goal of a run, with its options, from the run's settings."""
-    own = {f.name: settings[f.name] for f in fields(goal_options(settings["goal"]))}
+    own = {f.name: settings.get(f.name) for f in fields(goal_options(settings["goal"]))}
     goal = make_goal(settings["goal"], {name: value for name, value in own.items() if value is not None})
     return goal.in_windows(settings.get("patch"))
 

@@ -20,7 +20,7 @@ from torch import nn
 from ..data.scans import most_probable, on_whole
 from ..data.store import Store
 from .goals import Goal, what_else
-from .metrics import dice_per_region, hausdorff95, regions_of
+from .metrics import dice_per_region, hausdorff95, regions_of, surface_dice
 from ..errors import InputError
 from ..files import read_table
 from ..networks.unet import Segmenter
@@ -92,7 +92,7 @@ def _truth_of(store: Store, name: str) -> Segmented:
 
 
 def _score_case(name: str, found: Segmented, truth: Segmented, store: Store, table: Regions | None,
-                distances: bool) -> list[dict]:
+                distances: bool, tolerance: float | None = None) -> list[dict]:
     """The rows of one case: one for each class, or for each region of a table."""
     names: dict[Any, str] = {name: name for name in table} if table else \
         {code: store.classes[code] for code in sorted(store.classes)[1:]}
@@ -104,6 +104,8 @@ def _score_case(name: str, found: Segmented, truth: Segmented, store: Store, tab
         scores = {"dice": dice_per_region(prediction, true, joined)}
         if distances:
             scores["hausdorff95"] = hausdorff95(prediction, true, joined, spacing)
+        if distances and not grid:
+            scores["surface_dice"] = surface_dice(prediction, true, joined, spacing, tolerance)
         for k, scored in rows.items():
             scored |= {f"{metric}{grid}": values[k] for metric, values in scores.items()}
     return [*rows.values()]
@@ -113,14 +115,16 @@ def score(
     predictions: Mapping[str, Segmented],  # from `segment`
     store: Store,
     table: Regions | None = None,  # regions to score; the classes if None
-    distances: bool = True,  # the Hausdorff distance, too, which takes longer
+    distances: bool = True,  # Hausdorff distance and surface Dice, too, which take longer
+    tolerance: float | None = None,  # of surface Dice, in mm; each scan's largest spacing if None
 ) -> list[dict]:  # one row per case and class
     """Scores of every case and class that is not background; `metrics` says what absent classes score.
 
-    `dice` and `hausdorff95` (mm) are on the grid of the scan, `dice_store` and `hausdorff95_store` on the store's.
+    `dice`, `hausdorff95` (mm) and `surface_dice` are on the grid of the scan, `dice_store` and `hausdorff95_store` on
+    the store's.
     """
     return [row for name, found in predictions.items()
-            for row in _score_case(name, found, _truth_of(store, name), store, table, distances)]
+            for row in _score_case(name, found, _truth_of(store, name), store, table, distances, tolerance)]
 
 # %% ../../nbs/62_segmentation.ipynb #c3be7847
 def class_shares(store: Store, case_ids: list[str]) -> np.ndarray:  # (K,), they sum to about 1
@@ -222,7 +226,7 @@ class Segmentation(SegmentationOptions, Goal):
         return {name: tuple(codes) for name, codes in self.regions.items()}
 
     def tables(self, network: nn.Module, store: Store, case_ids: list[str], facts: dict) -> dict[str, list[dict]]:
-        """Dice and 95 % Hausdorff distance (mm) of each case and region, and of each case and class; see `score`."""
+        """The scores of each case and region, and of each case and class; see `score`."""
         regions = self.joined(store)
         more = None if regions else regions_of(store.classes)  # the Decathlon itself counts the classes of its brains
         scored = {"regions.csv": regions, "brats_regions.csv": more}
@@ -231,7 +235,7 @@ class Segmentation(SegmentationOptions, Goal):
         for name, found in _one_by_one(network, store, [*self.labelled(store, case_ids)]):
             truth = _truth_of(store, name)
             for file, table in wanted.items():
-                tables[file] += _score_case(name, found, truth, store, table, distances=True)
+                tables[file] += _score_case(name, found, truth, store, table, True, self.tolerance)
         return tables
 
     def track(self, network: nn.Module, store: Store, case_ids: list[str], facts: dict) -> dict[str, float]:
@@ -256,4 +260,11 @@ class Segmentation(SegmentationOptions, Goal):
         mean = {name: np.mean([row["dice"] for row in rows if row["class"] == name])
                 for name in dict.fromkeys(row["class"] for row in rows)}
         found = ", ".join(f"{name} {dice:.3f}" for name, dice in mean.items())
-        return f"Dice on the scans of {cases} {who} cases: {found}"
+        return f"Dice on the scans of {cases} {who} cases: {found}{self._surfaces(rows)}"
+
+    def _surfaces(self, rows: list[dict]) -> str:
+        """The mean surface Dice of all classes and regions in words; empty for a table of an earlier version."""
+        if any(row.get("surface_dice", "") == "" for row in rows):
+            return ""
+        within = "a voxel" if self.tolerance is None else f"{self.tolerance:g} mm"
+        return f"; surface Dice (within {within}) {np.mean([row['surface_dice'] for row in rows]):.3f}"

@@ -33,6 +33,8 @@ from ssl3d.evidence.statistics import (
     frozen_steps,
     metric_of,
     steps_to_reach,
+    surface_table,
+    table_one,
     told_failures,
     verdict,
     verdict_table,
@@ -227,6 +229,11 @@ def _versions() -> str:
         f", on {platform.system()} {platform.machine()} with {os.cpu_count()} cores"
 
 # %% ../../nbs/74_report.ipynb #02c35fff
+def _details(title: str, text: str) -> list[str]:
+    """A part of the page that is a table of text; none where the text is empty."""
+    return [f"<h2>{html.escape(title)}</h2>", f"<pre>{html.escape(text)}</pre>"] if text else []
+
+
 def _sections(rows: Rows, learning_curves: Rows, baseline: str, declared: dict) -> list[str]:
     """What was found: words, figures and table; whether a gain could have been seen stands first."""
     answers = verdict(rows, baseline, **declared)
@@ -243,6 +250,7 @@ def _sections(rows: Rows, learning_curves: Rows, baseline: str, declared: dict) 
             "corrected for all comparisons that have a verdict (Holm). Equivalent: the difference is shown to be below "
             f"{answers[0]['delta']:g}, either way. Effect size: the mean difference in units of how much people differ "
             "in it. Detectable: the true difference that about 80 % of such experiments would show.</p>"]
+        page += _details("Region by region", table_one(rows)) + _details("Surfaces", surface_table(rows, baseline))
         page.append("<h2>Arm by arm</h2>")
         per_method(rows, baseline)
         page.append(_picture("score against the share of the labels, a panel for each arm"))

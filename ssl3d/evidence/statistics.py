@@ -7,7 +7,8 @@ __all__ = ['Rows', 'METRICS', 'DELTAS', 'SPREADS', 'metric_of', 'score_matrix', 
            'standard_error', 'critical', 'bootstrap_means', 'bootstrap_interval', 'p_value', 'holm', 'p_equivalent',
            'smallest_difference', 'effect_size', 'spread_in', 'foreseen', 'foreseen_in_words', 'failed_trainings',
            'failures', 'verdict', 'control_in_words', 'told_failures', 'verdict_table', 'learning_curves_of',
-           'frozen_steps', 'frozen_in_words', 'steps_to_reach']
+           'frozen_steps', 'frozen_in_words', 'steps_to_reach', 'has_surface', 'surface_answers', 'interval_of_pairs',
+           'compare_distances', 'surface_table', 'scores_by_class', 'table_one']
 
 # %% ../../nbs/72_statistics.ipynb #4619f78c
 from collections.abc import Mapping, Sequence
@@ -533,3 +534,180 @@ def steps_to_reach(learning_curves: Rows, arm: str, baseline: str, fraction: flo
         goal = theirs[seed][max(theirs[seed])]
         reached[seed] = next((step for step, score in mine[seed].items() if score >= goal), None)
     return reached
+
+# %% ../../nbs/72_statistics.ipynb #9f41b1c0
+def has_surface(rows: Rows) -> bool:
+    """Whether all rows have a surface Dice, which tables of earlier versions do not."""
+    return bool(rows) and all(row.get("surface_dice", "") != "" for row in rows)
+
+
+def surface_answers(
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
+    baseline: str | None = None,  # what the others are compared with; the first arm if None
+) -> list[dict]:  # one per share and arm: mean surface Dice of both, and their difference with its interval
+    """For each share and arm its surface Dice and the difference to the baseline, of the pairs that `verdict` has.
+
+    Raises `InputError` for rows without a surface Dice.
+    """
+    if not has_surface(rows):
+        raise InputError("these rows have no surface_dice. Score their runs again: tables of earlier versions and of "
+                         "other goals than segmentation do not have it.")
+    surfaces, answers = [{**row, "dice": row["surface_dice"]} for row in rows], []
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    baseline = baseline or arms[0]
+    for fraction in sorted({row["label_fraction"] for row in rows}):
+        for arm in arms:
+            pair = paired(surfaces, arm, baseline, fraction) if arm != baseline else None
+            if pair is not None:
+                low, high = bootstrap_interval(pair[0] - pair[1])
+                answers.append({"label_fraction": fraction, "arm": arm, "baseline": baseline,
+                                "score": float(pair[0].mean()), "baseline_score": float(pair[1].mean()),
+                                "difference": float((pair[0] - pair[1]).mean()), "low": low, "high": high,
+                                "seeds": pair[0].shape[0], "subjects": pair[0].shape[1]})
+    return answers
+
+# %% ../../nbs/72_statistics.ipynb #48677290
+def interval_of_pairs(
+    differences: Mapping[tuple[int, str], Sequence[float]],  # seed and person -> what their pairs differ by
+) -> tuple[float, float, float]:  # mean over people, and its 95 % interval; NaN with less than two seeds or people
+    """The mean difference of pairs of which some are missing, over seeds and people."""
+    means = []
+    for place in (1, 0):  # people, then seeds
+        found: dict[Any, list[float]] = {}
+        for key, values in differences.items():
+            found.setdefault(key[place], []).append(float(np.mean(values)))
+        means.append(np.array([np.mean(values) for values in found.values()]))
+    middle = float(means[0].mean()) if len(means[0]) else float("nan")
+    if min(map(len, means)) < 2:
+        return middle, float("nan"), float("nan")
+    halves = [-special.stdtrit(len(each) - 1, 0.025) * each.std(ddof=1) / np.sqrt(len(each)) for each in means]
+    half = float(np.hypot(*halves))
+    return middle, middle - half, middle + half
+
+# %% ../../nbs/72_statistics.ipynb #0bd6f465
+def _distances(rows: Rows) -> dict[tuple, float]:  # class, seed, person and case -> mm
+    """The Hausdorff distances of one arm and share."""
+    return {(row["class"], row["seed"], row["subject"], row.get("case", row["subject"])): float(row["hausdorff95"])
+            for row in rows if row.get("hausdorff95", "") != ""}
+
+
+def _priced(mm: float, missed: float | None) -> float:
+    """A distance as a challenge counts it: a price for a miss, 0 where nobody has the region; as it is if None."""
+    if missed is None or np.isfinite(mm):
+        return mm
+    return 0.0 if np.isnan(mm) else float(missed)
+
+
+def _by_person(pairs: Mapping[tuple, Sequence[float]], which: int) -> float:
+    """The mean over people of what one side of their pairs has; NaN for no pairs."""
+    people = {key[2] for key in pairs}
+    means = [np.mean([pair[which] for key, pair in pairs.items() if key[2] == person]) for person in people]
+    return float(np.mean(sorted(means))) if means else float("nan")
+
+
+def compare_distances(
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
+    arm: str,
+    baseline: str,
+    fraction: float,  # of the labels
+    missed: float | None = None,  # mm that a miss costs, as 374 in BraTS; if None, such pairs are left out and counted
+) -> list[dict]:  # one per class or region
+    """HD95 (mm) of two arms where both have the region: pairs, means, difference with its interval, misses of each.
+
+    A pair is one case with one seed. A miss is a region that only the mask or only the prediction has. With `missed`
+    every pair counts, and a region that neither has counts 0 mm, as in the challenges.
+    """
+    mine, theirs = (_distances(arm_rows(rows, name, fraction)) for name in (arm, baseline))
+    lines = []
+    for name in dict.fromkeys(key[0] for key in mine):
+        both = {key: (mine[key], theirs[key]) for key in mine if key[0] == name and key in theirs}
+        priced = {key: [_priced(mm, missed) for mm in pair] for key, pair in both.items()}
+        pairs = {key: pair for key, pair in priced.items() if np.isfinite(pair).all()}
+        each: dict[tuple[int, str], list[float]] = {}
+        for (_, seed, person, _), (one, other) in pairs.items():
+            each.setdefault((seed, person), []).append(one - other)
+        difference, low, high = interval_of_pairs(each)
+        counts = [sum(np.isinf(pair[k]) for pair in both.values()) for k in (0, 1)]
+        lines.append({"class": name, "pairs": len(pairs), "of": len(both), "distance": _by_person(pairs, 0),
+                      "baseline_distance": _by_person(pairs, 1), "difference": difference, "low": low, "high": high,
+                      "missed": int(counts[0]), "baseline_missed": int(counts[1])})
+    return lines
+
+# %% ../../nbs/72_statistics.ipynb #08ad1855
+def _interval_text(low: float, high: float, digits: int) -> str:
+    """An interval in words; a dash where there is none."""
+    return "-" if np.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
+
+
+def _distance_lines(rows: Rows, arms: list[str], baseline: str, missed: float | None, width: int) -> list[str]:
+    """The comparison of distances as lines of text, for each share, arm and class."""
+    lines, classes = [], max((len(str(row["class"])) for row in rows), default=5)
+    for fraction in sorted({row["label_fraction"] for row in rows}):
+        for arm in arms:
+            for a in compare_distances(rows, arm, baseline, fraction, missed) if arm != baseline else ():
+                lines.append(f"{fraction:>7.4g}  {arm:<{width}}  {a['class']:<{classes}}  {a['distance']:>7.2f}  "
+                             f"{a['baseline_distance']:>8.2f}  {a['difference']:>+10.2f}  "
+                             f"{_interval_text(a['low'], a['high'], 2):<18}  {a['pairs']:>4} of {a['of']:<4}  "
+                             f"{a['missed']:>6}  {a['baseline_missed']:>11}")
+    head = f"{'labels':>7}  {'arm':<{width}}  {'class':<{classes}}  {'mm':>7}  {'baseline':>8}  difference  " \
+        f"{'95 % interval':<18}  {'pairs':<12}  missed  by baseline"
+    return [head, *lines] if lines else []
+
+
+def surface_table(
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
+    baseline: str | None = None,  # what the others are compared with; the first arm if None
+    missed: float | None = None,  # mm that a miss costs, as 374 in BraTS; if None, such pairs are left out and counted
+) -> str:
+    """Surface Dice and Hausdorff distances of all arms beside the baseline, as text; empty where rows have neither."""
+    measured = [row for row in rows if row.get("hausdorff95", "") != ""]
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    width = max([len("arm"), *map(len, arms)])
+    baseline = baseline or (arms or [""])[0]
+    answers = surface_answers(rows, baseline) if has_surface(rows) else []
+    lines = [f"{a['label_fraction']:>7.4g}  {a['arm']:<{width}}  {a['score']:>5.3f}  {a['baseline_score']:>8.3f}  "
+             f"{a['difference']:>+10.3f}  {_interval_text(a['low'], a['high'], 3)}" for a in answers]
+    if lines:
+        lines = [f"Surface Dice; the baseline is {baseline}. A miss is 0.",
+                 f"{'labels':>7}  {'arm':<{width}}  score  baseline  difference  95 % interval", *lines]
+    far = _distance_lines(measured, arms, baseline, missed, width)
+    price = "where both have the region" if missed is None else f"a miss costs {missed:g} mm"
+    lines += [f"95 % Hausdorff distance, {price}; the baseline is {baseline}."] * bool(far) + far
+    return "\n".join(lines)
+
+# %% ../../nbs/72_statistics.ipynb #6a5e5f28
+def scores_by_class(
+    rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`, of masks
+) -> list[dict]:  # one per share, arm and class: score, low, high (NaN with one seed), seeds, subjects
+    """The mean Dice of each class or region, over seeds and people, with its 95 % interval."""
+    found = []
+    keys = dict.fromkeys((row["label_fraction"], row["arm"], row["class"]) for row in rows)
+    for fraction, arm, name in sorted(keys, key=lambda key: key[0]):
+        mine = [row for row in arm_rows(rows, arm, fraction) if row["class"] == name]
+        seeds, people = in_common(mine)
+        matrix = score_matrix(mine, seeds, people)
+        low, high = bootstrap_interval(matrix) if len(seeds) > 1 else (float("nan"), float("nan"))
+        found.append({"label_fraction": fraction, "arm": arm, "class": name, "score": float(matrix.mean()),
+                      "low": low, "high": high, "seeds": len(seeds), "subjects": len(people)})
+    return found
+
+
+def table_one(rows: Rows) -> str:
+    """Dice in per cent: a line for each share and arm, a column for each region, in the order of the paper's table 1.
+
+    Empty for rows of another goal than segmentation.
+    """
+    if not rows or metric_of(rows) != "Dice" or not all("class" in row for row in rows):
+        return ""
+    scores = scores_by_class(rows)
+    names = list(dict.fromkeys(each["class"] for each in scores))
+    names = [name for name in ("ET", "WT", "TC") if name in names] + [n for n in names if n not in ("ET", "WT", "TC")]
+    width, wide = max(6, *(len(each["arm"]) for each in scores)), max(21, *map(len, names))
+    cells = {(each["label_fraction"], each["arm"], each["class"]): f"{100 * each['score']:5.1f}" + (
+        "" if np.isnan(each["low"]) else f" ({max(0, 100 * each['low']):.1f} to {min(100, 100 * each['high']):.1f})")
+        for each in scores}
+    lines = [f"{'labels':>7}  {'method':<{width}}  " + "  ".join(f"{name:<{wide}}" for name in names)]
+    for fraction, arm in dict.fromkeys((each["label_fraction"], each["arm"]) for each in scores):
+        told = "  ".join(f"{cells.get((fraction, arm, name), '-'):<{wide}}" for name in names)
+        lines.append(f"{fraction:>7.4g}  {arm:<{width}}  {told}")
+    return "\n".join(line.rstrip() for line in lines)

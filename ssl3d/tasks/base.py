@@ -23,6 +23,7 @@ class Batch(NamedTuple):
 
     image: torch.Tensor  # (B, C, *space) in [0, 1]
     subject: torch.Tensor  # (B,) int64: who is seen; equal numbers are one person
+    others: torch.Tensor | None = None  # (B, C, *space): for each image one of another person, where a task needs it
 
 
 class Example(NamedTuple):
@@ -94,6 +95,7 @@ class ProxyTask(nn.Module):
 
     n_classes: int  # answers to choose from
     min_subjects: int = 1  # different people that a batch needs
+    needs_others: bool = False  # whether training gives it, for each image, one of another person (`Batch.others`)
     lr: float | None = None  # Adam's rate to pretrain with where none is given; if None 1e-3, for pictures 5e-4
     look: tuple[str, str] | None = None  # colour and mark in every picture of an experiment; any that is free if None
     augmented: bool = True  # whether images may be augmented before it asks about them
@@ -119,7 +121,7 @@ class ProxyTask(nn.Module):
         """
         if isinstance(images, Batch) and subjects is not None:
             raise InputError("a Batch says who is seen: leave subjects= out, or give its images alone.")
-        image, whose = images if isinstance(images, Batch) else (images, subjects)
+        image, whose, others = images if isinstance(images, Batch) else Batch(images, subjects)
         check_images(image, self.encoder)
         if not isinstance(images, Batch):
             check_range(image)
@@ -127,7 +129,11 @@ class ProxyTask(nn.Module):
         if whose is None and self.min_subjects > 1:
             raise InputError(f"{type(self).__name__} compares people: say who each image shows, as "
                              "subjects=[0, 0, 1, 1], one whole number an image.")
-        return Batch(image, torch.arange(len(image)) if whose is None else check_subjects(whose, len(image)))
+        if others is not None and others.shape != image.shape:
+            raise InputError(f"the others are of shape {tuple(others.shape)}, and the images of {tuple(image.shape)}: "
+                             "give one of another person for each image, or none.")
+        return Batch(image, torch.arange(len(image)) if whose is None else check_subjects(whose, len(image)),
+                     None if others is None else others.to(image.dtype))
 
     @torch.no_grad()
     def make(

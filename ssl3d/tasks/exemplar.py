@@ -156,7 +156,7 @@ class Exemplar(ProxyTask):
     min_subjects = 2
     lr = 1e-4  # at 1e-3 it collapses on some cohorts
     augmented = False  # that is its question
-    PAPER = {"both_transformed": False, "loss": "triplet", "negatives": "random", "normalise": False}
+    PAPER = {"both_transformed": False, "loss": "triplet", "negatives": "dataset", "normalise": False}
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class Exemplar(ProxyTask):
         zoom: float = RATES["zoom"],  # how often it is zoomed
         both_transformed: bool = True,  # the anchor, too; in the paper it is the image itself
         loss: str = "contrastive",  # NT-Xent, against all negatives at once; or the paper's "triplet"
-        negatives: str = "semi-hard",  # of the triplets; "hard" or "random"
+        negatives: str = "semi-hard",  # of the triplets; "hard" or "random"; or "dataset": of all images, not the batch
         memory: int = 0,  # codes that are kept, a batch's own and those of the past, as further negatives
         margin: float = 1.0,  # of the triplets (paper, appendix A)
         temperature: float = 0.1,  # of the contrastive loss
@@ -181,7 +181,7 @@ class Exemplar(ProxyTask):
         for name, rate in self.rates.items():
             real_number(0, 1, **{name: rate})
         one_of(("triplet", "contrastive"), loss=loss)
-        one_of(NEGATIVES, negatives=negatives)
+        one_of((*NEGATIVES, "dataset"), negatives=negatives)
         one_of((True, False), both_transformed=both_transformed)
         one_of((True, False), normalise=normalise)
         real_number(1e-3, margin=margin)
@@ -190,27 +190,36 @@ class Exemplar(ProxyTask):
         self.contrastive, self.margin, self.temperature = loss == "contrastive", margin, temperature
         self.head = PooledHead(encoder.channels[-1], whole_number(code_size=code_size))
         self.memory = Memory(whole_number(0, memory=memory), code_size)
+        self.needs_others = loss == "triplet" and negatives == "dataset"
+        if self.needs_others and memory:
+            raise InputError("memory keeps codes as negatives, and negatives='dataset' takes an image of the whole "
+                             "training set. Leave one of the two out.")
 
     def ask(self, batch: Batch, generator: torch.Generator | None) -> Example:
-        """Anchors and positives (B * samples_per_image, 2, C, *space); whose they are, and a lot for the negative."""
+        """Anchors and positives (B * samples_per_image, 2, C, *space); whose they are, and a lot for the negative.
+
+        With `negatives="dataset"` and a batch that has `others` these are the negatives, in third place.
+        """
         image, subjects = batch.image, batch.subject.repeat_interleave(self.samples_per_image)
-        if len(batch.subject.unique()) < 2:
+        others = [batch.others] if self.needs_others and batch.others is not None else []
+        if len(batch.subject.unique()) < 2 and not others:
             raise InputError("a batch with one person has no negatives: use a larger batch, or more subjects.")
         self.memory.check_room(len(subjects))
         n, space = len(subjects), image.shape[2:]
-        views = iter(sample_views(n * (1 + self.both_transformed), space, generator, self.rates))
-        inputs = image.new_empty(n, 2, *image.shape[1:])
-        for i, (anchor, positive) in enumerate(inputs):
-            original = image[i // self.samples_per_image]
-            transform(original, next(views) if self.both_transformed else View(np.eye(len(space))), anchor)
-            transform(original, next(views), positive)
+        sources, still = [image, image, *others], View(np.eye(len(space)))
+        changed = [self.both_transformed, True, self.both_transformed][:len(sources)]  # the negative as the anchor
+        views = iter(sample_views(n * sum(changed), space, generator, self.rates))
+        inputs = image.new_empty(n, len(sources), *image.shape[1:])
+        for i, views_of_it in enumerate(inputs):
+            for out, source, change in zip(views_of_it, sources, changed):
+                transform(source[i // self.samples_per_image], next(views) if change else still, out)
         lot = torch.randint(2**40, (n,), generator=generator)
         return Example(inputs, torch.stack([subjects.long().cpu(), lot], dim=1).to(image.device))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Codes (rows, 2, code_size) in float32: of the anchor and of the positive, by one and the same head."""
+        """Codes (rows, 2 or 3, code_size) in float32: of anchor, positive and any negative, by one shared head."""
         codes = self.head(self.encoder(inputs.flatten(0, 1))).float()
-        return (F.normalize(codes, dim=1) if self.normalise else codes).unflatten(0, (-1, 2))
+        return (F.normalize(codes, dim=1) if self.normalise else codes).unflatten(0, (-1, inputs.shape[1]))
 
     def _with_past(self, codes: torch.Tensor, subjects: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and whose they are, and after them those of the past, as far as they are not of these rows."""
@@ -220,16 +229,23 @@ class Exemplar(ProxyTask):
         return torch.cat([codes, old.float()]), torch.cat([subjects, old_subjects])
 
     def _apart(self, codes: torch.Tensor, targets: torch.Tensor, past: bool) -> tuple:
-        """Distances to the positive (rows,) and to candidates (rows, n), and which of those are other people."""
+        """Distances to the positive (rows,) and to candidates (rows, n), and which of those are other people.
+
+        A negative that came with each row is the last candidate.
+        """
         anchors, subjects = codes[:, 0], targets[:, 0]
         candidates, whose = self._with_past(anchors, subjects, len(codes)) if past else (anchors, subjects)
-        positive = distances(codes[:, :1], codes[:, 1:]).flatten()
-        return positive, distances(anchors, candidates), _others(subjects, whose)
+        positive, negative = (distances(codes[:, :1], codes[:, k]).flatten(1) for k in (slice(1, 2), slice(2, None)))
+        away, allowed = distances(anchors, candidates), _others(subjects, whose)
+        return positive.flatten(), torch.cat([away, negative], 1), F.pad(allowed, (0, negative.shape[1]), value=True)
 
     def triplets(self, codes: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances from each anchor to its positive and to the negative that is picked for it, both (rows,)."""
         positive, others, allowed = self._apart(codes, targets, past=True)
-        picked = pick_negatives(self.negatives, positive, others, allowed, targets[:, 1])
+        if codes.shape[1] > 2:
+            return positive, others[:, -1]
+        how = "random" if self.negatives == "dataset" else self.negatives  # a loop of one's own has the batch alone
+        picked = pick_negatives(how, positive, others, allowed, targets[:, 1])
         return positive, others.gather(1, picked[:, None]).squeeze(1)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -244,7 +260,7 @@ class Exemplar(ProxyTask):
             return F.cross_entropy(*_contrast(2 * len(codes), *everybody, self.temperature))
 
     def hits(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """How many of the other people in the batch are farther from each anchor than its positive, in [0, 1]."""
+        """How many of the other people at hand are farther from each anchor than its positive, in [0, 1]."""
         positive, others, allowed = self._apart(outputs, targets, past=False)
         alike = (others - positive[:, None]).abs() <= 1e-5 * outputs.norm(dim=2).amax()  # told apart by rounding only
         farther = torch.where(alike, 0.5, (others > positive[:, None]).float())
@@ -265,7 +281,7 @@ class Exemplar(ProxyTask):
         return measured and near and closer and end["accuracy"] < 0.75  # half of what is between chance and all right
 
     def draw(self, batch: Batch) -> list:  # of axes
-        """One image under each transformation, then anchors and positives, each beside another person's anchor."""
+        """One image under each transformation, then anchors and positives, each beside its negative."""
         from ssl3d.plots.slices import drawable, row, write_directions  # not needed to list or to train tasks
 
         image, dims = batch.image[0], self.encoder.spatial_dims
@@ -275,11 +291,11 @@ class Exemplar(ProxyTask):
                     "any angle": View(oblique), "zoom": View(zoom), "grey values": View(np.eye(dims), 1.4, -0.1)}
         shown = [transform(image, view, torch.empty_like(image)) for view in examples.values()]
         inputs, targets = self.ask(batch, torch.Generator().manual_seed(0))
-        allowed = _others(targets[:, 0], targets[:, 0])
-        for i in range(2):
-            k = pick_negatives("random", None, None, allowed, targets[:, 1])[i]
-            shown += [inputs[i, 0], inputs[i, 1], inputs[k, 0]]
-        titles = [*examples, *(f"{role} {i}" for i in (1, 2) for role in ("anchor", "positive", "negative"))]
+        allowed, two = _others(targets[:, 0], targets[:, 0]), range(min(2, len(inputs)))
+        for i in two:
+            k = None if inputs.shape[1] > 2 else pick_negatives("random", None, None, allowed, targets[:, 1])[i]
+            shown += [inputs[i, 0], inputs[i, 1], inputs[i, 2] if k is None else inputs[k, 0]]
+        titles = [*examples, *(f"{role} {i + 1}" for i in two for role in ("anchor", "positive", "negative"))]
         axes = row([drawable(x) for x in shown], titles=titles, columns=6, anatomical=False, limits=(0, 1))
         if dims == 3:
             write_directions(axes[0])

@@ -65,7 +65,8 @@ def _question(how: Pretraining, dims: int, channels: int) -> Callable:
 
     def question(task: ProxyTask, batch: Batch, step: int) -> Example:
         image, _ = change(batch.image, None, step)
-        return task.make(batch._replace(image=image), generator_for(how.seed, "questions", step))
+        others = batch.others if batch.others is None else change(batch.others, None, step)[0]
+        return task.make(Batch(image, batch.subject, others), generator_for(how.seed, "questions", step))
     return question
 
 
@@ -99,7 +100,7 @@ def _measure(task: ProxyTask, outputs: torch.Tensor, targets: torch.Tensor) -> d
 
 def _picture(task: ProxyTask, batch: Batch, step: int) -> list:  # of axes
     """What a task makes of the images of a step, for loggers."""
-    return task.show(Batch(batch.image.cpu(), batch.subject.cpu()))
+    return task.show(Batch(*(each if each is None else each.cpu() for each in batch)))
 
 # %% ../../nbs/53_pretrain.ipynb #268f2eb9
 def make_task(
@@ -196,6 +197,7 @@ class Images(NamedTuple):
     subjects: list[str] | None = None  # of all images, in their order
     again: bool = True  # whether a step can be read again
     named: Callable[[int], list[str]] | None = None  # step -> what its images are called
+    others: Callable[[int], torch.Tensor] | None = None  # step -> for each image one of another person
 
 
 def _chosen_by(store: Store, how: Pretraining) -> list[str]:
@@ -205,9 +207,22 @@ def _chosen_by(store: Store, how: Pretraining) -> list[str]:
     return [name for part in probe_cases(store, how.probe) for name in part]
 
 
-def _crops(store: Store, names: list[str], side: int, seed: int, step: int) -> list[Window]:
+def _of_another(places: list[int], n: int, subject_of: Callable[[int], Any], generator: torch.Generator) -> list[int]:
+    """For each image (its place) the place of one of another person, drawn from all `n`."""
+    found = []
+    for place in places:
+        own, drawn = subject_of(place), torch.randint(n, (1000,), generator=generator).tolist()
+        other = next((each for each in drawn if subject_of(each) != own), None)
+        if other is None:
+            raise InputError(f"negatives are drawn from all {n} training images, and of 1000 draws none is of another "
+                             f"person than image {place}. Give images of more people, or another option than "
+                             "negatives='dataset'.")
+        found.append(other)
+    return found
+
+
+def _crops(store: Store, names: list[str], side: int, generator: torch.Generator) -> list[Window]:
     """The crops of the images in one step."""
-    generator = generator_for(seed, "crops", step)
     return [random_crop(store.content(name), side, generator, store.unit) for name in names]
 
 
@@ -216,18 +231,28 @@ def _of_store(place: Folder, how: Pretraining) -> Images:
     store = Store(place, how.fold)
     check_windows(store, how.patch, how.slices)
     case_ids, n = store.split("train"), how.batch_size or 1
+    subjects = [store.cases[name]["subject"] for name in case_ids]
 
     def named(step: int) -> list[str]:
         return [case_ids[i] for i in images_of_step(len(case_ids), n, how.seed, step)]
 
+    def look(names: list[str], step: int, whose: str = "") -> Batch:
+        height = generator_for(how.seed, f"{whose}slices", step) if how.slices else None
+        crops = None if how.patch is None else \
+            _crops(store, names, how.patch, generator_for(how.seed, f"{whose}crops", step))
+        return read_batch(store, names, content=True, slices=height, where=crops)
+
     def read(step: int) -> Batch:
-        height = generator_for(how.seed, "slices", step) if how.slices else None
-        crops = None if how.patch is None else _crops(store, named(step), how.patch, how.seed, step)
-        return read_batch(store, named(step), content=True, slices=height, where=crops)
+        return look(named(step), step)
+
+    def others(step: int) -> torch.Tensor:
+        places = images_of_step(len(case_ids), n, how.seed, step)
+        drawn = _of_another(places, len(case_ids), subjects.__getitem__, generator_for(how.seed, "others", step))
+        return look([case_ids[i] for i in drawn], step, "others' ").image
     return Images(read, store.hash, min(n, len(case_ids)), steps_per_epoch(len(case_ids), n),
                   seen_dimensions(store, how.slices), store.channels,
                   provenance(store, case_ids, given_card(how.encoder) or None, _chosen_by(store, how)), store,
-                  [store.cases[name]["subject"] for name in case_ids], named=named)
+                  subjects, named=named, others=others)
 
 # %% ../../nbs/53_pretrain.ipynb #1dd9777d
 def _image_and_subject(item: Any, what: str) -> tuple[torch.Tensor, Any]:
@@ -266,8 +291,7 @@ def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
                          "{'image': tensor, 'subject': number or name}.")
     numbers: dict[Any, int] = {}
 
-    def read(step: int) -> Batch:
-        places = images_of_step(len(items), n, how.seed, step)
+    def look(places: list[int]) -> Batch:
         found = [_image_and_subject(items[i], "the dataset") for i in places]
         for i, (image, _) in zip(places, found):
             if image.shape != first.shape:
@@ -276,10 +300,21 @@ def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
             check_range(image, f"{what}: the voxels of image {i}")
         whose = torch.tensor(places) if who is None else _numbers_of([subject for _, subject in found], numbers)
         return Batch(torch.stack([image.float() for image, _ in found]), whose)
+
+    def subject_of(place: int) -> Any:
+        return int(_numbers_of([_image_and_subject(items[place], "the dataset")[1]], numbers))
+
+    def read(step: int) -> Batch:
+        return look(images_of_step(len(items), n, how.seed, step))
+
+    def others(step: int) -> torch.Tensor:
+        places = images_of_step(len(items), n, how.seed, step)
+        return look(_of_another(places, len(items), subject_of, generator_for(how.seed, "others", step))).image
     digest = hashlib.sha256(first.contiguous().numpy().tobytes()).hexdigest()[:16]
     return Images(read, f"{what}, {digest}", min(n, len(items)), steps_per_epoch(len(items), n), first.ndim - 1,
                   len(first), _unknown(what, how),
-                  named=lambda step: [f"image {i}" for i in images_of_step(len(items), n, how.seed, step)])
+                  named=lambda step: [f"image {i}" for i in images_of_step(len(items), n, how.seed, step)],
+                  others=others)
 
 
 def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
@@ -333,6 +368,18 @@ def images_from(
         raise InputError("several devices cannot share a stream of batches. Give a store or a Dataset.")
     raise InputError(f"images are of type {type(images).__name__}. Give a prepared store, a PyTorch Dataset, or "
                      "something that gives tensors (B, C, *space).")
+
+
+def _with_others(seen: Images, task: ProxyTask) -> Images:
+    """The images as a task needs them: with one of another person for each, where it asks for that."""
+    read, others = seen.read, seen.others
+    if not task.needs_others:
+        return seen
+    if others is None:
+        warn(f"{seen.origin} gives batches, so negatives cannot be drawn from the whole data set and come from the "
+             "batch. Give a store or a Dataset to draw them from all images.")
+        return seen
+    return seen._replace(read=lambda step: read(step)._replace(others=others(step)))
 
 # %% ../../nbs/53_pretrain.ipynb #7169e179
 def _caution(task: str, seen: Images) -> dict[str, str]:
@@ -400,6 +447,7 @@ def pretrain(
     _check_probe(seen.store, how)
     encoder = _new_encoder(seen, how)
     network = make_task(task, encoder, how.seed, options)
+    seen = _with_others(seen, network)
     check_augmentation(task, how.augment, how.mirror)
     check_mirror(how.augment, how.mirror, seen.dims, how.slices)
     lr = _rate(network, seen.dims, how)
@@ -464,19 +512,20 @@ def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
     """The number of steps; raises `InputError` where the task cannot be made of these images."""
     first = seen.read(0)
     inputs, _ = network.make(first, generator_for(how.seed, "questions", 0))
-    least, shape = network.encoder.min_side, tuple(first.image.shape[2:])
-    if min(shape) < least:
+    side, shape = network.encoder.min_side, tuple(first.image.shape[2:])
+    if min(shape) < side:
         where = seen.store.folder if seen.store else seen.origin
         cure = "Give a larger patch (--patch)" if how.patch else "Prepare a store of that size"
         raise InputError(f"{where}: holds images of {shape}, and the encoder '{network.encoder.architecture}' needs "
-                         f"{least} a side at least. {cure}.")
+                         f"{side} a side at least. {cure}.")
     check_shown(network.encoder, shown_to(network.encoder, lambda: network(inputs)))
     if how.steps is None and seen.per_epoch is None:
         raise InputError(f"{seen.origin} does not say how many batches it has, so epochs cannot be counted. Give "
                          "steps.")
     n_steps = how.steps or how.epochs * (seen.per_epoch or 1)
     if seen.subjects is not None:
-        _check_people(seen.subjects, how.batch_size or 1, how.seed, n_steps, network.min_subjects)
+        least = 1 if first.others is not None else network.min_subjects
+        _check_people(seen.subjects, how.batch_size or 1, how.seed, n_steps, least)
     return n_steps
 
 

@@ -32,6 +32,7 @@ assert set(os.environ) == before and torch.get_num_threads() == threads
 """
 RUNS = {
     "triplets": ("exemplar", {"steps": 4, "batch_size": 6, "options": {"negatives": "random", "samples_per_image": 2}}),
+    "whole set": ("exemplar", {"steps": 4, "batch_size": 4, "options": {"loss": "triplet", "negatives": "dataset"}}),
     "nt-xent": ("exemplar", {"steps": 4, "batch_size": 4, "options": {"loss": "contrastive", "memory": 16}}),
     "cpc": ("cpc", {"steps": 4, "batch_size": 4, "options": {"grid": 3, "negatives": "batch"}, "probe": "mask"}),
     "dice": (None, {"steps": 4, "warmup": 2, "batch_size": 4, "class_weights": (1, 1, 2, 5), "track": 2}),
