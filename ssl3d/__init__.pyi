@@ -165,11 +165,11 @@ def finetune(
     slices: bool = False,
     patch: int | None = None,
     preset: Optional[Literal['paper']] = None,
-    augment: Literal['none', 'light', 'full'] = 'none',
+    augment: Optional[Literal['none', 'light', 'full']] = None,
     mirror: Sequence[int] | None = None,
     goal: Literal['segmentation', 'classification', 'regression'] = 'segmentation',
     optimiser: Literal['adam', 'adamw', 'sgd'] = 'adam',
-    schedule: Literal['constant', 'cosine', 'polynomial'] = 'constant',
+    schedule: Optional[Literal['constant', 'cosine', 'polynomial']] = None,
     lr_warmup: int = 0,
     weight_decay: float | None = None,
     clip: float | None = None,
@@ -231,8 +231,8 @@ def finetune(
     What to learn:
         preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
             pixels a side. Default: None.
-        augment: random changes of the training images: none; light; or full, as strong as nnU-Net's. Default:
-            'none'.
+        augment: random changes of the training images: none; light; or full, as strong as nnU-Net's; if not
+            given light to fine-tune for masks of volumes, else none. Default: None.
         mirror: axes along which augmentation also mirrors, where sides do not matter: of volumes 0 left-right,
             1 back-front, 2 feet-head; of pictures 0 up-down, 1 left-right; none if not given (from 0 up to 2).
             Default: None.
@@ -242,7 +242,8 @@ def finetune(
         optimiser: optimiser: adam (the paper's), adamw (its weight decay acts on the weights alone), or sgd
             (with Nesterov momentum of 0.99, as nnU-Net has it). Default: 'adam'.
         schedule: learning rate over the steps: constant, or falling to zero at the last one as a half cosine or
-            as a polynomial, (1 - step / steps) to the power of 0.9. Default: 'constant'.
+            as a polynomial, (1 - step / steps) to the power of 0.9; if not given polynomial to fine-tune for
+            masks of volumes, else constant. Default: None.
         lr_warmup: steps at the beginning in which the learning rate rises to its value, linearly (from 0).
             Default: 0.
         weight_decay: weight decay; if not given 0 with adam, 0.01 with adamw, and 3e-5 with sgd (from 0).
@@ -262,8 +263,8 @@ def finetune(
         logger: who is told of loss, rate, scores and pictures besides log.csv, which is always written:
             tensorboard (into the run's folder), or (in Python) a logger of Lightning, or several of these.
             Default: 'csv'.
-        track: steps between two scorings while it trains, into observed.csv; none if not given (from 1).
-            Default: None.
+        track: steps between two scorings of validation people, who are then not trained on, into observed.csv;
+            none if not given (from 1). Default: None.
 
     Who is tested:
         fold: cross-validation fold to test on: its index from 0, the number of folds, and (a third number)
@@ -378,11 +379,11 @@ def pretrain(
     slices: bool = False,
     patch: int | None = None,
     preset: Optional[Literal['paper']] = None,
-    augment: Literal['none', 'light', 'full'] = 'none',
+    augment: Optional[Literal['none', 'light', 'full']] = None,
     mirror: Sequence[int] | None = None,
     options: dict[str, Any] | None = None,
     optimiser: Literal['adam', 'adamw', 'sgd'] = 'adam',
-    schedule: Literal['constant', 'cosine', 'polynomial'] = 'constant',
+    schedule: Optional[Literal['constant', 'cosine', 'polynomial']] = None,
     lr_warmup: int = 0,
     weight_decay: float | None = None,
     clip: float | None = None,
@@ -423,8 +424,8 @@ def pretrain(
     What to learn:
         preset: the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224
             pixels a side. Default: None.
-        augment: random changes of the training images: none; light; or full, as strong as nnU-Net's. Default:
-            'none'.
+        augment: random changes of the training images: none; light; or full, as strong as nnU-Net's; if not
+            given light to fine-tune for masks of volumes, else none. Default: None.
         mirror: axes along which augmentation also mirrors, where sides do not matter: of volumes 0 left-right,
             1 back-front, 2 feet-head; of pictures 0 up-down, 1 left-right; none if not given (from 0 up to 2).
             Default: None.
@@ -434,7 +435,8 @@ def pretrain(
         optimiser: optimiser: adam (the paper's), adamw (its weight decay acts on the weights alone), or sgd
             (with Nesterov momentum of 0.99, as nnU-Net has it). Default: 'adam'.
         schedule: learning rate over the steps: constant, or falling to zero at the last one as a half cosine or
-            as a polynomial, (1 - step / steps) to the power of 0.9. Default: 'constant'.
+            as a polynomial, (1 - step / steps) to the power of 0.9; if not given polynomial to fine-tune for
+            masks of volumes, else constant. Default: None.
         lr_warmup: steps at the beginning in which the learning rate rises to its value, linearly (from 0).
             Default: 0.
         weight_decay: weight decay; if not given 0 with adam, 0.01 with adamw, and 3e-5 with sgd (from 0).

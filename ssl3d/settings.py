@@ -359,9 +359,10 @@ class Optimising(Settings):
     optimiser: Literal["adam", "adamw", "sgd"] = option(
         "adam", "optimiser: adam (the paper's), adamw (its weight decay acts on the weights alone), or sgd (with "
         "Nesterov momentum of 0.99, as nnU-Net has it)", "how long")
-    schedule: Literal["constant", "cosine", "polynomial"] = option(
-        "constant", "learning rate over the steps: constant, or falling to zero at the last one as a half cosine or "
-        "as a polynomial, (1 - step / steps) to the power of 0.9", "how long")
+    schedule: Literal["constant", "cosine", "polynomial"] | None = option(
+        None, "learning rate over the steps: constant, or falling to zero at the last one as a half cosine or as a "
+        "polynomial, (1 - step / steps) to the power of 0.9; if not given polynomial to fine-tune for masks of "
+        "volumes, else constant", "how long")
     lr_warmup: int = option(0, "steps at the beginning in which the learning rate rises to its value, linearly",
                             "how long", least=0)
     weight_decay: float | None = option(None, "weight decay; if not given 0 with adam, 0.01 with adamw, and 3e-5 with "
@@ -398,8 +399,9 @@ class Training(Seeded, Optimising, Running):
     preset: Literal["paper"] | None = option(
         None, "the paper's values for what is not given; it had volumes of 128 voxels and pictures of 224 pixels a "
         "side", "what to learn")
-    augment: Literal["none", "light", "full"] = option(
-        "none", "random changes of the training images: none; light; or full, as strong as nnU-Net's", "what to learn")
+    augment: Literal["none", "light", "full"] | None = option(
+        None, "random changes of the training images: none; light; or full, as strong as nnU-Net's; if not given light "
+        "to fine-tune for masks of volumes, else none", "what to learn")
     mirror: tuple[int, ...] | None = option(
         None, "axes along which augmentation also mirrors, where sides do not matter: of volumes 0 left-right, 1 "
         "back-front, 2 feet-head; of pictures 0 up-down, 1 left-right; none if not given", "what to learn", least=0,
@@ -464,8 +466,8 @@ class Finetuning(Training):
         "paper's preset zero", "start from")
     validate: bool = option(False, "score on validation subjects, a fifth of those for training (with labels below 1, "
                             "of the labelled ones), and train on the others", "who is tested")
-    track: int | None = option(None, "steps between two scorings while it trains, into observed.csv; none if not given",
-                               "watch", least=1)
+    track: int | None = option(None, "steps between two scorings of validation people, who are then not trained on, "
+                               "into observed.csv; none if not given", "watch", least=1)
 
 # %% ../nbs/04_settings.ipynb #75982d39
 def architecture_of(how: Training, dims: int) -> str:  # 2 or 3, of the images that the encoder sees -> an architecture

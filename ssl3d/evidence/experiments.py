@@ -292,7 +292,7 @@ def check_experiment(experiment: Experiment) -> None:
         if experiment.pretraining_cohort is None and "task" in arm:
             _check_probe(name, pretraining, min(experiment.label_fractions))
         if arm.get("task") in NAMES:
-            check_augmentation(arm["task"], pretraining.get("augment", "none"), pretraining.get("mirror"))
+            check_augmentation(arm["task"], pretraining.get("augment"), pretraining.get("mirror"))
 
 # %% ../../nbs/70_experiments.ipynb #afc33266
 class Cell(NamedTuple):
@@ -494,8 +494,13 @@ def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
         del known[name]
     if cell.fold is not None and cell.seed:
         known["folds drawn by"] = cell.seed  # an earlier version had the same folds for every seed
-    if budget := _budget(_finetuning_of(experiment, cell.arm)):
+    settings, volumes = _finetuning_of(experiment, cell.arm), stores["cohort"].spatial_dims == 3
+    if settings.get("track") is not None:
+        known["scored on the way"] = "validation people"  # an earlier version looked at test people
+    if budget := _budget(experiment.finetuning | arm.get("finetuning", {})):
         known["budget"] = budget
+    if volumes and experiment.goal == "segmentation" and settings.get("preset") != "paper":
+        known["usual recipe"] = {name: None for name in ("augment", "schedule") if name not in settings}
     known["label_fractions"] = None  # a share does not depend on the others
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -666,7 +671,7 @@ def _check_frozen_length(experiment: Experiment, stores: dict[str, Store], goal:
         settings = _finetuning(experiment, name, stores)
         known = {key: value for key, value in settings.items() if key in options_of(Finetuning)}
         for fraction in experiment.label_fractions if _frozen(settings) else ():
-            how = filled(Finetuning(labels=fraction, **known), goal)
+            how = filled(Finetuning(labels=fraction, **known), goal, store.spatial_dims)
             try:
                 plan_steps(len(cases_of(store, goal, how)[1]), how, goal)
             except InputError as e:

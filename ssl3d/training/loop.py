@@ -353,7 +353,7 @@ def rate_at(
         return (step + 1) / recipe.lr_warmup
     done = (step - recipe.lr_warmup) / max(1, n_steps - recipe.lr_warmup)
     falling = {"constant": 1.0, "cosine": (1 + math.cos(math.pi * done)) / 2, "polynomial": max(0, 1 - done) ** 0.9}
-    return falling[recipe.schedule]
+    return falling[recipe.schedule or "constant"]
 
 # %% ../../nbs/51_loop.ipynb #f970b050
 DECAY = {"adam": 0.0, "adamw": 0.01, "sgd": 3e-5}  # optimiser -> weight decay, if none is given; of sgd nnU-Net's
@@ -364,7 +364,8 @@ PLAIN = Optimising()  # Adam at a constant rate
 def recipe_of(how: Optimising) -> dict[str, Any]:
     """The options of how the weights move, by name, with values for everything that has one."""
     decay = DECAY[how.optimiser] if how.weight_decay is None else how.weight_decay
-    return {f.name: getattr(how, f.name) for f in fields(Optimising)} | {"weight_decay": decay}
+    given = {f.name: getattr(how, f.name) for f in fields(Optimising)}
+    return given | {"weight_decay": decay, "schedule": how.schedule or "constant"}
 
 
 def optimiser_of(recipe: Optimising, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:

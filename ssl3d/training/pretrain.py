@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -61,7 +62,7 @@ from .runs import FEWEST, Run, begun_run, finished_run, judged, read_log
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
 def _question(how: Pretraining, dims: int, channels: int) -> Callable:
     """What a task asks in one step about augmented images, which depends on the seed and the step."""
-    change = of_step(how.augment, how.seed, _axes(how, dims), dims == 2 and channels == 3 and not how.slices)
+    change = of_step(how.augment or "none", how.seed, _axes(how, dims), dims == 2 and channels == 3 and not how.slices)
 
     def question(task: ProxyTask, batch: Batch, step: int) -> Example:
         image, _ = change(batch.image, None, step)
@@ -79,11 +80,11 @@ def _axes(how: Pretraining, dims: int) -> tuple[int, ...]:
 
 def check_augmentation(
     task: str,  # one of `ssl3d.tasks.TASKS`
-    augment: str = "none",
+    augment: str | None = None,  # none if not given
     mirror: Sequence[int] | None = None,
 ) -> None:
     """Refuse augmentation that the question of a task does not bear."""
-    if augment != "none" and not TASKS[task].augmented:
+    if augment not in (None, "none") and not TASKS[task].augmented:
         raise InputError(f"augment is '{augment}', and task '{task}' changes images itself: to tell what stays the "
                          "same is its question, and its strengths are its options. Give augment='none' "
                          "(--augment none).")
@@ -442,6 +443,7 @@ def pretrain(
     task or an option that cannot be used, and for a folder of another run.
     """
     folder, compares = as_folder(out, "out"), task in TASKS and TASKS[task].min_subjects > 1
+    how = replace(how, augment=how.augment or "none")
     options = paper_options(task, how.preset) | (how.options or {})
     seen = images_from(images, how, compares)
     _check_probe(seen.store, how)
@@ -449,7 +451,7 @@ def pretrain(
     network = make_task(task, encoder, how.seed, options)
     seen = _with_others(seen, network)
     check_augmentation(task, how.augment, how.mirror)
-    check_mirror(how.augment, how.mirror, seen.dims, how.slices)
+    check_mirror(how.augment or "none", how.mirror, seen.dims, how.slices)
     lr = _rate(network, seen.dims, how)
     check_devices(how.devices, seen.in_batch)
     n_steps = _check_images(network, seen, how)
