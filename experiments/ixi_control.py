@@ -9,7 +9,6 @@ The floor of position is what somebody scores who never looks at the image: the 
 every test brain at their places in the box. It is on the grid of the scans, as the scores of the arms are.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -17,10 +16,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from torch import nn
 
+from ssl3d.data.store import Store
 from ssl3d.downstream.segmentation import score, segment
-from ssl3d.errors import InputError
-from ssl3d.files import as_folder, read_json, read_table, write_json, write_table
+from ssl3d.evidence.curves import convergence
+from ssl3d.evidence.experiments import Experiment, cells_of, read_experiment, stores_of_seed
+from ssl3d.files import read_json, read_table, write_json, write_table
 
 DEEP = (31, 32, 35, 36, 37, 47, 48, *range(55, 61))  # amygdalae to thalami, left and right, and the brain stem
 
@@ -50,7 +52,55 @@ def write_scans(cohort: Path, out: Path) -> int:
     return len(pairs)
 
 
+class Position(nn.Module):
+    """Answers for each voxel how often each class lies there in some masks, whatever the image shows."""
+
+    def __init__(self, store: Store, case_ids: list[str]):
+        super().__init__()
+        codes = np.array(sorted(store.classes))
+        masks = [np.searchsorted(codes, store.mask(name)) for name in case_ids]
+        often = np.mean([np.eye(len(codes), dtype=np.float32)[mask] for mask in masks], axis=0)  # (*size, K)
+        self.scores = nn.Parameter(torch.from_numpy(np.moveaxis(np.log(often + 1e-6), -1, 0)), requires_grad=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (B, C, *size) to class scores (B, K, *size)
+        return self.scores.expand(len(images), *self.scores.shape)
+
+
+def floors(experiment: Experiment, run: Path) -> list[dict]:  # seed, case, class, dice and dice_store
+    """What position alone scores on the test people of each seed that is made."""
+    rows, store = [], Store(run / "store")
+    for cell in cells_of(experiment):
+        made = run / "cells" / cell.name / "network.json"
+        if cell.arm == "scratch" and made.exists():
+            half = stores_of_seed(experiment, {"cohort": store}, cell.seed)["cohort"]
+            network = Position(half, read_json(made)["trained_on"])
+            found = score(segment(network, half, half.split("test")), half, distances=False)
+            rows += [{"seed": cell.seed} | row for row in found]
+    return rows
+
+
+def add_floor(run: Path) -> None:
+    """Write the floor beside the results of an experiment, and draw it into its learning curves."""
+    experiment = read_experiment(run / "experiment.yaml")
+    rows = floors(experiment, run)
+    write_table(run / "position.csv", rows)
+    seeds = sorted({row["seed"] for row in rows})
+    means = [np.mean([row["dice"] for row in rows if row["seed"] == seed]) for seed in seeds]
+    print("position alone, mean Dice of each seed:", " ".join(f"{mean:.3f}" for mean in means))
+    curves = read_table(run / "learning_curves.csv")
+    ax = convergence(curves, experiment.label_fractions[0], "scratch", "mean Dice")
+    ax.axhspan(min(means), max(means), color="0.4", alpha=0.3, lw=0, label="position alone")
+    ax.set_xscale("symlog", linthresh=50)
+    steps = sorted({int(row["step"]) for row in curves})
+    ax.set_xticks(steps, [str(step) for step in steps])
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.figure.savefig(run / "position.png")
+
+
 if __name__ == "__main__":
     what, place = sys.argv[1], Path(sys.argv[2])
     if what == "scans":
         print(write_scans(Path(os.environ["SSL3D_DATA"]) / "ixi_t1_brain_2mm", place), "brains in", place)
+    else:
+        add_floor(place)

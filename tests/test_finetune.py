@@ -306,8 +306,8 @@ def test_a_decoder_that_reads_the_image_is_widened_too(store, tmp_path):
     first = finetune(one, tmp_path / "first", **how)
     four = prepare(store.settings["source"], tmp_path / "four", size=32, progress=False)
     for sources in (None, (0, 0, 0, 0)):
-        run = finetune(four, tmp_path / f"{sources}", encoder=first, decoder=True, sources=sources, slices=True, steps=1,
-                       lr=1e-30, labels=0.1, progress=False)
+        run = finetune(four, tmp_path / f"{sources}", encoder=first, decoder=True, sources=sources, slices=True,
+                       steps=1, lr=1e-30, labels=0.1, progress=False)
         origins = read_json(run / "origins.json")
         assert "full.conv1.conv.weight" in origins["widened"] and not any(k.startswith("full") for k in origins["new"])
         old, new = (load_network(each).network.full.conv1.conv.weight for each in (first, run))
