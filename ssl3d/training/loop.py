@@ -539,8 +539,7 @@ def train(
     progress: bool = True,  # show a progress bar
     checkpoint_every: int = 50,  # steps
     log_every: int = 1,  # steps
-    observe: tuple[int | tuple[int, ...], Callable] | None = None,  # when: every so many steps, or after which;
-    # and a function of the network and the step
+    observe: tuple[int | tuple[int, ...], Callable] | None = None,  # every so many steps, or after these, a function
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     devices: int = 1,  # how many share each step; on a CPU, processes
     frozen: bool = False,  # whether there are steps in which some weights do not learn
