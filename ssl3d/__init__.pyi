@@ -157,6 +157,7 @@ def finetune(
     *,
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
     labels: float = 1.0,
+    decoder: bool = False,
     sources: Sequence[int] | None = None,
     scaled: bool | None = None,
     head_bias: Optional[Literal['frequency', 'zero']] = None,
@@ -179,7 +180,7 @@ def finetune(
     lr: float | None = None,
     warmup: int | None = None,
     logger: Union[Literal['csv', 'tensorboard'], Logger, Sequence[Union[Literal['csv', 'tensorboard'], Logger]]] = 'csv',
-    track: int | None = None,
+    track: int | Sequence[int] | None = None,
     fold: Sequence[int] | None = None,
     allow_seen: Optional[Literal['names', 'all']] = None,
     validate: bool = False,
@@ -212,6 +213,8 @@ def finetune(
             which a copy is trained; random weights if not given. Default: None.
         labels: label fraction: share of the labelled training cases to use; subsets of one seed are nested
             (above 0 up to 1). Default: 1.0.
+        decoder: begin with the decoder of the run that is given as encoder, too, where it was trained for
+            masks; its last layer is new, and a warm-up freezes the encoder alone. Default: False.
         sources: for each modality of the store, the channel of the pretrained encoder that its first weights
             are copied from; if not given, in turn (from 0). Default: None.
         scaled: where one channel is copied to several modalities, divide its weights by the number of copies;
@@ -263,8 +266,8 @@ def finetune(
         logger: who is told of loss, rate, scores and pictures besides log.csv, which is always written:
             tensorboard (into the run's folder), or (in Python) a logger of Lightning, or several of these.
             Default: 'csv'.
-        track: steps between two scorings of validation people, who are then not trained on, into observed.csv;
-            none if not given (from 1). Default: None.
+        track: steps between two scorings of validation people, who are then not trained on, into observed.csv,
+            or a list of the steps after which they are scored; none if not given (from 1). Default: None.
 
     Who is tested:
         fold: cross-validation fold to test on: its index from 0, the number of folds, and (a third number)

@@ -451,6 +451,9 @@ class Finetuning(Training):
     warmup: int | None = option(
         None, "epochs (steps, if steps are given) at the beginning with a frozen encoder; none if not given, and with "
         "the paper's preset 25 epochs for masks, 5 for an answer per image", "how long", least=0)
+    decoder: bool = option(
+        False, "begin with the decoder of the run that is given as encoder, too, where it was trained for masks; its "
+        "last layer is new, and a warm-up freezes the encoder alone", "start from")
     sources: tuple[int, ...] | None = option(
         None, "for each modality of the store, the channel of the pretrained encoder that its first weights are "
         "copied from; if not given, in turn",
@@ -466,8 +469,9 @@ class Finetuning(Training):
         "paper's preset zero", "start from")
     validate: bool = option(False, "score on validation subjects, a fifth of those for training (with labels below 1, "
                             "of the labelled ones), and train on the others", "who is tested")
-    track: int | None = option(None, "steps between two scorings of validation people, who are then not trained on, "
-                               "into observed.csv; none if not given", "watch", least=1)
+    track: int | tuple[int, ...] | None = option(
+        None, "steps between two scorings of validation people, who are then not trained on, into observed.csv, or a "
+        "list of the steps after which they are scored; none if not given", "watch", least=1, example="50,100,200")
 
 # %% ../nbs/04_settings.ipynb #75982d39
 def architecture_of(how: Training, dims: int) -> str:  # 2 or 3, of the images that the encoder sees -> an architecture

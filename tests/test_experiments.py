@@ -1,6 +1,7 @@
 """Experiments: described in a file, the same for every arm, stopped and continued, failing in one cell only."""
 
 import csv
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -18,6 +19,7 @@ from ssl3d.data.store import Store
 from ssl3d.downstream.finetune import load_network
 from ssl3d.downstream.metrics import read_scores
 from ssl3d.errors import InputError
+from ssl3d.evidence import experiments
 from ssl3d.evidence.answer import experiment
 from ssl3d.evidence.experiments import (
     Experiment,
@@ -32,11 +34,12 @@ from ssl3d.evidence.experiments import (
     read_diary,
     read_experiment,
     run_experiment,
+    stores_of_seed,
     write_experiment,
 )
 from ssl3d.evidence.report import keep_answer
 from ssl3d.evidence.statistics import verdict
-from ssl3d.files import read_table
+from ssl3d.files import read_json, read_table
 from ssl3d.networks.cards import image_keys, provenance, read_card
 from ssl3d.training import loop
 from ssl3d.training.pretrain import pretrain
@@ -203,7 +206,15 @@ def test_the_file_says_all_of_it(tmp_path):
         ({"arms": {"x": {"task": "rotation", "encoder": "y"}}}, "x"),
         ({"arms": {"x": {"task": "rotation", "step": 3}}}, "'step'"),
         ({"arms": {"x": {"task": "rotation", "seed": 3}}}, "'seed'"),
-        ({"arms": {"x": {"task": "supervised"}}}, "pretraining_cohort"),
+        ({"arms": {"x": {"task": "supervised"}}}, "pretraining_cohort.*halves"),
+        ({"halves": 0}, "halves"),
+        ({"halves": 4, "folds": 3}, "halves say who is pretrained on.*folds"),
+        ({"halves": 4, "pretraining_cohort": TOY.cohort}, "halves say who .*pretraining_cohort"),
+        ({"arms": {"x": {"decoder": True}}}, "arm 'x' has a decoder, which only a pretraining on masks"),
+        ({"arms": {"x": {"task": "rotation", "decoder": True}}}, "arm 'x' has a decoder"),
+        ({"arms": {"x": {"task": "supervised", "decoder": 1}}, "halves": 4}, "decoder"),
+        ({"arms": {"x": {"task": "supervised", "decoder": True}}, "halves": 4, "goal": "classification"}, "a decoder"),
+        ({"finetuning": {"decoder": True}}, "'decoder'"),
         ({"arms": {"x": {"steps": 3}}}, "'steps'"),
         ({"arms": {"x": {"finetuning": {"epoch": 3}}}}, "'epoch'"),
         ({"arms": {"x": "rotation"}}, "x"),
@@ -574,6 +585,100 @@ def test_files_from_every_editor(tmp_path, coding, ends):
     (tmp_path / "e.yaml").write_bytes(text.replace("\n", ends).encode(coding))
     described = read_experiment(tmp_path / "e.yaml")
     assert described.finetuning == {"lr": 0.001} and described.seeds == 2 and len(described.arms) == 2
+
+
+# Halves of the people, and a decoder that is handed on
+
+HALVED = replace(
+    TOY,
+    arms={"scratch": {}, "control": {"task": "supervised", "decoder": True, "steps": 2},
+          "rotation": {"task": "rotation", "steps": 2}},
+    halves=8,
+    label_fractions=[0.13],
+    finetuning={"steps": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    out = tmp_path_factory.mktemp("halved") / "out"
+    return out, run_experiment(HALVED, out, progress=False)
+
+
+def test_each_seed_draws_its_own_halves_and_every_arm_has_the_same(halved):
+    out, rows = halved
+    assert not failed_cells(HALVED, out)
+    store, seen = Store(out / "store"), {}
+    for seed in range(HALVED.seeds):
+        mine = stores_of_seed(HALVED, {"cohort": store}, seed)
+        half_a, half_b = (set(mine[name].cases) for name in ("pretraining_cohort", "cohort"))
+        assert not half_a & half_b and half_a | half_b == set(store.cases) and abs(len(half_a) - len(half_b)) <= 1
+        tested = {arm: {r["case"] for r in rows if (r["arm"], r["seed"]) == (arm, seed)} for arm in HALVED.arms}
+        trained = {arm: read_json(out / f"cells/{arm}-0.13-{seed}/network.json")["trained_on"] for arm in HALVED.arms}
+        assert len({*map(frozenset, tested.values())}) == 1 and len({*map(tuple, trained.values())}) == 1
+        assert len(tested["scratch"]) == 8 and len(trained["scratch"]) == 1, "one of the 8 who are not tested"
+        assert tested["scratch"] | {*trained["scratch"]} <= half_b and not tested["scratch"] & {*trained["scratch"]}
+        for arm in ("control", "rotation"):
+            people = set(read_card(out / f"pretraining/{arm}-{seed}")["people"])
+            assert people == {person_key(store.cases[n]["subject"]) for n in mine["pretraining_cohort"].split("train")}
+            assert not people & {person_key(store.cases[name]["subject"]) for name in half_b}
+        seen[seed] = (half_a, tested["scratch"], *trained["scratch"])
+    assert seen[0][0] != seen[1][0] and seen[0][1] != seen[1][1], "the halves of another seed are others"
+
+
+def test_the_control_gets_its_decoder_and_its_labels_are_counted_elsewhere(halved):
+    out, rows = halved
+    for seed in range(2):
+        first = settings_of(out, f"control-0.13-{seed}")
+        assert first["decoder_from"].startswith("segmentation") and first["encoder"].startswith("segmentation")
+        assert "half B of seed" in first["store"] and "decoder_from" not in settings_of(out, f"rotation-0.13-{seed}")
+        origins = read_json(out / f"cells/control-0.13-{seed}/origins.json")
+        assert len(origins["new"]) == 2, "its last layer alone"
+    pretrained = yaml.safe_load((out / "pretraining/control-0/settings.yaml").read_text())
+    assert "half A of seed 0" in pretrained["store"] and "decoder_from" not in pretrained
+    n = len(stores_of_seed(HALVED, {"cohort": Store(out / "store")}, 0)["pretraining_cohort"].split("train"))
+    told = {(row["arm"], row["labels"], row["elsewhere"]) for row in read_table(out / "trainings.csv")}
+    assert told == {("scratch", "1", "0"), ("rotation", "1", "0"), ("control", "1", str(n))}
+    assert len(rows) == 3 * 2 * 8 * 3
+
+
+def test_an_encoder_that_knows_half_b_is_refused(halved, tmp_path):
+    """The encoder of seed 0 has met people whom seed 1 tests, and learned from masks of theirs."""
+    out, _ = halved
+    given = {"encoder": str(out / "pretraining/control-0"), "decoder": True}
+    known = replace(HALVED, cohort={"source": str(out / "store")}, arms={"scratch": {}, "x": given})
+    with pytest.raises(InputError, match=r"arm 'x': its encoder was pretrained with labels of \d+ case"):
+        run_experiment(known, tmp_path / "labels", progress=False)
+    run_experiment(replace(known, seeds=1), tmp_path / "one", progress=False)
+    assert not failed_cells(replace(known, seeds=1), tmp_path / "one"), "nobody of its own half B was met"
+    images = replace(known, arms={"scratch": {}, "x": {"encoder": str(out / "pretraining/rotation-0")}})
+    run_experiment(images, tmp_path / "images", progress=False)
+    (failed,) = failed_cells(images, tmp_path / "images")
+    assert failed["cell"] == "x-0.13-1" and "keeps for testing" in failed["error"]
+
+
+def test_an_experiment_with_halves_goes_on_and_may_grow(halved, tmp_path):
+    out, rows = halved
+    shutil.copytree(out, tmp_path / "out")
+    grown = run_experiment(replace(HALVED, seeds=3), tmp_path / "out", progress=False)
+    assert [str(r) for r in grown if r["seed"] < 2] == [str(r) for r in rows]
+    made = [line["cell"] for line in read_diary(tmp_path / "out")]
+    assert len(made) == len(set(made)) == 9
+    with pytest.raises(InputError, match="halves was 8"):
+        run_experiment(replace(HALVED, halves=4), tmp_path / "out", progress=False)
+    stores = open_experiment(HALVED, tmp_path / "out", progress=False)
+    assert forecast(HALVED, stores)["runs"] == 3 * 2 + 2 * 2
+
+
+def test_a_cell_of_an_experiment_without_halves_is_the_one_that_it_was(toy):
+    """The diary of an earlier version knows its cells by a hash of the description, which had no halves."""
+    digest = experiments._hash(TOY, cells_of(TOY)[0], {"cohort": Store(toy[0] / "store")})
+    old = {"goal", "seeds", "folds", "network", "pretraining", "finetuning", "lrs", "arms", "label_fractions", "cohort",
+           "pretraining_cohort"}
+    known = {k: v for k, v in experiments._plain(TOY).items() if k in old - {"seeds", "cohort", "pretraining_cohort"}}
+    known |= {"arms": {}, "cell": cells_of(TOY)[0], "stores": [Store(toy[0] / "store").hash], "encoder": None,
+              "label_fractions": None}
+    assert digest == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # Labels beyond a share

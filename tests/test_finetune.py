@@ -6,20 +6,25 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import RNG, SMALL, volumes
+from conftest import RNG, SMALL, new_network, volumes
 from PIL import Image
 
 from ssl3d.data.prepare import prepare
 from ssl3d.data.store import Store
 from ssl3d.downstream import finetune as module
 from ssl3d.downstream.classification import Classification
-from ssl3d.downstream.finetune import cases_of, filled, finetune, plan_steps
+from ssl3d.downstream.finetune import cases_of, filled, finetune, load_network, plan_steps
 from ssl3d.downstream.goals import make_goal, one_answer
 from ssl3d.downstream.regression import Regression
+from ssl3d.downstream.segmentation import Segmentation
 from ssl3d.errors import InputError
 from ssl3d.files import read_json, write_table
+from ssl3d.networks.encoders import as_encoder
+from ssl3d.networks.unet import HEAD
+from ssl3d.networks.weights import load_decoder, load_encoder, save_encoder, save_weights
 from ssl3d.settings import Finetuning
 from ssl3d.training.pretrain import pretrain
+from ssl3d.training.runs import read_log
 
 QUICK = {"widths": SMALL, "progress": False}
 
@@ -179,3 +184,137 @@ def test_a_network_that_gives_one_grade_says_so(pictures, tmp_path, monkeypatch)
     run = finetune(pictures, tmp_path / "x", goal="classification", steps=1, **QUICK)
     said = run.summary()
     assert "never predicts any grade but 0 for its own training cases" in said and "--balanced" in said
+
+
+# The decoder of a run
+
+
+@pytest.fixture(scope="module")
+def taught(store, tmp_path_factory):
+    """A run on masks: its encoder and its decoder have learned."""
+    return finetune(store, tmp_path_factory.mktemp("taught") / "run", steps=3, lr=0.01, labels=0.3, **QUICK)
+
+
+@pytest.mark.parametrize("bias", ["frequency", "zero"])
+def test_a_decoder_is_taken_bit_by_bit_and_its_last_layer_is_new(store, taught, tmp_path, bias):
+    """One step at a rate of next to nothing: what is kept is what it began with."""
+    how = {"encoder": taught, "labels": 0.2, "steps": 1, "lr": 1e-30, "head_bias": bias, "seed": 4}
+    run = finetune(store, tmp_path / "run", decoder=True, progress=False, **how)
+    before, after = (load_network(each).state_dict() for each in (taught, run))
+    differ = {name for name in before if not torch.equal(before[name], after[name])}
+    assert differ == {f"{HEAD}conv.conv.weight", f"{HEAD}conv.conv.bias"} and len(before) > 40
+    plain = load_network(finetune(store, tmp_path / "plain", progress=False, **how)).state_dict()
+    head = [torch.allclose(plain[name], after[name], rtol=0, atol=1e-20) for name in differ]  # zero has moved by 1e-30
+    assert all(head), "the last layer is the one of a run without it, class bias included"
+    assert not torch.equal(plain["decoder.ups.0.conv_block.conv1.conv.weight"],
+                           after["decoder.ups.0.conv_block.conv1.conv.weight"])
+    origins = read_json(run / "origins.json")
+    assert origins["new"] == sorted(differ, reverse=True) and not origins["widened"]
+
+
+def test_a_decoder_learns_while_the_encoder_is_frozen(store, taught, tmp_path):
+    run = finetune(store, tmp_path / "run", encoder=taught, decoder=True, labels=0.2, steps=3, warmup=3, progress=False)
+    before, after = (load_network(each).state_dict() for each in (taught, run))
+    differ = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert differ == {"decoder"}
+
+
+def test_a_run_says_whose_decoder_it_began_with(store, taught, tmp_path):
+    how = {"encoder": taught, "labels": 0.2, "steps": 1, "progress": False}
+    plain, run = finetune(store, tmp_path / "plain", **how), finetune(store, tmp_path / "run", decoder=True, **how)
+    assert "decoder" not in plain.settings and "decoder_from" not in plain.settings, "the settings it always had"
+    said = run.settings["decoder_from"]
+    assert said.startswith("segmentation ") and read_json(run / "network.json")["decoder_from"] == said
+    with pytest.raises(InputError, match="decoder_from was 'segmentation"):
+        finetune(store, tmp_path / "run", **how)
+    kept = set(taught.card["labelled"])
+    assert kept and kept <= set(run.card["labelled"]), "whose masks the decoder has learned from is not forgotten"
+    other = tmp_path / "other"
+    shutil.copytree(taught, other)
+    changed = load_network(other)
+    with torch.no_grad():
+        changed.decoder.ups[0].conv_block.conv1.conv.weight.add_(1)
+    save_weights(changed, other / "network.safetensors")  # the same encoder, and another decoder
+    with pytest.raises(InputError, match="decoder_from was"):
+        finetune(store, tmp_path / "run", decoder=True, **how | {"encoder": other})
+
+
+def test_a_run_with_a_decoder_goes_on_to_the_byte(store, taught, tmp_path, monkeypatch):
+    how = {"encoder": taught, "decoder": True, "labels": 0.2, "steps": 55, "progress": False}
+    whole, read, reads = finetune(store, tmp_path / "whole", **how), Segmentation.read, []
+
+    def stumble(self, *args):
+        reads.append(args)
+        if len(reads) == 53:
+            raise RuntimeError("the disk is gone")
+        return read(self, *args)
+
+    monkeypatch.setattr(Segmentation, "read", stumble)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        finetune(store, tmp_path / "cut", **how)
+    assert (tmp_path / "cut/last.ckpt").exists() and not (tmp_path / "cut/scores.csv").exists()
+    cut = finetune(store, tmp_path / "cut", **how)
+    for name in ("network.safetensors", "log.csv", "scores.csv", "settings.yaml", "origins.json"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+
+
+def test_what_has_no_decoder_is_refused(store, encoder, taught, pictures, tmp_path):
+    kept = tmp_path / "kept"  # an encoder that was kept alone
+    kept.mkdir()
+    save_encoder(load_encoder(taught), kept, {k: v for k, v in taught.card.items() if k != "widths"})
+    graded = finetune(pictures, tmp_path / "graded", goal="classification", steps=1, **QUICK)
+    own = as_encoder(torch.nn.Conv3d(4, 4, 3, 2, 1), torch.zeros(1, 4, 16, 16, 16))
+    wrong = [
+        ({}, "none is given.*--decoder"),
+        ({"encoder": encoder}, "has no decoder, since its encoder was trained on rotation"),
+        ({"encoder": kept}, "has no decoder, since its encoder was trained on segmentation"),
+        ({"encoder": graded}, "has no decoder, since its goal is classification"),
+        ({"encoder": own}, "has none"),
+        ({"encoder": taught, "goal": "classification"}, "decoder is for masks, and goal classification"),
+    ]
+    for options, said in wrong:
+        with pytest.raises(InputError, match=said):
+            finetune(store, tmp_path / "x", decoder=True, steps=1, progress=False, **options)
+        assert not (tmp_path / "x").exists()
+
+
+def test_a_decoder_of_another_shape_is_refused(store, taught, tmp_path):
+    wide = new_network(store, widths=(8, 16, 32, 64))[0]
+    save_weights(wide, tmp_path / "network.safetensors")
+    before = new_network(store, widths=SMALL)[0]
+    same = {name: weight.clone() for name, weight in before.state_dict().items()}
+    with pytest.raises(InputError, match="network.safetensors: does not fit this network.*Nothing was loaded"):
+        load_decoder(before, tmp_path / "network.safetensors")
+    assert all(torch.equal(same[name], weight) for name, weight in before.state_dict().items())
+
+
+def test_whom_the_decoder_was_taught_by_cannot_be_tested(store, taught, tmp_path):
+    for decoder in (False, True):
+        with pytest.raises(InputError, match="that .* keeps for testing"):
+            finetune(store, tmp_path / "x", encoder=taught, decoder=decoder, fold=(0, 2), steps=1, progress=False)
+
+
+def test_a_decoder_that_reads_the_image_is_widened_too(store, tmp_path):
+    """The first map of a ResNet is smaller than the image, so its decoder has a block that sees the image itself."""
+    few = ["image,mask"]
+    for name in [f"other{i}" for i in range(8)]:
+        volumes(tmp_path, name, mask=[f"m{name}"])
+        few.append(f"{name}.nii.gz,m{name}.nii.gz")
+    (tmp_path / "t.csv").write_text("\n".join(few))
+    one = prepare(tmp_path / "t.csv", tmp_path / "one", size=32, progress=False)
+    how = {"steps": 1, "architecture": "resnet18", "slices": True, "progress": False}
+    first = finetune(one, tmp_path / "first", **how)
+    four = prepare(store.settings["source"], tmp_path / "four", size=32, progress=False)
+    for sources in (None, (0, 0, 0, 0)):
+        run = finetune(four, tmp_path / f"{sources}", encoder=first, decoder=True, sources=sources, slices=True,
+                       steps=1, lr=1e-30, labels=0.1, progress=False)
+        origins = read_json(run / "origins.json")
+        assert "full.conv1.conv.weight" in origins["widened"] and not any(k.startswith("full") for k in origins["new"])
+        old, new = (load_network(each).network.full.conv1.conv.weight for each in (first, run))
+        assert new.shape[1] == 4 and all(torch.allclose(new[:, k], old[:, 0] / 4) for k in range(4))
+
+
+@pytest.mark.parametrize("track, steps", [(2, [0, 2, 4, 5]), ((1, 4), [0, 1, 4, 5]), ((5,), [0, 5])])
+def test_a_run_is_scored_after_the_steps_that_are_named(store, tmp_path, track, steps):
+    run = finetune(store, tmp_path / "x", steps=5, labels=0.1, track=track, **QUICK)
+    assert [*read_log(run, "observed.csv")["step"]] == steps

@@ -9,7 +9,15 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from ssl3d.data.scans import marks_of
-from ssl3d.data.splits import copied_pairs, label_subset, merge_copies, near_cases, near_pairs, split_subjects
+from ssl3d.data.splits import (
+    copied_pairs,
+    halve_subjects,
+    label_subset,
+    merge_copies,
+    near_cases,
+    near_pairs,
+    split_subjects,
+)
 from ssl3d.errors import InputError
 
 pytestmark = pytest.mark.quick
@@ -21,6 +29,17 @@ def test_no_subject_is_on_both_sides(seed):
     split = split_subjects(subjects, 0.25, seed)
     assert len(split["test"]) == 5 and not set(split["train"]) & set(split["test"])
     assert sorted(split["train"] + split["test"]) == sorted(set(subjects))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nobody_is_in_both_halves(seed):
+    subjects, grades = [f"p{i // 2:02d}" for i in range(159)], [i // 2 % 2 for i in range(159)]
+    halves = halve_subjects(subjects, 20, seed, grades)
+    parts = [halves[which][part] for which in "AB" for part in ("train", "test")]
+    assert sorted(sum(parts, [])) == sorted(set(subjects)) and [len(part) for part in parts] == [36, 4, 20, 20]
+    assert all(abs(sum(int(p[1:]) % 2 for p in part) - len(part) / 2) <= 1 for part in parts), "grades in each part"
+    assert halves == halve_subjects(subjects[::-1], 20, seed, grades[::-1])
+    assert halves != halve_subjects(subjects, 20, seed + 1, grades)
 
 
 def test_label_subsets_are_nested():

@@ -548,3 +548,36 @@ def test_table_one_has_the_papers_columns_and_means_over_seeds():
     assert table_one([]) == "" and table_one(dice_rows(lambda *key: 0.5)).splitlines()[0].split()[2:] == ["a", "b"]
     graded = [{"arm": "scratch", "label_fraction": 1.0, "seed": 0, "subject": "p", "metric": "kappa of grade"}]
     assert table_one(graded) == ""
+
+
+@pytest.mark.quick
+def test_seeds_that_test_their_own_people_count_one_number_each():
+    """Halves are drawn anew for each seed: what differs between seeds decides, and how many people there are does not.
+
+    The interval is that of Student's t over the seeds' means.
+    """
+    rng, alarms = np.random.default_rng(0), 0
+    for _ in range(60):
+        rows = []
+        for seed in range(5):
+            luck = rng.normal(0, 0.03)
+            rows += [{"arm": arm, "label_fraction": 1.0, "seed": seed, "subject": f"p{person}", "metric": "Dice",
+                      "dice": 0.5 + 0.001 * person + (luck if arm == "x" else 0)}
+                     for person in rng.choice(159, 40, replace=False) for arm in ("scratch", "x")]
+        (answer,) = verdict(rows)
+        each = [np.mean([r["dice"] * (1 if r["arm"] == "x" else -1) * 2 for r in rows if r["seed"] == s])
+                for s in range(5)]
+        half = stats.t.ppf(0.975, 4) * np.std(each, ddof=1) / np.sqrt(5)
+        assert np.isclose(answer["difference"], np.mean(each)) and answer["seeds"] == 5
+        assert np.isclose(answer["high"] - answer["low"], 2 * half, rtol=1e-6)
+        assert answer["subjects"] == len({r["subject"] for r in rows}) > 100
+        alarms += answer["p"] < 0.05
+    assert alarms <= 8, "of 60 experiments without any difference; 3 are expected"
+
+
+@pytest.mark.quick
+def test_people_who_are_missing_in_a_seed_are_still_left_out():
+    rows = [{"arm": arm, "label_fraction": 1.0, "seed": seed, "subject": f"p{k}", "metric": "Dice", "dice": 0.1 * k}
+            for arm in ("scratch", "x") for seed in range(3) for k in range(1, 7) if (seed, k) != (1, 3)]
+    one, _ = paired(rows, "x", "scratch", 1.0)
+    assert one.shape == (3, 5), "not one column"

@@ -1,6 +1,7 @@
 """The store: what it holds, its split, and damage that it names."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -95,3 +96,31 @@ def test_damage_is_named(tmp_path):
         (tmp_path / "store/manifest.json").write_text(text)
         with pytest.raises(InputError, match="manifest.json"):
             Store(tmp_path / "store")
+
+
+def test_a_half_is_a_view_with_a_split_of_its_own(tmp_path):
+    store = prepare(msd(tmp_path / "task", n=12), tmp_path / "store", size=8, progress=False)
+    for seed in range(3):
+        a, b = (store.half(which, seed, 3) for which in "AB")
+        assert len(a) == len(b) == 6 and not set(a.cases) & set(b.cases)
+        assert len(b.split("test")) == 3 and {*a.split("train"), *a.split("test")} == set(a.cases)
+        again = pickle.loads(pickle.dumps(Store(b)))  # as a step opens it, and as a worker gets it
+        assert again.hash == b.hash and again.split("test") == b.split("test") and set(again.cases) == set(b.cases)
+        assert set(b.split("validation")) < set(b.split("train"))
+        assert np.array_equal(b.image([*b.cases][0]), store.image([*b.cases][0]))
+    assert len({store.half("B", seed, 3).hash for seed in range(3)} | {store.half("B", 0, 2).hash, store.hash}) == 5
+    assert len({tuple(store.half("A", seed, 3).cases) for seed in range(6)}) > 1, "drawn anew"
+    parts = [Store(b, (i, 3)).split("test") for i in range(3)]
+    assert sorted(sum(parts, [])) == sorted(b.cases), "folds of a half are its own people"
+
+
+def test_halves_that_there_are_not(tmp_path):
+    store = prepare(msd(tmp_path / "task", n=8), tmp_path / "store", size=8, progress=False)
+    for n in (0, 4, -1):
+        with pytest.raises(InputError, match="store: .*half B has 4"):
+            store.half("B", 0, n)
+    with pytest.raises(InputError, match="which"):
+        store.half("C", 0, 2)
+    for part in (store.half("A", 0, 2), Store(store, (0, 2))):
+        with pytest.raises(InputError, match="a part of a store already"):
+            part.half("A", 0, 2)

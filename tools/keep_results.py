@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ssl3d.data.store import Store
 from ssl3d.downstream.metrics import read_scores
-from ssl3d.evidence.experiments import cells_of, read_diary, read_experiment
+from ssl3d.evidence.experiments import cells_of, read_diary, read_experiment, stores_of_seed
 from ssl3d.files import write_table
 from ssl3d.training.runs import read_settings
 
@@ -56,9 +56,15 @@ def about(run: Path, where: str) -> str:
     machine, versions = where.split("; ")
     experiment, store = read_experiment(run / "experiment.yaml"), Store(run / "store")
     seconds = [line["seconds"] for line in read_diary(run) if line["state"] == "done"]
-    people = {part: len({store.cases[n]["subject"] for n in store.split(part)}) for part in ("train", "test")}
-    parts = ", ".join(f"{n} {part}" for part, n in people.items()) if experiment.folds is None else \
-        f"{len({case['subject'] for case in store.cases.values()})}, each tested once, in {experiment.folds} parts"
+    people = [(part, store, part) for part in ("train", "test")]
+    if experiment.halves is not None:  # each seed has its own, and as many
+        drawn = stores_of_seed(experiment, {"cohort": store}, 0)
+        people = [("to pretrain on", drawn["pretraining_cohort"], "train"), ("train", drawn["cohort"], "train"),
+                  ("test, drawn anew for each seed", drawn["cohort"], "test")]
+    parts = ", ".join(f"{len({one.cases[n]['subject'] for n in one.split(part)})} {what}" for what, one, part in people)
+    if experiment.folds is not None:
+        everybody = {case["subject"] for case in store.cases.values()}
+        parts = f"{len(everybody)}, each tested once, in {experiment.folds} parts"
     data = "SSL3D_DATA=FOLDER " if "$SSL3D_DATA" in str(experiment.cohort["source"]) else ""
     return (f"command   {data}ssl3d experiment experiments/{run.name}.yaml --out runs/{run.name}\n"
             f"people    {parts}\n"
@@ -75,7 +81,7 @@ def main(run: Path, where: str) -> None:
     rows = [{key: f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in KEPT if key in row}
             for row in read_scores(run / "results.csv")]
     write_table(out / "results.csv.gz", rows)
-    for name in ("learning_curves.csv", "trainings.csv", "summary.txt", "curves.png"):
+    for name in ("learning_curves.csv", "trainings.csv", "summary.txt", "curves.png", "position.csv", "position.png"):
         if (run / name).exists():
             shutil.copy(run / name, out / name)
     (out / "about.txt").write_text(about(run, where), encoding="utf-8")

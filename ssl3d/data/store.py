@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from .splits import fold_subjects, split_subjects
+from .splits import fold_subjects, halve_subjects, split_subjects
 from ..errors import InputError, one_of
 from ..files import Folder, as_folder, read_json, read_sealed, write_json
 
@@ -105,10 +105,14 @@ class Store:
             self._read(read_sealed(self.folder / "manifest.json"))
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise InputError(f"{self.folder / 'manifest.json'}: is damaged ({e}). Make the store again.") from None
+        if isinstance(folder, Store) and folder.half_of is not None:
+            self._keep_half(*folder.half_of)
         self.split("test")  # says now if there is no such fold
         self.fold = None if fold is None else tuple(map(int, fold if any(fold[2:]) else fold[:2]))
 
     def _read(self, manifest: dict) -> None:
+        self.half_of: tuple[str, int, int] | None = None  # which half, the seed, people that are tested; see `half`
+        self._parts: dict[str, list[str]] | None = None  # the subjects for `train` and `test` of that half
         self.hash, self.settings = manifest["hash"], manifest["settings"]
         self.left_out, self.copies = manifest["left_out"], manifest["copies"]
         self.copied = [tuple(pair) for pair in manifest.get("copied", ())]
@@ -125,7 +129,9 @@ class Store:
         return os.fspath(self.folder)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.folder)!r})" if self.fold is None else f"Store({str(self.folder)!r}, fold={self.fold})"
+        fold = "" if self.fold is None else f", fold={self.fold}"
+        half = "" if self.half_of is None else ".half({!r}, seed={}, n_test={})".format(*self.half_of)
+        return f"Store({str(self.folder)!r}{fold}){half}"
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -175,11 +181,42 @@ class Store:
         labels = [labels_of(case["mask"], case["grade"]) for case in cases]
         if part == "validation":
             subjects = set(split_subjects(people, 0.2, seed, labels)["test"])
-        elif self.fold is None:
-            subjects = set(read_split(self.folder / "split.json")[part])
-        else:
+        elif self.fold is not None:
             subjects = set(fold_subjects(people, self.fold, seed, labels)[part])
+        else:
+            subjects = set((self._parts or read_split(self.folder / "split.json"))[part])
         return [name for name, case in self.cases.items() if case["subject"] in subjects]
+
+    def half(
+        self,
+        which: str,  # "A", to pretrain on, or "B", to fine-tune and test on
+        seed: int,  # another seed draws other halves
+        n_test: int,  # people of half B that are kept for testing
+    ) -> "Store":
+        """A view of the store with one half of its people; raises `InputError` where they are too few.
+
+        Its arrays lie where they lay. Its hash says which half it is, so that a run on one does not go on with another.
+        """
+        one_of(("A", "B"), which=which)
+        if self.half_of is not None or self.fold is not None:
+            raise InputError(f"{self!r}: is a part of a store already, and halves are those of all its people. Open "
+                             "the whole store.")
+        view = Store(self.folder)
+        view._keep_half(which, seed, n_test)
+        return view
+
+    def _keep_half(self, which: str, seed: int, n_test: int) -> None:
+        """Forget the people who are not in a half."""
+        cases = [*self.cases.values()]
+        labels = [labels_of(case["mask"], case["grade"]) for case in cases]
+        try:
+            halves = halve_subjects([case["subject"] for case in cases], n_test, seed, labels)
+        except InputError as e:
+            raise InputError(f"{self.folder}: {e}") from None
+        self._parts, self.half_of = halves[which], (which, seed, n_test)
+        people = {subject for part in self._parts.values() for subject in part}
+        self.cases = {name: case for name, case in self.cases.items() if case["subject"] in people}
+        self.hash = f"{self.hash}, half {which} of seed {seed}, {n_test} tested"
 
     @property
     def own_shapes(self) -> bool:

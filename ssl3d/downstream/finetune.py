@@ -29,11 +29,14 @@ from ..networks.cards import check_card, provenance, seen_dimensions
 from ..networks.encoders import check_shown, has_statistics, make_encoder, shown_to
 from ssl3d.networks.weights import (
     check_shape,
+    decoder_file,
+    decoder_origin,
     empty_encoder,
     encoder_name,
     encoder_origin,
     given_card,
     given_encoder,
+    load_decoder,
     load_weights,
     own_module,
     save_encoder,
@@ -181,17 +184,19 @@ def starting_encoder(
     base: Any = given_encoder(how.encoder)
     check_shape(how, base)
     base.started_with = {what: lines for what, lines in (("told", fit.told), ("cautions", fit.cautions)) if lines}
+    base.sources = fit.sources
     same = base.in_channels == store.channels and fit.sources is None
     return base, [] if same else widen(base, store.channels, fit.sources, bool(how.scaled))
 
 
-def weight_origins(network: nn.Module, widened: list[str] | None) -> dict[str, list[str]]:
+def weight_origins(network: nn.Module, widened: list[str] | None,
+                   decoder: Mapping[str, str]) -> dict[str, list[str]]:  # `decoder` from `load_decoder`
     """Where the weights of a network with an `encoder` come from: loaded, widened, new; and what is told of it."""
     names: dict[str, list[str]] = {"loaded": [], "widened": [], "new": []}
     for name in network.state_dict():
         inside = name.removeprefix("encoder.")
         if widened is None or inside == name:
-            names["new"].append(name)
+            names[decoder.get(name, "new")].append(name)
         else:
             names["widened" if inside in widened else "loaded"].append(name)
     return names | getattr(network.encoder, "started_with", {})
@@ -205,16 +210,19 @@ def starting_network(
     scored: list[str] | None = None,  # case ids that it will be scored on; the store's test cases if None
 ) -> tuple[nn.Module, dict[str, list[str]]]:  # and where its weights come from
     """The network before its first step; raises `InputError` for an encoder or a size that does not fit."""
+    file = decoder_file(how.encoder) if how.decoder else None
     encoder, widened = starting_encoder(store, how, scored)
     try:
         with seeded(how.seed, goal.part):
             network = goal.network(encoder, facts, store.settings["size"] or how.patch or 0)
     except InputError as e:
         raise InputError(f"{store.folder}: {e}") from None
-    return network, weight_origins(network, widened)
+    decoder = load_decoder(network, file, encoder.sources, bool(how.scaled)) if file else {}
+    return network, weight_origins(network, widened, decoder)
 
 # %% ../../nbs/65_finetune.ipynb #77ea9a58
-_NOT_KEPT = {"progress", "accelerator", "devices", "logger", "epochs", "steps", "warmup", "preset", "encoder"}
+_NOT_KEPT = {"progress", "accelerator", "devices", "logger", "epochs", "steps", "warmup", "preset", "encoder",
+             "decoder"}
 
 
 def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: Finetuning, n_steps: int,
@@ -222,6 +230,8 @@ def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: 
     """Everything that makes a fine-tuning run."""
     own = {f.name: getattr(goal, f.name) for f in fields(goal_options(how.goal))}
     shared = {f.name: getattr(how, f.name) for f in fields(how) if f.name not in _NOT_KEPT} | recipe_of(how)
+    if how.decoder:  # a run without it has the settings that it had before there was the option
+        shared["decoder_from"] = decoder_origin(how.encoder)
     encoder = network.encoder
     shape = {"architecture": getattr(encoder, "architecture", "own"), "widths": encoder.channels,
              "spatial_dims": encoder.spatial_dims, "in_channels": encoder.in_channels}
@@ -295,6 +305,8 @@ def finetune(
     how = filled(how, chosen, opened.spatial_dims)
     if how.slices and not chosen.voxelwise:
         raise InputError(f"slices are for masks, and goal {how.goal} is about whole images. Leave slices out.")
+    if how.decoder and not chosen.voxelwise:
+        raise InputError(f"decoder is for masks, and goal {how.goal} is about whole images. Leave decoder out.")
     check_mirror(how.augment or "none", how.mirror, opened.spatial_dims)
     if opened.own_shapes and not chosen.voxelwise:
         raise InputError(f"{opened.folder}: holds whole scans, each in its own shape, and goal {how.goal} needs images "

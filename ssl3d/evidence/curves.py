@@ -19,10 +19,9 @@ from ssl3d.evidence.statistics import (
     bootstrap_interval,
     frozen_in_words,
     frozen_steps,
-    in_common,
     learning_curves_of,
     metric_of,
-    score_matrix,
+    score_matrices,
     steps_to_reach,
     verdict,
 )
@@ -33,7 +32,7 @@ from ..tasks import arm_looks
 def _points(rows: Rows, arm: str) -> dict[float, np.ndarray]:  # label fraction -> (seeds, people)
     """The scores of an arm at each share that it was tried with."""
     tables = {fraction: arm_rows(rows, arm, fraction) for fraction in sorted({row["label_fraction"] for row in rows})}
-    matrices = {fraction: score_matrix(table, *in_common(table)) for fraction, table in tables.items() if table}
+    matrices = {fraction: score_matrices(table)[0] for fraction, table in tables.items() if table}
     return {fraction: matrix for fraction, matrix in matrices.items() if matrix.size}
 
 # %% ../../nbs/73_curves.ipynb #cc835b47

@@ -298,7 +298,7 @@ def _from_files(files: list[Path]) -> Cohort:
 def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
     """The test cases of the store that a run was trained on; all cases of another one that is prepared alike."""
     own = store.hash == run.card["store"]
-    opened = Store(store.folder, run.card["fold"]) if own and store.fold is None else store
+    opened = Store(store, run.card["fold"]) if own and store.fold is None else store
     notes = Notes()
     check_modalities(store.folder, store.channel_names, preparation, notes)
     differ = [f"{name} {getattr(preparation, name)} (here {value})" for name, value in (

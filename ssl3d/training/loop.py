@@ -210,10 +210,12 @@ def _unnoticed(network: torch.nn.Module) -> Iterator[None]:
 
 
 class _Observe(pl.Callback):
-    """Writes what an observer finds to `observed.csv`, before the first step, every so many, and after the last."""
+    """Writes what an observer finds to `observed.csv`, before the first step, after some, and after the last."""
 
-    def __init__(self, out: Path, n_steps: int, every: int, observe: Callable[[torch.nn.Module, int], dict]):
-        self.out, self.n_steps, self.every, self.observe = out, n_steps, every, observe
+    def __init__(self, out: Path, n_steps: int, when: int | tuple[int, ...],
+                 observe: Callable[[torch.nn.Module, int], dict]):
+        self.out, self.n_steps, self.observe = out, n_steps, observe
+        self.steps = {n_steps, *(when if isinstance(when, tuple) else range(when, n_steps, when))}
 
     def on_train_start(self, trainer, module):
         if trainer.is_global_zero:
@@ -222,7 +224,7 @@ class _Observe(pl.Callback):
             self._look(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if trainer.global_step == self.n_steps or trainer.global_step % self.every == 0:
+        if trainer.global_step in self.steps:
             self._look(trainer, module)
 
     def _look(self, trainer, module):
@@ -538,7 +540,7 @@ def train(
     progress: bool = True,  # show a progress bar
     checkpoint_every: int = 50,  # steps
     log_every: int = 1,  # steps
-    observe: tuple[int, Callable] | None = None,  # every so many steps, a function of the network and the step
+    observe: tuple[int | tuple[int, ...], Callable] | None = None,  # every so many steps, or after these, a function
     accelerator: str = "auto",  # Lightning's name of the device: cpu, gpu, mps or auto
     devices: int = 1,  # how many share each step; on a CPU, processes
     frozen: bool = False,  # whether there are steps in which some weights do not learn
