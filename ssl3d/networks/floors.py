@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUMMARIES', 'USUAL', 'summary_of', 'summaries', 'Reading', 'read_off', 'floor_readings', 'added', 'common_mask',
-           'position_masks', 'mean_dice', 'kappa_of', 'floors_of']
+           'position_masks', 'mean_dice', 'position_dice', 'kappa_of', 'floors_of']
 
 # %% ../../nbs/36_floors.ipynb #b4dd013d
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def summaries(
     case_ids: Sequence[str],
 ) -> dict[str, np.ndarray]:  # summary -> (cases, columns)
     """The summaries of some cases; each image is read once as long as the store is open."""
-    known = _KNOWN.setdefault(store, {})
+    known = _KNOWN.setdefault(store, {}).setdefault("summaries", {})
     for name in case_ids:
         if name not in known:
             known[name] = summary_of(np.array(store.image(name), np.float32) / store.unit, store.spacing(name))
@@ -111,7 +111,7 @@ class Reading(NamedTuple):
 
     def scores(
         self,
-        truth: Sequence,  # what the people really have
+        truth: Sequence | np.ndarray,  # what the people really have
     ) -> dict[str, float]:
         """R² and mean error (`r2`, `mae`); or `accuracy`, quadratic `kappa`, and of two classes `auc`. Never NaN."""
         from sklearn.metrics import r2_score, roc_auc_score
@@ -129,7 +129,7 @@ class Reading(NamedTuple):
 def read_off(
     fit: Sequence[np.ndarray],  # one or several kinds of numbers (people, columns) of those with known values
     held: Sequence[np.ndarray],  # the same of others
-    values: Sequence,  # numbers (ages), or classes (grades, sexes), of the people of the fit
+    values: Sequence | np.ndarray,  # numbers (ages), or classes (grades, sexes), of the people of the fit
     number: bool,  # which of both
 ) -> Reading:  # about the others
     """Ridge or logistic regression on some numbers, robustly regularised; each kind has an equal share."""
@@ -157,10 +157,11 @@ def floor_readings(
     if not fit or not held:
         raise InputError(f"{store.folder}: a floor needs labelled cases to fit on and others to answer for, and there "
                          f"are {len(fit)} and {len(held)}.")
-    known, others, values = summaries(store, [*fit]), summaries(store, held), [*fit.values()]
-    made = _KNOWN[store].setdefault("readings", {})
+    fit = dict(sorted(fit.items()))  # whoever comes first, the folds of the penalty are the same
+    made = _KNOWN.setdefault(store, {}).setdefault("readings", {})
     key = (*fit.items(), number, *held)
     if key not in made:
+        known, others, values = summaries(store, [*fit]), summaries(store, held), [*fit.values()]
         made[key] = {what: read_off([known[what]], [others[what]], values, number) for what in SUMMARIES} | {
             "together": read_off([*known.values()], [*others.values()], values, number)}
     return made[key]
@@ -174,8 +175,11 @@ def added(
     features: tuple[np.ndarray, np.ndarray],  # (cases, width) of those of the fit, and of those held
 ) -> Reading:
     """What floors and features say together of those held."""
-    known, others = summaries(store, [*fit]), summaries(store, held)
-    return read_off([*known.values(), features[0]], [*others.values(), features[1]], [*fit.values()], number)
+    order = sorted(range(len(fit)), key=[*fit].__getitem__)  # as above
+    names, values = [*fit], [*fit.values()]
+    known, others = summaries(store, [names[i] for i in order]), summaries(store, held)
+    return read_off([*known.values(), features[0][order]], [*others.values(), features[1]],
+                    [values[i] for i in order], number)
 
 # %% ../../nbs/36_floors.ipynb #eadee805
 def _box_of(store: Store, name: str) -> tuple[slice, ...]:
@@ -235,7 +239,7 @@ def position_masks(
         masks[name][boxes[name]] = resize_labels(answer, inside)
     return masks
 
-
+# %% ../../nbs/36_floors.ipynb #0fbf22c4
 def mean_dice(
     answer: np.ndarray,  # (*space) class codes
     truth: np.ndarray,  # (*space) class codes
@@ -244,6 +248,25 @@ def mean_dice(
     """The mean Dice of some classes; 1 for a class that neither has."""
     sizes = [((answer == k).sum() + (truth == k).sum(), ((answer == k) & (truth == k)).sum()) for k in codes]
     return float(np.mean([2 * both / size if size else 1.0 for size, both in sizes]))
+
+
+def position_dice(
+    store: Store,
+    fit: Sequence[str],  # cases with masks
+    held: Sequence[str],  # cases with masks to score on
+    shape: Sequence[int] | None = None,  # voxels per axis of the grid to answer and score on; the store's if None
+) -> float:
+    """The mean Dice of the place alone, over people and classes without the background."""
+    if not fit or not held:
+        raise InputError(f"{store.folder}: a floor needs masks to fit on and others to score on, and there are "
+                         f"{len(fit)} and {len(held)}.")
+    made = _KNOWN.setdefault(store, {}).setdefault("positions", {})
+    key = (tuple(fit), tuple(held), shape and tuple(shape))
+    if key not in made:
+        found, codes = position_masks(store, fit, held, shape), sorted(store.classes)[1:]
+        truths = {name: store.mask(name) if shape is None else resize_labels(store.mask(name), shape) for name in held}
+        made[key] = round(float(np.mean([mean_dice(found[name], truths[name], codes) for name in held])), 6)
+    return made[key]
 
 # %% ../../nbs/36_floors.ipynb #5e1eb1db
 USUAL = {"age": "r2", "grade": "kappa", "sex": "kappa", "mask": "dice"}  # what is asked -> how it is scored
@@ -270,9 +293,7 @@ def floors_of(
     fit, held = ([name for name in names if store.cases[name][key] not in (None, [])]
                  for names in (case_ids_fit, case_ids_held))
     if target == "mask":
-        codes = sorted(store.classes)[1:]
-        found = position_masks(store, fit, held)
-        return {"position": round(float(np.mean([mean_dice(found[n], store.mask(n), codes) for n in held])), 6)}
+        return {"position": position_dice(store, fit, held)}
     values, truth = {n: store.cases[n][target] for n in fit}, [store.cases[n][target] for n in held]
     scored = metric or USUAL[target]
     if target == "grade" and scored == "kappa":
