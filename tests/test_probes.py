@@ -12,6 +12,7 @@ from ssl3d.errors import InputError
 from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
 from ssl3d.networks.encoders import make_encoder
+from ssl3d.networks.floors import floors_of
 from ssl3d.networks.weights import load_encoder
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.probes import (
@@ -66,6 +67,13 @@ def test_what_is_there_is_read_and_what_is_not_is_not(people):
     assert found["sex"]["linear"] < 0.9, "nothing to be seen"
     assert found["mask"]["linear"] > 0.95, "a threshold over the mean of the place"
     assert all(0.999 < f["rank"] < 1.001 for f in found.values()), "one feature"
+    for target, floors in (("age", floors_of(people, *probe_cases(people, "age"), "age")),
+                           ("sex", floors_of(people, *probe_cases(people, "sex"), "sex", "accuracy"))):
+        assert {what: found[target][what] for what in ("histogram", "volume", "blocks")} | \
+            {"together": found[target]["floor"]} == floors
+    assert found["age"]["floor"] > 0.95 and found["age"]["added"] < 0.05, "brightness is in the histogram, too"
+    assert found["mask"]["floor"] == floors_of(people, *probe_cases(people, "mask"), "mask")["position"]
+    assert 0 < found["mask"]["floor"] < 0.9 < found["mask"]["linear"], "the box lies somewhere else in everybody"
 
 
 def test_nobody_for_testing_is_asked(people):
@@ -180,4 +188,4 @@ def test_two_classes_and_a_class_that_is_nowhere(people):
     encoder = make_encoder("unet", 3, 1, SMALL)
     assert probe_voxels(encoder, people, fit, held) == probe_voxels(encoder, people, fit, held)
     assert set(probe_images(encoder, people, "sex", *probe_cases(people, "sex"))) == {
-        "linear", "neighbours", "chance", "rank"}  # fmt: skip
+        "linear", "neighbours", "chance", "rank", "histogram", "volume", "blocks", "floor", "added", "auc", "floor_auc"}

@@ -22,6 +22,7 @@ from .goals import Goal, one_answer, what_else
 from .metrics import grading_scores
 from ..errors import InputError, one_of
 from ..files import read_table
+from ..networks.floors import floor_readings
 from ..settings import ClassificationOptions
 from ..training.loop import pairs, read_batch
 
@@ -168,6 +169,19 @@ class ImageGoal(Goal):
         said = next((rows[0][column] for column in ("name", "predicted", "guess") if column in rows[0]), "one")
         return [f"any {self.asked} but {said}"] if one_answer(rows, self.asked) else []
 
+    def floors(self, store: Store, truths: dict[str, dict[str, Any]], case_ids: list[str], facts: dict) -> list[dict]:
+        """The scores of regressions on histogram, volume and blocks, and on all three together, a row each."""
+        known, rows = {name: truths["train"][name] for name in case_ids}, []
+        for what, answers in self.without_network(store, known, [*truths["test"]], facts).items():
+            answered = [{self.asked: truth} | answer for truth, answer in zip(truths["test"].values(), answers)]
+            rows.append({"floor": what, "cases": len(answered)} | self.scored(answered, facts))
+        return rows
+
+    def without_network(self, store: Store, known: dict[str, Any], case_ids: list[str],
+                        facts: dict) -> dict[str, list[dict]]:
+        """For each floor an answer for each case, after the truths of others; none where there are no floors."""
+        return {}
+
     def all_one(self, run: Path) -> bool:
         """Whether all who were scored have the same truth, so that the metric says nothing."""
         return len({row[self.asked] for row in read_table(run / "predictions.csv")} - {""}) < 2
@@ -240,6 +254,13 @@ class Classification(ClassificationOptions, ImageGoal):
         """Quadratic weighted kappa, and accuracy."""
         predicted, known = (np.array([row[column] for row in rows]) for column in ("predicted", self.asked))
         return grading_scores(predicted, known, facts["n_grades"])
+
+    def without_network(self, store: Store, known: dict[str, Any], case_ids: list[str],
+                        facts: dict) -> dict[str, list[dict]]:
+        """The class that is most probable; of more than two grades, which have an order, a number that is rounded."""
+        ordered = facts["n_grades"] > 2
+        found = floor_readings(store, known, case_ids, ordered)
+        return {what: [{"predicted": int(np.rint(answer))} for answer in one.answers] for what, one in found.items()}
 
     def score(self, run: Path) -> float:
         """Kappa; accuracy where all who are scored have one grade, since kappa then is zero or not defined."""

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['N_ASKED', 'freeze', 'warm_up', 'filled', 'plan_steps', 'held_back', 'set_aside', 'cases_of', 'starting_encoder',
            'weight_origins', 'starting_network', 'settings_of', 'keep_trained', 'never_predicted', 'told_failure',
-           'finetune', 'goal_of', 'read_network_card', 'load_network', 'told_origins', 'summary', 'network_so_far',
-           'largest_case', 'draw_case']
+           'finetune', 'goal_of', 'read_network_card', 'load_network', 'told_origins', 'told_floors', 'summary',
+           'network_so_far', 'largest_case', 'draw_case']
 
 # %% ../../nbs/65_finetune.ipynb #3a577aee
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from ..data.store import Store, labels_of
 from .goals import GOALS, Goal, goal_options, make_goal
 from .segmentation import probabilities_of, score, segment
 from ..errors import InputError, warn
-from ..files import Folder, as_folder, as_json, read_json, write_json, write_table
+from ..files import Folder, as_folder, as_json, read_json, read_table, write_json, write_table
 from ..networks.cards import check_card, provenance, seen_dimensions
 from ..networks.encoders import check_shown, has_statistics, make_encoder, shown_to
 from ssl3d.networks.weights import (
@@ -330,7 +330,8 @@ def finetune(
             seen = provenance(opened, case_ids, given_card(how.encoder) or None, labelled=case_ids)
             about = {"trained_on": case_ids, "never_predicted": never_predicted(whole, opened, chosen, case_ids, facts)}
             keep_trained(network, folder, settings | about, seen, origins)
-            tables = chosen.tables(whole, opened, test, facts)
+            floors = chosen.floors(opened, truths, case_ids, facts)
+            tables = ({"floors.csv": floors} if floors else {}) | chosen.tables(whole, opened, test, facts)
             for file, rows in tables.items():
                 write_table(folder / file, rows)
     return finished_run(folder, how.progress, own_module(how.encoder))
@@ -428,6 +429,15 @@ def told_origins(run: Folder) -> str:
     return "; ".join([weights, *told, *([f"{len(cautions)} caution(s), see origins.json"] if cautions else [])])
 
 
+def told_floors(folder: Path, goal: Goal) -> str:
+    """What the same labels tell of the same cases without a network, in words; empty where that is not known."""
+    if not (folder / "floors.csv").exists():
+        return ""
+    found = {row["floor"]: row[goal.metric] for row in read_table(folder / "floors.csv")}
+    alone = ", ".join(f"{what} {score:.3f}" for what, score in found.items() if what != "together")
+    return f"; floor, from the same labels without a network: {found['together']:.3f} ({alone})"
+
+
 def summary(run: Folder) -> str:
     """The scores of a finished run, in one line; raises `InputError` for a run that has none."""
     folder = as_folder(run, "run")
@@ -437,7 +447,8 @@ def summary(run: Folder) -> str:
     who = "validation" if settings["validate"] else "test"
     card = read_json(folder / "network.json") if (folder / "network.json").exists() else {}
     failed = told_failure(card)
-    return f"{folder}: {told_origins(folder)}. {goal_of(settings).told(folder, who)}{'.' * bool(failed)}{failed}"
+    floor = told_floors(folder, goal_of(settings))
+    return f"{folder}: {told_origins(folder)}. {goal_of(settings).told(folder, who)}{floor}{'.' * bool(failed)}{failed}"
 
 # %% ../../nbs/65_finetune.ipynb #14416030
 def network_so_far(

@@ -101,6 +101,10 @@ class Goal:
         """The tables of a finished run: file name -> rows; `scores.csv` comes last."""
         raise NotImplementedError
 
+    def floors(self, store: Store, truths: dict[str, dict[str, Any]], case_ids: list[str], facts: dict) -> list[dict]:
+        """What is told of the test cases without a network, after the truths of the cases used; none if not known."""
+        return []
+
     def track(self, network: "nn.Module", store: Store, case_ids: list[str], facts: dict) -> dict[str, float]:
         """A few scores while it trains."""
         return {name: value for name, value in self.tables(network, store, case_ids, facts)["scores.csv"][0].items()

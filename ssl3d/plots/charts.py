@@ -96,7 +96,7 @@ def running_mean(
 
 # %% ../../nbs/21_charts.ipynb #129ebbab
 _FOUND = {"linear": COLOURS[5], "neighbours": COLOURS[3], "dice": COLOURS[5], "kappa": COLOURS[5], "r2": COLOURS[5],
-          "chance": COLOURS[6]}  # columns of observed.csv that are drawn -> colour
+          "floor": COLOURS[7], "chance": COLOURS[6]}  # columns of observed.csv that are drawn -> colour
 
 
 def _draw_steps(ax: Axes, log: Mapping[str, np.ndarray], name: str, mean: int) -> None:
@@ -130,7 +130,7 @@ def training_curve(
     if observed is not None:
         for name in (name for name in _FOUND if name in observed):
             axes[1 + scored].plot(observed["step"], observed[name], color=_FOUND[name], label=name, marker=".",
-                                  ls="--" if name == "chance" else "-")
+                                  ls="--" if name in ("chance", "floor") else "-")
         axes[1 + scored].set_ylabel(told)
         axes[1 + scored].legend(frameon=False, fontsize=9)
     if rated:

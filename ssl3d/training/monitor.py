@@ -34,7 +34,7 @@ from .runs import log_so_far, progress_of, score_name
 def draw_progress(
     runs: dict[str, Path],  # name in the legend -> folder of a run, which need not have begun
 ) -> None:
-    """Against the step: the loss of some runs, and where they know them their accuracy, with chance, and score."""
+    """Against the step: the loss of some runs, and where known accuracy (with chance) and score (with floor)."""
     logs = {name: log_so_far(run) or {"step": np.empty(0), "loss": np.empty(0)} for name, run in runs.items()}
     scores = {name: log_so_far(run, "observed.csv") for name, run in runs.items()}
     answered, scored = any("accuracy" in log for log in logs.values()), any(scores.values())
@@ -52,11 +52,14 @@ def draw_progress(
         if observed:
             what = next(column for column in observed if column != "step")
             axes[0][-1].plot(observed["step"], observed[what], **{"ms": 4} | looks[name])
+            if "floor" in observed:
+                axes[0][-1].plot(observed["step"], observed["floor"], color=COLOURS[6], lw=0.8, ls=":")
             measured.setdefault(score_name(runs[name], what), []).append(name)
     steps = max(total for _, total in map(progress_of, runs.values()))
     said = [what if len(measured) == 1 else f"{what} ({', '.join(names)})" for what, names in measured.items()]
     if said:
-        axes[0][-1].set_ylabel("\n".join(said))
+        floored = any(observed and "floor" in observed for observed in scores.values())
+        axes[0][-1].set_ylabel("\n".join(said + ["(dotted: floor)"] * floored))
     for ax, label in zip(axes[0], ("loss, mean of 10 steps", *["accuracy (dotted: chance)"] * answered)):
         ax.set_ylabel(label)
     for ax in axes[0]:

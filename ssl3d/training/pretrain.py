@@ -172,6 +172,8 @@ def _look(store: Store, target: str, out: Path, patch: int | None) -> Callable[[
         found = ask(task.encoder, store, target, patch=patch)
         begun = (out / "observed.csv").exists()
         before: Mapping[str, Iterable[float]] = read_log(out, "observed.csv") if begun else {"step": [], "linear": []}
+        if begun:  # perhaps by an earlier version, which asked less
+            found = {name: value for name, value in found.items() if name in before}
         if step > 0 and all(found["linear"] > score for s, score in zip(before["step"], before["linear"]) if s > 0):
             save_weights(task.encoder, out / "best.safetensors")
         return found

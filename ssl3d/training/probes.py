@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..data.store import Store
 from ..errors import InputError, one_of
 from ..grids import resize_labels
+from ..networks.floors import SUMMARIES, added, floor_readings, position_dice, read_off
 from ..networks.windows import Window, tiles, to_pictures, window_of
 from .loop import pairs, read_batch
 
@@ -126,26 +127,40 @@ def probe_cases(
     return fit, held
 
 # %% ../../nbs/52_probes.ipynb #6e7f8d6a
-def probe_images(encoder: nn.Module, store: Store, target: str, fit: list[str], held: list[str],
-                 patch: int | None = None) -> dict[str, float]:
-    """How well a grade, sex (accuracy) or age (R²) is read from features: `linear`, `neighbours` and `chance`."""
-    from sklearn.linear_model import LogisticRegression, RidgeCV
+def _neighbours(x: np.ndarray, z: np.ndarray, y: np.ndarray, truth: np.ndarray, number: bool) -> float:
+    """R², or accuracy, of the five nearest of the fit."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    model = (KNeighborsRegressor if number else KNeighborsClassifier)(min(5, len(y)))
+    return float(make_pipeline(StandardScaler(), model).fit(x, y).score(z, truth))
+
+
+def probe_images(encoder: nn.Module, store: Store, target: str, fit: list[str], held: list[str],
+                 patch: int | None = None) -> dict[str, float]:
+    """How well a grade, sex (accuracy) or age (R²) is read from features, and without an encoder.
+
+    `linear` and `neighbours` are read from features, `histogram`, `volume` and `blocks` from the images, and `floor`
+    from these three together. `added` is what features and floor have together, minus the floor. `chance` is what one
+    answer for everybody gets. A question with two answers has `auc` and `floor_auc`, too.
+    """
+    number = target == "age"
+    metric = "r2" if number else "accuracy"
     x, z = (pooled_features(encoder, store, names, patch) for names in (fit, held))
     y, truth = (np.array([store.cases[name][target] for name in names]) for names in (fit, held))
-    k = min(5, len(fit))
-    if target == "age":
-        models, chance = (RidgeCV(np.logspace(-2, 4, 13)), KNeighborsRegressor(k)), 0.0
-    else:
-        values, counts = np.unique(y, return_counts=True)
-        models = LogisticRegression(C=0.1, max_iter=1000), KNeighborsClassifier(k)
-        chance = float((truth == values[counts.argmax()]).mean())
-    linear, neighbours = (make_pipeline(StandardScaler(), model).fit(x, y).score(z, truth) for model in models)
-    return {"linear": round(float(linear), 6), "neighbours": round(float(neighbours), 6), "chance": round(chance, 6),
-            "rank": rank_me(np.concatenate([x, z]))}
+    values, counts = np.unique(y, return_counts=True)
+    known = dict(zip(fit, y.tolist()))
+    linear = read_off([x], [z], y, number).scores(truth)
+    floors = {what: said.scores(truth) for what, said in floor_readings(store, known, held, number).items()}
+    both, floor = added(store, known, held, number, (x, z)).scores(truth), floors["together"]
+    found = {"linear": linear[metric], "neighbours": _neighbours(x, z, y, truth, number),
+             "chance": 0.0 if number else float((truth == values[counts.argmax()]).mean()),
+             "rank": rank_me(np.concatenate([x, z])), **{what: floors[what][metric] for what in SUMMARIES},
+             "floor": floor[metric], "added": both[metric] - floor[metric]}
+    if "auc" in linear:
+        found |= {"auc": linear["auc"], "floor_auc": floor["auc"]}
+    return {name: round(value, 6) for name, value in found.items()}
 
 # %% ../../nbs/52_probes.ipynb #3a78417f
 def _voxels(maps: list[torch.Tensor], places: torch.Tensor) -> torch.Tensor:
@@ -189,7 +204,10 @@ def probe_voxels(
     n_voxels: int = 200,  # of each class and case (or window), at most
     patch: int | None = None,  # voxels per axis of the windows that it was trained on; whole images if None
 ) -> dict[str, float]:
-    """Mean Dice (`linear`) of a linear segmentation from an encoder's maps, and the rank of its pooled features."""
+    """Mean Dice (`linear`) of a linear segmentation from an encoder's maps, and the rank of its pooled features.
+
+    `floor` is the Dice of the place alone: of a mask that is the same for everybody, see `ssl3d.networks.floors`.
+    """
     from sklearn.linear_model import LogisticRegression
 
     if encoder.spatial_dims != store.spatial_dims:
@@ -221,8 +239,10 @@ def probe_voxels(
                      for maps, mask in _maps(encoder, store, name, patch)]
             both = [F.one_hot(torch.cat(each)[None], n_classes).movedim(-1, 1) for each in zip(*looks)]
             dice.append(compute_dice(*both, include_background=False, ignore_empty=False).mean().item())
+    grid = None if patch is not None or store.own_shapes else tuple(mask.shape[1:])
     return {"linear": round(float(np.mean(dice)), 6),
-            "rank": rank_me(pooled_features(encoder, store, [*fit, *held], patch))}
+            "rank": rank_me(pooled_features(encoder, store, [*fit, *held], patch)),
+            "floor": position_dice(store, fit, held, grid)}
 
 
 def probe(
@@ -232,7 +252,10 @@ def probe(
     n: int = 40,  # cases to fit on, at most
     patch: int | None = None,  # voxels per axis of the windows that it was trained on; whole images if None
 ) -> dict[str, float]:
-    """What linear models, fitted on some training cases, read from an encoder about the validation cases."""
+    """What linear models, fitted on some training cases, read from an encoder about the validation cases.
+
+    Beside it `floor` says what is told of the same cases without any encoder.
+    """
     fit, held = probe_cases(store, target, n)
     if target == "mask":
         return probe_voxels(encoder, store, fit, held, patch=patch)

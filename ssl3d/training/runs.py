@@ -420,7 +420,7 @@ def _learned(run: Run) -> str:
         return f"{run}: the loss is {log['loss'][-1]} after {steps} steps, so nothing was learned. Try a lower " \
             "learning rate."
     caution = f" {card['caution']}" if "caution" in card else ""
-    return f"{run}: {_in_words(health, run.settings, found)}{caution}"
+    return f"{run}: {_in_words(health, run.settings, found)}{caution}{_probed(run)}"
 
 
 def _in_words(health: dict, settings: dict, found: str) -> str:
@@ -457,3 +457,17 @@ def finished_run(
     if progress:
         say(run.summary())
     return run
+
+# %% ../../nbs/50_runs.ipynb #54289a87
+def _probed(run: Run) -> str:
+    """What a probe read at its last look, and what is told without an encoder; empty where nothing was asked."""
+    seen = log_so_far(run.folder, "observed.csv")
+    if seen is None or "floor" not in seen:
+        return ""
+    last = {name: float(values[-1]) for name, values in seen.items()}
+    place = run.settings["probe"] == "mask"
+    told = "the place of a voxel alone" if place else "histogram, volume and coarse blocks of the images"
+    more = "" if place else f"; features and floor together have {last['added']:+.2f} beside the floor"
+    below = " The encoder is not above it." if last["linear"] <= last["floor"] else ""
+    return f" {score_name(run, 'linear')[0].upper()}{score_name(run, 'linear')[1:]}, at step {last['step']:.0f}: " \
+        f"{last['linear']:.2f}; floor, read from {told}: {last['floor']:.2f}{more}.{below}"
