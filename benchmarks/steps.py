@@ -91,7 +91,8 @@ def new_network(task: str, side: int, peer: bool) -> nn.Module:
     torch.manual_seed(0)
     patch = side
     if peer and task != FINETUNING:  # what a question of this task is cut into
-        asked = TASKS[task](new_encoder(side, False)).make(torch.rand(2, 1, *[side] * 3))
+        some = Batch(torch.rand(2, 1, *[side] * 3), torch.arange(2))
+        asked = TASKS[task](new_encoder(side, False)).make(some)
         patch = asked[0].shape[-1]
     encoder = new_encoder(side, peer, patch)
     if task != FINETUNING:

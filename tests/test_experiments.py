@@ -41,6 +41,7 @@ from ssl3d.evidence.report import keep_answer
 from ssl3d.evidence.statistics import verdict
 from ssl3d.files import read_json, read_table
 from ssl3d.networks.cards import image_keys, provenance, read_card
+from ssl3d.networks.floors import floors_of
 from ssl3d.training import loop
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
@@ -141,6 +142,23 @@ def test_every_share_has_as_many_steps_unless_epochs_are_wanted(tmp_path, monkey
     trained = {row["label_fraction"]: row["steps"] for row in read_table(tmp_path / "epochs/trainings.csv")}
     assert int(trained[0.2]) < int(trained[1.0])
     assert "differ in steps, too" in keep_answer(read_scores(tmp_path / "epochs/results.csv"), tmp_path / "epochs")
+
+
+def test_each_share_and_seed_has_its_floor(toy, tmp_path, monkeypatch):
+    floors = read_table(toy[0] / "floors.csv")
+    assert {(row["label_fraction"], row["seed"], row["floor"]) for row in floors} == {
+        (share, seed, "position") for share in (0.2, 1.0) for seed in (0, 1)}  # fmt: skip
+    store = Store(toy[0] / "store")
+    labelled = json.loads((toy[0] / "cells/scratch-0.2-1/network.json").read_text())["trained_on"]
+    (mine,) = [float(row["score"]) for row in floors if (row["label_fraction"], row["seed"]) == (0.2, 1)]
+    assert mine == pytest.approx(floors_of(store, labelled, store.split("test"), "mask")["position"], abs=1e-6)
+    shutil.copytree(toy[0], tmp_path / "toy")
+    said = keep_answer(read_scores(tmp_path / "toy/results.csv"), tmp_path / "toy")
+    assert "Floor with 20 % of the labels, without a network: position 0." in said
+    assert "Floor with 20 %" in (tmp_path / "toy/report.html").read_text()
+    monkeypatch.setattr("ssl3d.evidence.experiments.floors_of", lambda *given: 1 / 0)
+    run_experiment(TOY, tmp_path / "toy", progress=False)  # they are not computed again
+    assert read_table(tmp_path / "toy/floors.csv") == floors
 
 
 def test_each_seed_draws_its_own_folds(tmp_path):

@@ -51,6 +51,7 @@ from ssl3d.files import (
 )
 from ..networks.cards import image_keys, person_keys, read_card
 from ..networks.encoders import WIDTHS
+from ..networks.floors import floors_of
 from ..networks.weights import encoder_origin
 from ssl3d.settings import (
     Finetuning,
@@ -863,7 +864,8 @@ def _run_all(experiment: Experiment, out: Path, progress: bool) -> list[ScoreRow
 def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list[ScoreRow]:
     """Write the rows of all cells that are made to `results.csv`, arm after arm.
 
-    `trainings.csv` says how each was trained, and `learning_curves.csv` has the scores along the way.
+    `trainings.csv` says how each was trained, `learning_curves.csv` has the scores along the way, and `floors.csv` what
+    the same labels tell of the same people without a network.
     """
     cells = sorted(cells_of(experiment), key=lambda cell: [*experiment.arms].index(cell.arm))  # the baseline first
     failed = {line["cell"]: line for line in failed_cells(experiment, out)}
@@ -874,9 +876,12 @@ def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list
         raise InputError(f"{out}: no cell of {len(cells)} could be made. {first['cell']}: {first['error']}")
     learning_curves = [row for cell in made for row in _learning_curve(experiment, cell, out)]
     trainings = [_training(experiment, cell, stores, out) for cell in made]
+    floors = _floors(experiment, made, stores, out)
     with FileLock(out / "experiment.lock"):
         write_table(out / "results.csv", rows)
         write_table(out / "trainings.csv", trainings)
+        if floors:
+            write_table(out / "floors.csv", floors)
         if learning_curves:
             write_table(out / "learning_curves.csv", learning_curves)
     return rows
@@ -941,3 +946,35 @@ def _verdict_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], ou
     """The verdict on the pretraining of a cell; empty for scratch, and where its card has none."""
     folder = _begun_from(experiment, cell, stores, out)
     return "" if folder is None else read_card(folder).get("health", {}).get("verdict", "")
+
+# %% ../../nbs/70_experiments.ipynb #1fe5ea08
+def _floors(experiment: Experiment, made: list[Cell], stores: dict[str, Store], out: Path) -> list[dict]:
+    """What is told without a network at each share, seed and fold: by summaries of the images, or by the place."""
+    file = out / "floors.csv"
+    known: dict[tuple, list[dict]] = {}
+    for row in read_table(file) if file.exists() else []:
+        known.setdefault(_place(row), []).append(row)
+    found: dict[tuple, list[dict]] = {}
+    for cell in made:
+        key = _place(cell.columns)
+        if key not in found:
+            found[key] = known.get(key) or _floor(experiment, cell, stores, out / "cells" / cell.name)
+    return [row for rows in found.values() for row in rows]
+
+
+def _place(row: dict) -> tuple[str, str, str]:
+    """What tells the labelled and tested people of one training from those of another."""
+    return f"{float(row['label_fraction']):g}", str(row["seed"]), str(row["fold"])
+
+
+def _floor(experiment: Experiment, cell: Cell, stores: dict[str, Store], run: Path) -> list[dict]:
+    """The floors of one training, a row each."""
+    goal, columns = _goal(experiment), {name: cell.columns[name] for name in ("label_fraction", "seed", "fold")}
+    if (run / "floors.csv").exists():
+        return [columns | {"floor": row["floor"], "score": row[goal.metric]} for row in read_table(run / "floors.csv")]
+    if not goal.voxelwise:  # made by an earlier version, without floors
+        return []
+    store = Store(stores_of_seed(experiment, stores, cell.seed)["cohort"], _fold(experiment, cell))
+    labelled = read_json(run / "network.json")["trained_on"]
+    score = floors_of(store, labelled, store.split("test"), "mask")["position"]
+    return [columns | {"floor": "position", "score": round(score, 6)}]

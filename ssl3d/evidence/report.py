@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['in_words', 'in_short', 'speed_in_words', 'failures_of', 'labels_in_words', 'pretraining_in_words', 'steps_in_words',
-           'foreseen_and_found', 'trained_in_words', 'html_report', 'keep_answer']
+           'foreseen_and_found', 'floors_in_words', 'trained_in_words', 'html_report', 'keep_answer']
 
 # %% ../../nbs/74_report.ipynb #7a9cd7f8
 import base64
@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock
 
 from ..downstream.metrics import read_scores
-from .curves import convergence, data_efficiency, per_method
+from .curves import convergence, convergence_per_method, data_efficiency, per_method
 from .experiments import declared_in, read_diary
 from ssl3d.evidence.statistics import (
     METRICS,
@@ -161,6 +161,19 @@ def foreseen_and_found(answers: list[dict]) -> list[str]:
             f"{max(after):.2g}"]
 
 
+def floors_in_words(floors: Rows) -> list[str]:
+    """What the labels of each share tell without a network, the mean over seeds, a line for each share."""
+    lines = []
+    for fraction in sorted({float(row["label_fraction"]) for row in floors}):
+        means: dict[str, list[float]] = {}
+        for row in floors:
+            if float(row["label_fraction"]) == fraction:
+                means.setdefault(str(row["floor"]), []).append(float(row["score"]))
+        told = ", ".join(f"{what} {np.mean(scores):.3f}" for what, scores in means.items())
+        lines.append(f"floor with {100 * fraction:g} % of the labels, without a network: {told}")
+    return lines
+
+
 def trained_in_words(trainings: Rows) -> list[str]:
     """What was frozen, how many labels were seen, and how learning rates were chosen: a line each."""
     frozen: dict[str, set[int]] = {}
@@ -181,7 +194,9 @@ def trained_in_words(trainings: Rows) -> list[str]:
 def _how_trained(out: Path) -> list[str]:
     """How the trainings of an experiment were made, a sentence each; none where its folder does not say it."""
     trainings = read_table(out / "trainings.csv") if (out / "trainings.csv").exists() else []
-    return [line[0].upper() + line[1:] + "." for line in trained_in_words(trainings)] if trainings else []
+    floors = read_table(out / "floors.csv") if (out / "floors.csv").exists() else []
+    lines = [*floors_in_words(floors), *(trained_in_words(trainings) if trainings else [])]
+    return [line[0].upper() + line[1:] + "." for line in lines]
 
 # %% ../../nbs/74_report.ipynb #40936cbb
 _STYLE = """
@@ -255,12 +270,16 @@ def _sections(rows: Rows, learning_curves: Rows, baseline: str, declared: dict) 
         per_method(rows, baseline)
         page.append(_picture("score against the share of the labels, a panel for each arm"))
     if learning_curves:
-        page.append("<h2>How fast</h2>")
+        page.append("<h2>How fast</h2><p class=note>Scores of validation people while the networks trained (of test "
+                    "people in experiments of earlier versions).</p>")
         for fraction in sorted({row["label_fraction"] for row in learning_curves}):
             arms = list(dict.fromkeys(row["arm"] for row in learning_curves if row["label_fraction"] == fraction))
             if baseline in arms:
                 convergence(learning_curves, fraction, baseline, METRICS[metric_of(rows)])
                 page.append(_picture(f"score against the step with {100 * fraction:g} % of the labels"))
+                if len(arms) > 2:
+                    convergence_per_method(learning_curves, fraction, baseline, METRICS[metric_of(rows)])
+                    page.append(_picture("the same, a panel for each arm"))
                 if said := frozen_in_words(frozen_steps(learning_curves, fraction)):
                     shaded = "; those steps are shaded" if "frozen for" in said else ""
                     page.append(f'<p class="note">With {100 * fraction:g} % of the labels: {html.escape(said)}{shaded}.'
