@@ -81,7 +81,8 @@ def main(run: Path, where: str) -> None:
     rows = [{key: f"{row[key]:.4g}" if isinstance(row[key], float) else row[key] for key in KEPT if key in row}
             for row in read_scores(run / "results.csv")]
     write_table(out / "results.csv.gz", rows)
-    for name in ("learning_curves.csv", "trainings.csv", "floors.csv", "summary.txt", "curves.png", "position.csv", "position.png"):
+    for name in ("learning_curves.csv", "trainings.csv", "floors.csv", "summary.txt", "curves.png", "position.csv",
+                 "position.png"):
         if (run / name).exists():
             shutil.copy(run / name, out / name)
     (out / "about.txt").write_text(about(run, where), encoding="utf-8")
