@@ -11,9 +11,11 @@ from scipy.ndimage import affine_transform, gaussian_filter
 
 from ssl3d.data.store import Store
 from ssl3d.downstream import finetune as finetune_module
-from ssl3d.downstream.finetune import finetune
+from ssl3d.downstream.finetune import filled, finetune
+from ssl3d.downstream.goals import make_goal
 from ssl3d.errors import InputError
 from ssl3d.evidence.experiments import Experiment, check_experiment
+from ssl3d.settings import Finetuning
 from ssl3d.tasks.augment import (
     AUGMENTATIONS,
     BENDS,
@@ -374,9 +376,24 @@ def test_what_a_task_does_not_bear_is_refused(store, tmp_path, task, how, said):
 
 def test_fine_tuning_refuses_axes_that_are_not_there(store, tmp_path):
     with pytest.raises(InputError, match="--augment light"):
-        finetune(store.folder, tmp_path / "x", steps=1, widths=SMALL, progress=False, mirror=(0,))
+        finetune(store.folder, tmp_path / "x", steps=1, widths=SMALL, progress=False, augment="none", mirror=(0,))
     with pytest.raises(InputError, match="mirror"):
         finetune(store.folder, tmp_path / "x", steps=1, widths=SMALL, progress=False, augment="full", mirror=(3,))
+
+
+def test_masks_of_volumes_are_augmented_and_the_rate_falls_unless_told_otherwise(store, tmp_path):
+    def settings(**how):
+        run = finetune(store.folder, tmp_path / "-".join(map(str, how.values())), steps=1, widths=SMALL, progress=False,
+                       **how)  # fmt: skip
+        return run.settings["augment"], run.settings["schedule"]
+
+    assert settings(seed=1) == ("light", "polynomial") == settings(seed=1, slices=True)
+    assert settings(seed=1, augment="none", schedule="constant") == ("none", "constant")
+    assert settings(preset="paper", warmup=0) == ("none", "constant"), "the paper has neither"
+    assert filled(Finetuning(), make_goal("classification")).augment == "none"
+    assert filled(Finetuning(), make_goal("segmentation"), 2).schedule == "constant", "of pictures"
+    run = pretrain("rotation", store.folder, tmp_path / "rotation", steps=1, widths=SMALL, progress=False)
+    assert (run.settings["augment"], run.settings["schedule"]) == ("none", "constant")
 
 
 def test_an_experiment_says_at_once_what_a_task_does_not_bear():

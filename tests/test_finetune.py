@@ -19,7 +19,7 @@ from ssl3d.downstream.goals import make_goal, one_answer
 from ssl3d.downstream.regression import Regression
 from ssl3d.downstream.segmentation import Segmentation
 from ssl3d.errors import InputError
-from ssl3d.files import read_json, write_table
+from ssl3d.files import read_json, read_table, write_table
 from ssl3d.networks.encoders import as_encoder
 from ssl3d.networks.unet import HEAD
 from ssl3d.networks.weights import load_decoder, load_encoder, save_encoder, save_weights
@@ -110,6 +110,35 @@ def test_nobody_elses_mask_is_read(store, tmp_path):
     blind = finetune(poisoned(store, tmp_path / "blind", {*few, *held}), tmp_path / "again", **how, **QUICK)
     assert (run / "scores.csv").read_bytes() == (blind / "scores.csv").read_bytes()
     assert {row["case"] for row in run.scores} == {*held} and read_json(run / "network.json")["trained_on"] == few
+
+
+def test_validation_people_are_scored_on_the_way_and_never_trained_on(store, tmp_path):
+    goal = make_goal("segmentation")
+    aside, kept = {*store.split("validation")}, {*store.split("test")}
+    for labels in (0.2, 1.0):
+        _, plain, test = cases_of(store, goal, filled(Finetuning(labels=labels), goal))
+        _, few, same = cases_of(store, goal, filled(Finetuning(labels=labels, track=1), goal))
+        assert test == same and {*test} == kept and not {*few} & aside and {*plain} & aside
+        searched, held = cases_of(store, goal, filled(Finetuning(labels=labels, track=1, validate=True), goal))[1:]
+        assert {*searched} | ({*held} if labels < 1 else set()) == {*few}, "a rate is chosen by the share's own people"
+    run = finetune(store, tmp_path / "run", labels=0.2, steps=2, track=1, **QUICK)
+    blind = finetune(poisoned(store, tmp_path / "blind", {*few, *aside, *kept}), tmp_path / "again", labels=0.2,
+                     steps=2, track=1, **QUICK)  # fmt: skip
+    assert (run / "observed.csv").read_bytes() == (blind / "observed.csv").read_bytes()
+    alone = finetune(store, tmp_path / "alone", labels=0.2, steps=2, **QUICK)
+    assert {row["case"] for row in run.scores} == {row["case"] for row in alone.scores} == kept
+    look = goal.track(load_network(run), store, sorted(aside), {})["dice"]
+    assert float(read_table(run / "observed.csv")[-1]["dice"]) == pytest.approx(look, abs=1e-6)
+
+
+def test_nobody_to_look_at_is_said(tmp_path):
+    names = [f"s{i:02d}" for i in range(3)]
+    volumes(tmp_path, *names, mask=[f"m{name}" for name in names])
+    (tmp_path / "t.csv").write_text("\n".join(["image,mask", *(f"{s}.nii.gz,m{s}.nii.gz" for s in names)]))
+    store = prepare(tmp_path / "t.csv", tmp_path / "store", size=16, test=0.67, progress=False)
+    assert len(store.split("train")) == 1
+    with pytest.raises(InputError, match="track .*validation people"):
+        finetune(store, tmp_path / "run", steps=1, track=1, **QUICK)
 
 
 @pytest.mark.quick
