@@ -18,7 +18,16 @@ from ssl3d.downstream.classification import (
     likely_grade,
     outputs_of,
 )
-from ssl3d.downstream.finetune import filled, finetune, freeze, goal_of, load_network, starting_network, summary
+from ssl3d.downstream.finetune import (
+    cases_of,
+    filled,
+    finetune,
+    freeze,
+    goal_of,
+    load_network,
+    starting_network,
+    summary,
+)
 from ssl3d.downstream.regression import Regression
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
@@ -175,6 +184,13 @@ def test_a_balanced_loss_makes_up_for_rare_grades(ordinal):
     scores = torch.zeros(1, 3 - ordinal, requires_grad=True)
     loss(scores.expand(10, -1), torch.tensor(grades)).backward()
     assert scores.grad.abs().max() < 1e-6, "equal scores are where it ends"
+
+
+def test_each_share_has_its_part_of_each_grade(graded):
+    goal = Classification()
+    for seed in range(8):
+        few = cases_of(graded, goal, filled(Finetuning(goal="classification", labels=0.45, seed=seed), goal))[1]
+        assert np.ptp(np.bincount([graded.cases[name]["grade"] for name in few], minlength=3)) <= 1, seed
 
 
 def test_facts_are_of_the_labels_that_are_learned_from(graded):

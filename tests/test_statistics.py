@@ -352,7 +352,7 @@ def test_equivalence_is_as_hard_to_show_for_a_loss_as_for_a_gain():
 
 def test_a_control_costs_no_other_comparison_anything():
     noise = world(np.random.default_rng(0), 5, 10, 0.01, 0.01, 0.01)
-    gains = {"s": 0.0, "a": 0.015, "k": 0.3}
+    gains = {"s": 0.0, "a": 0.015, "k": 0.001}
     rows = dice_rows(lambda a, s, c: 0.5 + gains[a] + (a != "s") * noise[s, c], arms="sak")
     (alone,) = verdict([row for row in rows if row["arm"] != "k"])
     beside = verdict(rows, control="k")[0]
