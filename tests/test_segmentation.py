@@ -110,7 +110,7 @@ def test_the_loss_is_dice_of_all_classes_background_included_plus_cross_entropy(
     dice = 2 * (found * true).sum(dim=2) / (found.square() + true).sum(dim=2)
     expected = 1 - dice.mean() + torch.nn.functional.cross_entropy(outputs, truth[:, 0])
     loss = Segmentation().loss({"classes": {"0": "background", "1": "a", "2": "b"}})
-    assert loss(outputs, truth) == pytest.approx(expected, abs=1e-4)
+    assert loss(outputs, truth).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_a_network_does_not_learn_from_whom_it_segments(store):
