@@ -16,8 +16,18 @@ from ssl3d.downstream.classification import (
     grade_bits,
     grade_probabilities,
     likely_grade,
+    outputs_of,
 )
-from ssl3d.downstream.finetune import filled, finetune, freeze, goal_of, load_network, starting_network, summary
+from ssl3d.downstream.finetune import (
+    cases_of,
+    filled,
+    finetune,
+    freeze,
+    goal_of,
+    load_network,
+    starting_network,
+    summary,
+)
 from ssl3d.downstream.regression import Regression
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
@@ -94,7 +104,8 @@ def test_ages_are_regressed_and_sexes_told(graded, tmp_path):
     truth, guess = (np.array([r[k] for r in known]) for k in ("age", "guess"))
     assert scores["r2"] == pytest.approx(r2_score(truth, guess), abs=1e-4) and scores["r2"] > 0.8
     assert scores["mae"] == pytest.approx(abs(truth - guess).mean(), abs=1e-4)
-    assert read_log(run, "observed.csv")["r2"][-1] == pytest.approx(scores["r2"], abs=1e-4)
+    looks = goal_of(run.settings).track(load_network(run), graded, graded.split("validation"), run.settings["facts"])
+    assert read_log(run, "observed.csv")["r2"][-1] == pytest.approx(looks["r2"], abs=1e-4), "validation people"
     card = json.loads((run / "network.json").read_text())
     ages = [graded.cases[n]["age"] for n in card["trained_on"]]
     assert (card["facts"]["mean"], card["facts"]["spread"]) == pytest.approx((np.mean(ages), np.std(ages)))
@@ -161,6 +172,52 @@ def test_rare_grades_get_their_share():
     weights = balance(grades, 3, ordinal=False)
     assert torch.allclose(torch.stack([weights[g] * grades.count(g) for g in range(3)]), torch.full((3,), 10 / 3))
     assert balance(grades, 3, ordinal=True).tolist() == pytest.approx([6 / 4, 9 / 1])
+
+
+@pytest.mark.parametrize("ordinal", [False, True])
+def test_a_balanced_loss_makes_up_for_rare_grades(ordinal):
+    """A network that cannot see the images learns the frequencies; balanced, that all grades are as frequent."""
+    grades = [0] * 6 + [1] * 3 + [2]
+    goal = Classification(balanced=True, ordinal=ordinal)
+    truths = {"train": {str(i): grade for i, grade in enumerate(grades)}, "test": {}}
+    loss = goal.loss(goal.facts(None, truths, [*truths["train"]]))
+    scores = torch.zeros(1, 3 - ordinal, requires_grad=True)
+    loss(scores.expand(10, -1), torch.tensor(grades)).backward()
+    assert scores.grad.abs().max() < 1e-6, "equal scores are where it ends"
+
+
+def test_each_share_has_its_part_of_each_grade(graded):
+    goal = Classification()
+
+    def counted(labels, seed):
+        how = filled(Finetuning(goal="classification", labels=labels, seed=seed), goal)
+        return np.bincount([graded.cases[name]["grade"] for name in cases_of(graded, goal, how)[1]], minlength=3)
+
+    whole = counted(1.0, 0)
+    for seed in range(12):
+        few = counted(0.45, seed)
+        assert (np.abs(few - few.sum() * whole / whole.sum()) < 1).all(), "less than one person off"
+
+
+def test_facts_are_of_the_labels_that_are_learned_from(graded):
+    """Not of those that nobody should know, who are all others."""
+    few, others = {"a": 0, "b": 1, "c": 1}, {"d": 2, "e": 2, "f": 2}
+    truths = {"train": few | others, "test": {"g": 0, "h": 2}}
+    facts = Classification(balanced=True).facts(graded, truths, [*few])
+    assert facts["weights"] == pytest.approx(balance([0, 1, 1], 3, False).tolist()) and facts["n_grades"] == 3
+    facts = Regression().facts(graded, {"train": {k: 20.0 + 10 * v for k, v in (few | others).items()}}, [*few])
+    assert (facts["mean"], facts["spread"]) == pytest.approx((np.mean([20, 30, 30]), np.std([20, 30, 30])))
+
+
+def test_a_network_does_not_learn_from_whom_it_is_scored_on(graded):
+    """Its running statistics stay, and whoever else is scored changes nothing."""
+    names = graded.split("test")[:3]
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.BatchNorm3d(2), torch.nn.Dropout(),
+                                  torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten()).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    together, alone = outputs_of(network, graded, names), outputs_of(network.train(), graded, names[:1])
+    assert torch.allclose(together[names[0]], alone[names[0]])
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_an_encoder_that_is_frozen_moves_in_nothing(graded, tmp_path):

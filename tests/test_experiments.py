@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -392,6 +393,13 @@ def test_slices_supervised_elsewhere_and_folds(tmp_path):
         seen = set(read_card(tmp_path / f"here/pretraining/rotation-0-fold{i}")["people"])
         tested = Store(tmp_path / "here/store", (i, 3)).split("test")
         assert len(seen) == 4 and not seen & {person_key(name) for name in tested}
+
+
+@pytest.mark.quick
+def test_a_pretraining_on_masks_is_not_frozen_by_the_preset_either():
+    described = replace(TOY, pretraining={"preset": "paper"}, halves=8)
+    how = experiments._pretraining(described, {"task": "supervised"}, {"cohort": SimpleNamespace(spatial_dims=3)})
+    assert how["preset"] == "paper" and how["warmup"] == 0
 
 
 def test_grades(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from ssl3d.data.prepare import prepare
 from ssl3d.data.store import Store
 from ssl3d.downstream import finetune as module
 from ssl3d.downstream.classification import Classification
-from ssl3d.downstream.finetune import cases_of, filled, finetune, load_network, plan_steps
+from ssl3d.downstream.finetune import cases_of, filled, finetune, held_back, load_network, plan_steps, warm_up
 from ssl3d.downstream.goals import make_goal, one_answer
 from ssl3d.downstream.regression import Regression
 from ssl3d.downstream.segmentation import Segmentation
@@ -50,7 +51,28 @@ def test_a_run_with_the_preset_says_how_long_it_was_frozen(store, tmp_path):
         finetune(store, tmp_path / "y", preset="paper", steps=20, labels=0.08, **QUICK)
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("frozen", [0, 1, 3])
+def test_an_encoder_is_frozen_for_just_as_many_steps_as_the_run_says(frozen):
+    network, learned = torch.nn.Module(), []
+    network.encoder = torch.nn.Linear(2, 2)
+    for step in range(5):
+        warm_up(frozen)(network, (torch.zeros(1), torch.zeros(1)), step)
+        learned.append(network.encoder.weight.requires_grad and network.encoder.training)
+    assert learned == [step >= frozen for step in range(5)]
+
+
 # Whose labels are read
+
+
+def test_a_larger_share_holds_the_smaller_one_and_each_seed_draws_its_own(store):
+    goal, drawn = make_goal("segmentation"), {}
+    for seed in (0, 1, 2):
+        shares = [set(cases_of(store, goal, filled(Finetuning(labels=labels, seed=seed), goal))[1])
+                  for labels in (0.1, 0.25, 0.5, 1.0)]
+        assert all(few < many for few, many in zip(shares, shares[1:]))
+        drawn[seed] = shares[1]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
 
 
 def poisoned(store, out, spared):
@@ -71,6 +93,14 @@ def test_a_share_is_validated_on_its_own_people(store, labels, n):
     assert {*few, *held} == {*share} and not {*few} & {*held} and len(held) == n == len(truths["test"])
     whole = cases_of(store, goal, filled(Finetuning(validate=True), goal))[2]
     assert whole == store.split("validation"), "with all labels it is what it was"
+
+
+def test_both_eyes_of_a_person_are_held_back_together():
+    cases = {f"p{i}{eye}": {"subject": f"p{i}", "mask": None, "grade": i % 2} for i in range(10) for eye in "lr"}
+    known = SimpleNamespace(cases=cases, settings={"seed": 0}, folder="known")
+    held = held_back(known, make_goal("classification"), [*cases])
+    people = {cases[name]["subject"] for name in held}
+    assert len(people) == 2 and held == [name for name in cases if cases[name]["subject"] in people]
 
 
 def test_nobody_elses_mask_is_read(store, tmp_path):

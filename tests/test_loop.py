@@ -10,7 +10,7 @@ from ssl3d.training.loop import optimiser_of, rate_at, recipe_of, train
 from ssl3d.training.runs import read_log
 
 RECIPES = [
-    {"optimiser": "adamw", "schedule": "polynomial", "lr_warmup": 3, "clip": 0.5},
+    {"optimiser": "adamw", "schedule": "polynomial", "lr_warmup": 3, "clip": 0.02},
     {"optimiser": "sgd", "schedule": "cosine", "weight_decay": 0.1},
     {"optimiser": "adam", "lr_warmup": 10, "weight_decay": 0.01},
 ]
@@ -78,6 +78,8 @@ def test_schedules_follow_their_formulas():
     assert (rates["constant"] == 1).all()
     assert rates["cosine"][[0, 500]].tolist() == pytest.approx([1, 0.5])
     assert rates["polynomial"][[0, 250, 999]].tolist() == pytest.approx([1, 0.75**0.9, 0.001**0.9])
+    rising = [rate_at(step, 1000, Optimising(lr_warmup=4)) for step in range(6)]
+    assert rising == [0.25, 0.5, 0.75, 1, 1, 1], "no step is made with a rate of zero"
     assert all((np.diff(rates[name]) < 0).all() and rates[name][-1] > 0 for name in ("cosine", "polynomial"))
 
 

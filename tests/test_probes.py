@@ -7,13 +7,14 @@ import yaml
 from conftest import SMALL, write_nifti
 
 from ssl3d.data.prepare import prepare
-from ssl3d.downstream.finetune import finetune
+from ssl3d.downstream.finetune import finetune, load_network
+from ssl3d.downstream.goals import make_goal
 from ssl3d.errors import InputError
-from ssl3d.files import read_table
 from ssl3d.networks.cards import read_card
 from ssl3d.networks.encoders import make_encoder
-from ssl3d.networks.floors import floors_of
+from ssl3d.networks.floors import added, floors_of
 from ssl3d.networks.weights import load_encoder
+from ssl3d.training import probes as probes_module
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.probes import (
     _answer,
@@ -104,6 +105,43 @@ def test_voxels_and_answers_are_of_one_mind():
     assert torch.equal(_answer(maps, weights, bias), whole.argmax(1))
 
 
+class Blind(Mean):
+    """An encoder that sees nothing."""
+
+    def forward(self, x):
+        return [0 * one for one in super().forward(x)]
+
+
+def test_a_probe_that_sees_nothing_answers_each_class_as_often_as_it_is_there(people, monkeypatch):
+    """Not as often as its voxels were drawn, of which there are as many for a rare class as for a frequent one."""
+    fit, held = probe_cases(people, "mask", 4)
+    seen = []
+    monkeypatch.setattr(probes_module, "_answer", lambda *given: seen.append(given[2]) or _answer(*given))
+    probe_voxels(Blind(), people, fit, held, n_voxels=60)
+    counts = sum(np.bincount(people.mask(name).ravel(), minlength=2) for name in fit)
+    assert seen[0].softmax(dim=0).numpy() == pytest.approx(counts / counts.sum(), abs=1e-4)
+    assert counts[1] < counts[0] / 20, "a rare one"
+
+
+def test_chance_is_what_the_most_frequent_answer_of_the_fit_gets(people):
+    fit, held = probe_cases(people, "grade", 5)
+    known, asked = ([people.cases[name]["grade"] for name in names] for names in (fit, held))
+    most = max(sorted({*known}), key=known.count)
+    found = probe_images(Mean(), people, "grade", fit, held)
+    assert found["chance"] == pytest.approx(asked.count(most) / len(held), abs=1e-6)
+    assert found["chance"] != pytest.approx(known.count(most) / len(fit)), "or the fit's own share would do"
+
+
+def test_what_features_add_is_what_both_have_together_beyond_the_floor(people):
+    fit, held = probe_cases(people, "age", 8)
+    known, asked = ([people.cases[name]["age"] for name in names] for names in (fit, held))
+    vectors = [pooled_features(Mean(), people, names) for names in (fit, held)]
+    both = added(people, dict(zip(fit, known)), held, True, vectors).scores(asked)["r2"]
+    found = probe_images(Mean(), people, "age", fit, held)
+    assert found["added"] == pytest.approx(both - found["floor"], abs=3e-6)
+    assert found["added"] != pytest.approx(found["linear"] - found["floor"], abs=3e-5), "or the features alone would do"
+
+
 def test_features_of_slices_are_averaged(people):
     flat, names = make_encoder("unet", 2, 1, SMALL), people.split("train")[:2]
     found = pooled_features(flat, people, names)
@@ -120,6 +158,8 @@ def test_rank_counts_directions():
         weights, _ = np.linalg.qr(rng.normal(size=(50, n)))
         assert np.isclose(rank_me(weights @ basis.T), n, rtol=0.01)
     assert rank_me(np.zeros((5, 4))) == 1
+    shares = np.array([0.75, 0.25])  # of the singular values, and not of their squares
+    assert rank_me(np.diag([3.0, 1.0])) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), abs=1e-5)
 
 
 @pytest.mark.parametrize("what", ["pretrain", "segmentation", "classification"])
@@ -130,18 +170,18 @@ def test_an_observer_changes_nothing(people, tmp_path, what):
                (("a", {}), ("b", {"probe": "age", "probe_every": 2}))]  # fmt: skip
     else:
         more |= {"goal": what, "warmup": 2}
-        run = [finetune(people.folder, tmp_path / n, track=t, **more) for n, t in (("a", None), ("b", 2))]
+        run = [finetune(people.folder, tmp_path / n, track=t, **more) for n, t in (("a", (6,)), ("b", 2))]
     assert (run[0] / "encoder.safetensors").read_bytes() == (run[1] / "encoder.safetensors").read_bytes()
     assert (run[0] / "log.csv").read_bytes() == (run[1] / "log.csv").read_bytes()
     observed = read_log(run[1], "observed.csv")
     assert observed["step"].tolist() == [0, 2, 4, 6]
-    with pytest.raises(InputError, match="observed.csv"):
-        read_log(run[0], "observed.csv")
-    if what == "segmentation":
-        rows = read_table(run[1] / "scores.csv")
-        assert np.isclose(observed["dice"][-1], np.mean([r["dice"] for r in rows]))
-    if what == "classification":
-        assert np.isclose(observed["accuracy"][-1], read_table(run[1] / "scores.csv")[0]["accuracy"])
+    if what == "pretrain":
+        with pytest.raises(InputError, match="observed.csv"):
+            read_log(run[0], "observed.csv")
+        return
+    goal, held, settings = make_goal(what), people.split("validation"), run[1].settings
+    found = goal.track(load_network(run[1]), people, held, settings["facts"])
+    assert all(np.isclose(observed[name][-1], value) for name, value in found.items()), "validation people"
 
 
 def test_interrupted_and_continued_it_observes_the_same(people, tmp_path, monkeypatch):

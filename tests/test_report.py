@@ -72,6 +72,8 @@ def test_who_is_faster():
     assert [float(m.get_xdata()[0]) for m in marks] == [50], "the one that never gets there has no mark"
     folds = [t | {"fold": f, "score": t["score"] + 0.1 * f} for t in learning_curves for f in (0, 1)]
     assert steps_to_reach(folds, "fast", "scratch", 0.1) == {0: 50, 1: 50, 2: 50}, "folds are averaged"
+    worse = [t | {"score": 0.4} if (t["arm"], t["step"]) == ("scratch", 100) else t for t in learning_curves]
+    assert steps_to_reach(worse, "fast", "scratch", 0.1) == {0: 30, 1: 30, 2: 30}, "its end, not its best step"
 
 
 @pytest.mark.parametrize("steps", [{"scratch": 0, "a": 0}, {"scratch": 30, "a": 30}, {"scratch": 0, "a": 25}, None])

@@ -42,6 +42,9 @@ def test_every_epoch_deals_out_every_image():
         for epoch in range(3):
             seen = [i for s in range(per) for i in images_of_step(n, size, seed=1, step=epoch * per + s)]
             assert len(seen) == len(set(seen)) == per * size
+    orders = [[i for s in range(3) for i in images_of_step(30, 10, seed, 3 * epoch + s)]
+              for seed in (0, 1) for epoch in range(3)]
+    assert len({*map(tuple, orders)}) == 6, "in another order, in each epoch and with each seed"
     assert steps_per_epoch(3, 8) == 1 and sorted(images_of_step(3, 8, 0, 5)) == [0, 1, 2]
 
 

@@ -13,7 +13,7 @@ import ssl3d
 from ssl3d.data.prepare import prepare
 from ssl3d.data.store import Store
 from ssl3d.downstream.finetune import finetune, load_network
-from ssl3d.downstream.segmentation import Segmented, class_shares, score, segment
+from ssl3d.downstream.segmentation import Segmentation, Segmented, class_shares, probabilities_of, score, segment
 from ssl3d.errors import InputError
 from ssl3d.files import read_table, write_table
 from ssl3d.networks.cards import check_card, read_card
@@ -99,6 +99,30 @@ def test_scores_are_those_of_the_kept_network(store, encoder, tmp_path):
     again = score(segment(load_network(out), store, store.split("test")), store)
     assert str(read_table(out / "scores.csv")) == str(again)
     assert {r["case"] for r in again} == set(store.split("test"))
+
+
+def test_the_loss_is_dice_of_all_classes_background_included_plus_cross_entropy():
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 3, 4, 4, 4, generator=generator)
+    truth = torch.randint(3, (2, 1, 4, 4, 4), generator=generator)
+    found = outputs.softmax(dim=1).flatten(2)
+    true = torch.nn.functional.one_hot(truth[:, 0], 3).movedim(-1, 1).flatten(2)
+    dice = 2 * (found * true).sum(dim=2) / (found.square() + true).sum(dim=2)
+    expected = 1 - dice.mean() + torch.nn.functional.cross_entropy(outputs, truth[:, 0])
+    loss = Segmentation().loss({"classes": {"0": "background", "1": "a", "2": "b"}})
+    assert loss(outputs, truth).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_a_network_does_not_learn_from_whom_it_segments(store):
+    """Its running statistics stay, and whoever else is segmented changes nothing."""
+    names = store.split("test")[:3]
+    network = torch.nn.Sequential(torch.nn.Conv3d(store.channels, 4, 3, padding=1), torch.nn.BatchNorm3d(4),
+                                  torch.nn.Dropout()).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    together = dict(probabilities_of(network, store, names))
+    alone = dict(probabilities_of(network.train(), store, names[:1]))
+    assert torch.allclose(together[names[0]], alone[names[0]])
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_same_command_same_bytes(store, encoder, tmp_path):

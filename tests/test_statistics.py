@@ -342,6 +342,23 @@ def test_equivalent_goes_by_the_interval_and_the_delta():
         assert np.isclose(p_equivalent(d, delta), p_equivalent(-d, delta), atol=0.01), "either way"
 
 
+def test_equivalence_is_as_hard_to_show_for_a_loss_as_for_a_gain():
+    """At a δ that is just missed: the side on which the mean lies decides, whichever it is."""
+    d = world(np.random.default_rng(1), 5, 40, 0.002, 0.002, 0.01) + 0.006
+    delta = (d.mean() + bootstrap_interval(d)[1]) / 2
+    assert 0.05 < p_equivalent(d, delta) < 0.5 and 0.05 < p_equivalent(-d, delta) < 0.5
+    assert np.isclose(p_equivalent(d, delta), p_equivalent(-d, delta), atol=0.05)
+
+
+def test_a_control_costs_no_other_comparison_anything():
+    noise = world(np.random.default_rng(0), 5, 10, 0.01, 0.01, 0.01)
+    gains = {"s": 0.0, "a": 0.015, "k": 0.001}
+    rows = dice_rows(lambda a, s, c: 0.5 + gains[a] + (a != "s") * noise[s, c], arms="sak")
+    (alone,) = verdict([row for row in rows if row["arm"] != "k"])
+    beside = verdict(rows, control="k")[0]
+    assert beside == alone and 0 < alone["p"] < 1, "the control is no claim that would be corrected for"
+
+
 def test_a_control_is_no_claim_and_says_whether_a_gain_could_be_seen():
     gains = {"s": 0, "a": 0.001, "k": 0.1}
     rows = dice_rows(lambda a, s, c: 0.5 + gains[a] + 0.002 * (a == "k") * (-1) ** s, arms="sak")
@@ -366,6 +383,14 @@ def test_what_is_foreseen_comes_true():
         assert all(many[where] < few[where] < foreseen(metric, 3, 20, 3)[where] for where in few)
     assert "no verdict is possible" in foreseen_in_words("Dice", 2, 40)
     assert "5 seeds" in foreseen_in_words("Dice", 5, 40)
+
+
+@pytest.mark.parametrize("comparisons", [1, 4])
+def test_what_is_detectable_has_a_power_of_80_percent(comparisons):
+    """For one person alone it is the sum of two of Student's factors over seeds: of the level, and of the power."""
+    d = np.random.default_rng(0).normal(0.3, 1, (12, 1))
+    factors = stats.t.ppf([1 - 0.025 / comparisons, 0.8], 11)
+    assert smallest_difference(d, comparisons) == pytest.approx(stats.sem(d.ravel()) * factors.sum())
 
 
 # Trainings that failed
@@ -511,6 +536,11 @@ def test_intervals_of_pairs_keep_what_they_promise(left_out):
             assert low <= middle <= high
             hit += low <= 0.3 <= high
         assert hit >= 275, (seeds, people, rest, hit)
+
+
+def test_each_person_counts_once_in_the_mean_of_pairs():
+    pairs = {(0, "a"): [1.0], (1, "a"): [1.0], (2, "a"): [1.0, 1.0], (0, "b"): [4.0], (1, "c"): [4.0]}
+    assert interval_of_pairs(pairs)[0] == 3, "not the mean of the six pairs"
 
 
 def test_surface_table_says_what_a_table_has(tmp_path):
