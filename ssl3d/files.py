@@ -225,7 +225,7 @@ def write_table(
 ) -> None:
     """Write a table of scores as CSV, whole or not at all; packed if the name ends in `.gz`."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(name for row in rows for name in row)), restval="")
     writer.writeheader()
     writer.writerows(rows)
     content = text.getvalue().encode(errors="surrogateescape")  # a name of a file may hold any bytes

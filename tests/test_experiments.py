@@ -104,7 +104,7 @@ def test_what_is_declared_is_checked_and_stays(toy, tmp_path):
         ({"primary": [{"arm": "rotation", "label_fraction": 0.3}]}, "primary"),
         ({"primary": [one, one]}, "different"),
         ({"primary": "rotation"}, "primary"),
-        ({"primary": [one], "control": "rotation"}, "and the control"),
+        ({"primary": [one], "control": "rotation"}, "and the control: there is none"),
         ({"control": "scratch"}, "compared with scratch"),
         ({"control": "lost"}, "control is 'lost'"),
         ({"delta": 0}, "delta"),
@@ -139,6 +139,8 @@ def test_every_share_has_as_many_steps_unless_epochs_are_wanted(tmp_path, monkey
     run_experiment(plain, tmp_path / "plain", progress=False)
     trained = {row["label_fraction"]: row["steps"] for row in read_table(tmp_path / "plain/trainings.csv")}
     assert trained == {0.2: "3", 1.0: "3"}
+    run_experiment(replace(plain, finetuning={"warmup": 0}), tmp_path / "unfrozen", progress=False)
+    assert {row["steps"] for row in read_table(tmp_path / "unfrozen/trainings.csv")} == {"3"}, "no frozen phase is none"
     run_experiment(replace(plain, finetuning={"epochs": 1}), tmp_path / "epochs", progress=False)
     trained = {row["label_fraction"]: row["steps"] for row in read_table(tmp_path / "epochs/trainings.csv")}
     assert int(trained[0.2]) < int(trained[1.0])
@@ -209,7 +211,9 @@ def test_the_file_says_all_of_it(tmp_path):
     for file in sorted((ROOT / "experiments").glob("*.yaml")):
         described = read_experiment(file)
         source = described.cohort["source"]
-        assert next(iter(described.arms)) == "scratch" and ("$SSL3D_DATA" in source or (ROOT / source).is_dir())
+        made_first = source.startswith("runs/") and f"scans {source}" in file.read_text()  # by a command at its head
+        assert next(iter(described.arms)) == "scratch"
+        assert "$SSL3D_DATA" in source or (ROOT / source).is_dir() or made_first
 
 
 @pytest.mark.quick
@@ -703,7 +707,7 @@ def test_a_cell_of_an_experiment_without_halves_is_the_one_that_it_was(toy):
            "pretraining_cohort"}
     known = {k: v for k, v in experiments._plain(TOY).items() if k in old - {"seeds", "cohort", "pretraining_cohort"}}
     known |= {"arms": {}, "cell": cells_of(TOY)[0], "stores": [Store(toy[0] / "store").hash], "encoder": None,
-              "label_fractions": None}
+              "label_fractions": None, "usual recipe": {"augment": None, "schedule": None}}
     assert digest == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -212,3 +212,9 @@ def test_names_that_are_no_letters_stay_in_tables(tmp_path):
     for name in ("scores.csv", "scores.csv.gz"):
         write_table(tmp_path / name, rows)
         assert read_table(tmp_path / name) == rows
+
+
+def test_rows_of_two_versions_make_one_table(tmp_path):
+    write_table(tmp_path / "t.csv", [{"case": "a", "dice": 0.5}, {"case": "b", "dice": 0.25, "surface_dice": 0.75}])
+    first, second = read_table(tmp_path / "t.csv")
+    assert first["surface_dice"] == "" and second["surface_dice"] == 0.75 and second["dice"] == 0.25

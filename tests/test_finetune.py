@@ -131,6 +131,15 @@ def test_validation_people_are_scored_on_the_way_and_never_trained_on(store, tmp
     assert float(read_table(run / "observed.csv")[-1]["dice"]) == pytest.approx(look, abs=1e-6)
 
 
+def test_an_encoder_that_knows_their_labels_is_not_tracked_on_validation_people(store, tmp_path):
+    whole = finetune(store, tmp_path / "whole", steps=1, **QUICK)
+    with pytest.raises(InputError, match="has learned from the labels of"):
+        finetune(store, tmp_path / "again", encoder=whole, steps=1, track=1, progress=False)
+    run = finetune(store, tmp_path / "alone", steps=1, track=1, **QUICK)
+    assert run.settings["tracked"] == "validation people", "a run of an earlier version is another one"
+    assert "tracked" not in whole.settings
+
+
 def test_nobody_to_look_at_is_said(tmp_path):
     names = [f"s{i:02d}" for i in range(3)]
     volumes(tmp_path, *names, mask=[f"m{name}" for name in names])

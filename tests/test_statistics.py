@@ -128,7 +128,8 @@ def test_equal_scores_have_an_interval_of_no_width(value, shape, tmp_path, monke
     if value != 1 / 3:  # the others are drawn, too, but not painted: it would take a second each
         monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
     said = keep_answer(rows, tmp_path)
-    assert ("equivalent within 0.02" if shape[0] > 2 else "too few seeds") in said
+    word = "equivalent within 0.02" if value > 0 else "nothing learned"
+    assert (word if shape[0] > 2 else "too few seeds") in said
 
 
 def test_one_person_is_student_over_seeds_and_one_seed_tells_nothing():
@@ -372,6 +373,25 @@ def test_a_control_is_no_claim_and_says_whether_a_gain_could_be_seen():
     assert "has no results" in control_in_words(found, "lost") and control_in_words(found, None) == ""
 
 
+def test_a_control_of_several_shares_is_corrected_for_them():
+    rng, said = np.random.default_rng(0), 0
+    for _ in range(100):  # its true gain is delta, no more
+        noise = {share: world(rng, 5, 20, 0.01, 0.01, 0.02) for share in (0.1, 0.2, 0.3, 0.4, 0.5)}
+        rows = [{"arm": arm, "label_fraction": share, "seed": seed, "subject": f"p{person}", "metric": "Dice",
+                 "dice": 0.5 + (arm == "k") * (0.02 + noise[share][seed, person])}
+                for arm in "sk" for share in noise for seed in range(5) for person in range(20)]  # fmt: skip
+        said += control_in_words(verdict(rows, control="k"), "k").startswith("This set-up can see")
+    assert said <= 8, "of 100; the largest of five intervals without correction would have about 12"
+
+
+def test_who_learned_nothing_is_not_equivalent():
+    rows = dice_rows(lambda a, s, c: 0.0)
+    (answer,) = verdict(rows)
+    assert answer["verdict"] == "nothing learned" and "equivalent" not in in_words(answer)
+    (once,) = verdict(dice_rows(lambda a, s, c: 0.0 if (a, s) == ("x", 0) else 0.5))
+    assert once["verdict"] == "inconclusive", "one failed training of five is counted, and the others stand"
+
+
 def test_what_is_foreseen_comes_true():
     rng = np.random.default_rng(0)
     for parts in ((0.03, 0.0, 0.02), (0.2, 0.3, 0.6)):
@@ -603,6 +623,23 @@ def test_seeds_that_test_their_own_people_count_one_number_each():
         assert answer["subjects"] == len({r["subject"] for r in rows}) > 100
         alarms += answer["p"] < 0.05
     assert alarms <= 8, "of 60 experiments without any difference; 3 are expected"
+
+
+@pytest.mark.quick
+def test_regions_and_surfaces_of_seeds_that_test_their_own_people(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    rows = [{"arm": arm, "label_fraction": 1.0, "seed": seed, "fold": "", "subject": f"p{person}", "case": f"c{person}",
+             "class": name, "metric": "Dice", "dice": 0.5 + 0.1 * seed, "surface_dice": 0.5, "hausdorff95": 2.0}
+            for seed in range(5) for person in rng.choice(155, 40, replace=False) for arm in ("scratch", "x")
+            for name in "ab"]  # fmt: skip
+    assert not in_common(rows)[1], "nobody is tested in every seed"
+    for each in scores_by_class(rows):
+        assert np.isclose(each["score"], 0.7) and each["seeds"] == 5 and each["subjects"] > 100
+    assert {each["subjects"] for each in surface_answers(rows)} == {len({row["subject"] for row in rows})}
+    write_table(tmp_path / "results.csv", rows)
+    monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
+    keep_answer(rows, tmp_path)
+    assert "70.0" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.quick

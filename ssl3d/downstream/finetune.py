@@ -132,7 +132,7 @@ def set_aside(store: Store, goal: Goal, how: Finetuning) -> list[str]:
 
     None without `track`; raises `InputError` for too few people.
     """
-    if how.track is None:
+    if not how.track:
         return []
     people = {store.cases[name]["subject"] for name in store.split("train")}
     found = store.split("validation") if len(people) > 1 else []
@@ -230,6 +230,8 @@ def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: 
     """Everything that makes a fine-tuning run."""
     own = {f.name: getattr(goal, f.name) for f in fields(goal_options(how.goal))}
     shared = {f.name: getattr(how, f.name) for f in fields(how) if f.name not in _NOT_KEPT} | recipe_of(how)
+    if how.track:
+        shared["tracked"] = "validation people"  # an earlier version scored test people, and trained on these
     if how.decoder:  # a run without it has the settings that it had before there was the option
         shared["decoder_from"] = decoder_origin(how.encoder)
     encoder = network.encoder
@@ -316,7 +318,7 @@ def finetune(
     n_steps, warmup_steps = plan_steps(len(case_ids), how, chosen)
     check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
     facts = chosen.facts(opened, truths, case_ids)
-    network, origins = starting_network(opened, chosen, facts, how, test)
+    network, origins = starting_network(opened, chosen, facts, how, [*test, *set_aside(opened, chosen, how)])
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
     _check_maps(chosen.trained(network, how.slices), opened, chosen, truths["train"], case_ids, settings)
     if unusual := other_size(how, network.encoder.spatial_dims, opened.settings["size"]):

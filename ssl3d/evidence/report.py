@@ -63,6 +63,8 @@ def _said(a: dict) -> str:
         return f": {a['arm']} was {word}, by {interval}."
     if word.startswith("equivalent"):
         return f": {word}. It was {interval}."
+    if word == "nothing learned":
+        return f": most trainings of one of them failed, so nothing follows. It was {interval}."
     if word == "inconclusive":
         return f": inconclusive. It was {interval}, and a true difference of about {a['smallest']:.3f} would have " \
             "been needed to show in four of five such experiments."
@@ -77,10 +79,12 @@ def in_short(answers: list[dict]) -> str:
     found: dict[str, list[str]] = {}
     for a in claims:
         found.setdefault(a["verdict"], []).append(f"{a['arm']} with {100 * a['label_fraction']:g} %")
-    few = ("inconclusive", "too few seeds", "nothing can be said")
+    few = ("inconclusive", "too few seeds", "nothing can be said", "nothing learned")
     told = [f"{word} in {len(found[word])}" + (f" ({', '.join(found[word])})" if word not in few else "")
             for word in sorted(found, key=lambda word: (word in few, word))]
     others = sum(a["role"] == "exploratory" for a in answers)
+    if not claims:
+        return f"No comparison with {answers[0]['baseline']} has a verdict: there is none but that of the control."
     more = f" {others} more comparison{'s are' if others > 1 else ' is'} exploratory and without a verdict."
     n = f"{len(claims)} {'declared ' * bool(others)}comparison{'s' * (len(claims) != 1)}"
     return f"In {n} with {answers[0]['baseline']}: {', '.join(told) or 'none has results'}.{more * bool(others)}"
@@ -229,7 +233,7 @@ def _table(answers: list[dict]) -> str:
             "detectable", "seeds", "people", "verdict"]
     body = [[f"{100 * a['label_fraction']:g} %", a["arm"], f"{a['score']:.3f}", f"{a['baseline_score']:.3f}",
              f"{a['difference']:+.3f}", _or_none(f"{a['low']:+.3f} to {a['high']:+.3f}"), _or_none(f"{a['p']:.2g}"),
-             f"{a['effect']:+.2f}", _or_none(f"{a['smallest']:.3f}"), a["seeds"], a["subjects"], a["verdict"]]
+             _or_none(f"{a['effect']:+.2f}"), _or_none(f"{a['smallest']:.3f}"), a["seeds"], a["subjects"], a["verdict"]]
             for a in answers]
     lines = ["".join(f'<td{" class=word" if i in (1, 11) else ""}>{html.escape(str(cell))}</td>'
                      for i, cell in enumerate(line)) for line in body]
@@ -271,7 +275,8 @@ def _sections(rows: Rows, learning_curves: Rows, baseline: str, declared: dict) 
         page.append(_picture("score against the share of the labels, a panel for each arm"))
     if learning_curves:
         page.append("<h2>How fast</h2><p class=note>Scores of validation people while the networks trained (of test "
-                    "people in experiments of earlier versions).</p>")
+                    "people in experiments of earlier versions). Their labels were read by nobody; their images may "
+                    "have been among those that an encoder was pretrained on.</p>")
         for fraction in sorted({row["label_fraction"] for row in learning_curves}):
             arms = list(dict.fromkeys(row["arm"] for row in learning_curves if row["label_fraction"] == fraction))
             if baseline in arms:

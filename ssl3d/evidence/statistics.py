@@ -394,6 +394,17 @@ def _role(which: tuple[float, str], primary: Sequence | None, control: str | Non
     return "primary" if primary is None or which in {tuple(each) for each in primary} else "exploratory"
 
 
+def _p_gain(differences: np.ndarray, delta: float) -> float:
+    """How often a true gain of `delta` would look as large as this one; 1 for one below it, NaN if nothing is known."""
+    return p_value(differences - delta) if not differences.mean() <= delta else 1.0
+
+
+def _mostly_failed(rows: Rows, arm: str, fraction: float, failed: list[dict]) -> bool:
+    """Whether more than half of the trainings of an arm at a share have failed."""
+    n = len({(row["seed"], row.get("fold", "")) for row in arm_rows(rows, arm, fraction)})
+    return 2 * sum((each["arm"], each["label_fraction"]) == (arm, fraction) for each in failed) > n
+
+
 def _word(a: Mapping[str, Any]) -> str:
     """What may be said of a comparison."""
     if a["seeds"] < 2 or np.isnan(a["low"]):
@@ -401,11 +412,12 @@ def _word(a: Mapping[str, Any]) -> str:
     if a["seeds"] == 2:
         return "too few seeds"
     if a["role"] == "control":
-        return f"control: a gain above {a['delta']:g} was {'' if a['low'] > a['delta'] else 'not '}shown"
+        return f"control: a gain above {a['delta']:g} was {'' if a['p_gain'] < 0.05 else 'not '}shown"
     if a["role"] == "exploratory":
         return "exploratory"
     if a["p_equivalent"] < 0.05:
-        return f"equivalent within {a['delta']:g}"
+        nothing = a["failed"] or a["baseline_failed"]
+        return "nothing learned" if nothing else f"equivalent within {a['delta']:g}"
     if a["p"] < 0.05:
         return "better" if a["difference"] > 0 else "worse"
     return "inconclusive"
@@ -421,8 +433,9 @@ def verdict(
     """For each share and arm: its score, its difference to the baseline, how sure that is, and a plain word.
 
     Scores are of the seeds and people that the arm and the baseline share; an arm without any is left out. The word is
-    better, worse, equivalent within δ, or inconclusive, corrected for the primary comparisons (Holm); exploratory for
-    others. Raises `InputError` for a baseline that there is not.
+    better, worse, equivalent within δ, or inconclusive, corrected for the primary comparisons (Holm); nothing learned
+    where two are alike because most trainings of one failed; exploratory for others. Raises `InputError` for a baseline
+    that there is not.
     """
     baseline = _check_rows(rows, baseline)
     pairs, failed = _pairs(rows, baseline), failed_trainings(rows)
@@ -438,14 +451,19 @@ def verdict(
                         "difference": float(d.mean()), "low": low, "high": high,
                         "p": p_value(d) if role == "primary" else float("nan"),
                         "p_equivalent": p_equivalent(d, within) if role == "primary" else float("nan"),
+                        "p_gain": _p_gain(d, within) if role == "control" else None,
                         "effect": effect_size(d), "delta": within, "role": role, "comparisons": n_claims,
                         "smallest": smallest_difference(d, n_claims if role == "primary" else 1),
                         "seeds": d.shape[0], "subjects": _n_people(d, arm_rows(rows, arm, fraction)),
+                        "failed": _mostly_failed(rows, arm, fraction, failed),
+                        "baseline_failed": _mostly_failed(rows, baseline, fraction, failed),
                         "failures": failures(rows, arm, fraction, failed),
                         "baseline_failures": failures(rows, baseline, fraction, failed)})
-    for name in ("p", "p_equivalent"):
-        for a, corrected in zip(answers, holm([a[name] for a in answers])):
-            a[name] = corrected
+    for role, names in (("primary", ("p", "p_equivalent")), ("control", ("p_gain",))):
+        mine = [a for a in answers if a["role"] == role]
+        for name in names:
+            for a, corrected in zip(mine, holm([a[name] for a in mine])):
+                a[name] = corrected
     return [a | {"verdict": _word(a)} for a in answers]
 
 # %% ../../nbs/72_statistics.ipynb #2d9bff1b
@@ -457,10 +475,13 @@ def control_in_words(answers: list[dict], control: str | None) -> str:
     if not mine:
         return f"This set-up was not shown to be able to see a gain: its control, {control}, has no results."
     best = max(mine, key=lambda a: (a["seeds"] > 2, a["low"] if a["low"] == a["low"] else -np.inf))
-    found = f"{best['difference']:+.3f} (95 % interval {best['low']:+.3f} to {best['high']:+.3f}) to " \
+    interval = "no interval" if np.isnan(best["low"]) else f"95 % interval {best['low']:+.3f} to {best['high']:+.3f}"
+    found = f"{best['difference']:+.3f} ({interval}) to " \
         f"{best['baseline']} with {100 * best['label_fraction']:g} % of the labels"
-    if best["seeds"] > 2 and best["low"] > best["delta"]:
-        return f"This set-up can see a gain: its control, {control}, differs by {found}."
+    shown = [f"{100 * a['label_fraction']:g} %" for a in mine if a["seeds"] > 2 and a["p_gain"] < 0.05]
+    if shown:
+        where = f" (shown with {', '.join(shown)} of the labels only)" if len(shown) < len(mine) else ""
+        return f"This set-up can see a gain{where}: its control, {control}, differs by {found}."
     return f"This set-up was not shown to be able to see a gain: its control, {control}, differs by {found} at best, " \
         f"and a gain above {best['delta']:g} was to be shown."
 
@@ -577,7 +598,8 @@ def surface_answers(
                 answers.append({"label_fraction": fraction, "arm": arm, "baseline": baseline,
                                 "score": float(pair[0].mean()), "baseline_score": float(pair[1].mean()),
                                 "difference": float((pair[0] - pair[1]).mean()), "low": low, "high": high,
-                                "seeds": pair[0].shape[0], "subjects": pair[0].shape[1]})
+                                "seeds": pair[0].shape[0],
+                                "subjects": _n_people(pair[0], arm_rows(rows, arm, fraction))})
     return answers
 
 # %% ../../nbs/72_statistics.ipynb #48677290
@@ -698,11 +720,11 @@ def scores_by_class(
     keys = dict.fromkeys((row["label_fraction"], row["arm"], row["class"]) for row in rows)
     for fraction, arm, name in sorted(keys, key=lambda key: key[0]):
         mine = [row for row in arm_rows(rows, arm, fraction) if row["class"] == name]
-        seeds, people = in_common(mine)
-        matrix = score_matrix(mine, seeds, people)
-        low, high = bootstrap_interval(matrix) if len(seeds) > 1 else (float("nan"), float("nan"))
-        found.append({"label_fraction": fraction, "arm": arm, "class": name, "score": float(matrix.mean()),
-                      "low": low, "high": high, "seeds": len(seeds), "subjects": len(people)})
+        (matrix,) = score_matrices(mine)
+        if matrix.size:
+            low, high = bootstrap_interval(matrix)
+            found.append({"label_fraction": fraction, "arm": arm, "class": name, "score": float(matrix.mean()),
+                          "low": low, "high": high, "seeds": len(matrix), "subjects": _n_people(matrix, mine)})
     return found
 
 
