@@ -80,7 +80,8 @@ def in_short(answers: list[dict]) -> str:
     for a in claims:
         found.setdefault(a["verdict"], []).append(f"{a['arm']} with {100 * a['label_fraction']:g} %")
     few = ("inconclusive", "too few seeds", "nothing can be said", "nothing learned")
-    told = [f"{word} in {len(found[word])}" + (f" ({', '.join(found[word])})" if word not in few else "")
+    named = [word for word in found if word in ("better", "worse") or word not in few and len(found[word]) <= 3]
+    told = [f"{word} in {len(found[word])}" + (f" ({', '.join(found[word])})" if word in named else "")
             for word in sorted(found, key=lambda word: (word in few, word))]
     others = sum(a["role"] == "exploratory" for a in answers)
     if not claims:
