@@ -295,9 +295,9 @@ def _check_declared(experiment: Experiment) -> None:
     if primary is not None and (not isinstance(primary, list) or not 1 <= len(primary) <= 3
                                 or any(each not in wanted for each in primary)
                                 or any(each in primary[:i] for i, each in enumerate(primary))):
+        known = ", ".join(f"{{arm: {each['arm']}, label_fraction: {each['label_fraction']:g}}}" for each in wanted)
         raise InputError(f"primary is {primary!r}. Give up to three different comparisons that the experiment is "
-                         f"about, as [{{arm: {(others or [baseline])[0]}, label_fraction: "
-                         f"{experiment.label_fractions[0]:g}}}], of arms other than {baseline} and the control.")
+                         f"about, of arms other than {baseline} and the control: {known or 'there is none'}.")
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -465,14 +465,14 @@ STEPS = 1600  # of fine-tuning, at every share, where an experiment gives neithe
 
 def _budget(settings: dict) -> dict:
     """The steps of a training whose settings say nothing of its length; none where they do."""
-    given = any(settings.get(name) is not None for name in ("steps", "epochs", "warmup"))
+    given = any(settings.get(name) for name in ("steps", "epochs", "warmup"))
     return {} if given or settings.get("preset") == "paper" else {"steps": STEPS}
 
 
 def _finetuning_of(experiment: Experiment, arm: str) -> dict:
     """The options of fine-tuning that are given to an arm, and how long it is: as long at every share."""
     settings = experiment.finetuning | experiment.arms[arm].get("finetuning", {})
-    return _budget(settings) | settings
+    return settings | _budget(settings)
 
 
 def _finetuning(experiment: Experiment, arm: str, stores: dict[str, Store]) -> dict:
@@ -528,6 +528,19 @@ def _rows(experiment: Experiment, cell: Cell, store: Store, out: Path) -> list[S
     return cast(list[ScoreRow], found)
 
 # %% ../../nbs/70_experiments.ipynb #aefc350f
+def _pretrained_anew(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> dict:
+    """What tells a pretraining from one that an earlier version made of the same description; nothing where alike."""
+    if "task" not in arm:
+        return {}
+    settings = _pretraining(experiment, arm, stores)
+    paper = settings.get("preset") == "paper"
+    if arm["task"] == "supervised":
+        usual = [name for name in ("augment", "schedule") if name not in settings]
+        return {} if paper else {"usual pretraining": usual}
+    told = (settings.get("options") or {}).get("negatives")
+    return {"negatives": "dataset"} if arm["task"] == "exemplar" and paper and told is None else {}
+
+
 def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
     """What tells a cell from the same cell of another experiment: 12 hexadecimal digits."""
     arm = experiment.arms[cell.arm]
@@ -537,10 +550,11 @@ def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
         del known[name]
     if experiment.halves is None:  # a cell of an earlier version has no such key
         del known["halves"]
+    known |= _pretrained_anew(experiment, arm, stores)
     if cell.fold is not None and cell.seed:
         known["folds drawn by"] = cell.seed  # an earlier version had the same folds for every seed
     settings, volumes = _finetuning_of(experiment, cell.arm), stores["cohort"].spatial_dims == 3
-    if settings.get("track") is not None:
+    if settings.get("track"):
         known["scored on the way"] = "validation people"  # an earlier version looked at test people
     if budget := _budget(experiment.finetuning | arm.get("finetuning", {})):
         known["budget"] = budget
@@ -765,14 +779,15 @@ def _check_choice(experiment: Experiment, stores: dict[str, Store]) -> None:
         kept = settings.get("probe") and settings.get("keep") == "probe" and "pretraining_cohort" not in stores
         if met or kept:
             raise InputError(f"arm {name!r}: its pretraining reads labels of the validation people of {store.folder}, "
-                             "and with all labels the learning rate is chosen (lrs) by these people. Give one lr under "
-                             "finetuning in place of lrs, keep: last, or pretrain with labels of other people.")
+                             "by whom the learning rate is chosen with all labels (lrs), and who are scored on the way "
+                             "(track). Leave lrs and track out, give keep: last, or pretrain with labels of other "
+                             "people.")
 
 
 def _check_labels(experiment: Experiment, stores: dict[str, Store]) -> None:
     """Refuse an arm whose pretraining has read labels of the cohort's own people beyond the smallest share."""
     store, least = stores["cohort"], min(experiment.label_fractions)
-    if least == 1 and experiment.lrs:
+    if least == 1 and (experiment.lrs or any(_finetuning_of(experiment, arm).get("track") for arm in experiment.arms)):
         _check_choice(experiment, stores)
     for name, arm in experiment.arms.items() if least < 1 else ():
         read = _read_with_labels(experiment, arm, stores)
@@ -977,4 +992,4 @@ def _floor(experiment: Experiment, cell: Cell, stores: dict[str, Store], run: Pa
     store = Store(stores_of_seed(experiment, stores, cell.seed)["cohort"], _fold(experiment, cell))
     labelled = read_json(run / "network.json")["trained_on"]
     score = floors_of(store, labelled, store.split("test"), "mask")["position"]
-    return [columns | {"floor": "position", "score": round(score, 6)}]
+    return [columns | {"floor": "position (classes, on the store's grid)", "score": round(score, 6)}]
