@@ -150,14 +150,14 @@ def test_every_share_has_as_many_steps_unless_epochs_are_wanted(tmp_path, monkey
 def test_each_share_and_seed_has_its_floor(toy, tmp_path, monkeypatch):
     floors = read_table(toy[0] / "floors.csv")
     assert {(row["label_fraction"], row["seed"], row["floor"]) for row in floors} == {
-        (share, seed, "position") for share in (0.2, 1.0) for seed in (0, 1)}  # fmt: skip
+        (share, seed, "position (classes, on the store's grid)") for share in (0.2, 1.0) for seed in (0, 1)}  # fmt: skip
     store = Store(toy[0] / "store")
     labelled = json.loads((toy[0] / "cells/scratch-0.2-1/network.json").read_text())["trained_on"]
     (mine,) = [float(row["score"]) for row in floors if (row["label_fraction"], row["seed"]) == (0.2, 1)]
     assert mine == pytest.approx(floors_of(store, labelled, store.split("test"), "mask")["position"], abs=1e-6)
     shutil.copytree(toy[0], tmp_path / "toy")
     said = keep_answer(read_scores(tmp_path / "toy/results.csv"), tmp_path / "toy")
-    assert "Floor with 20 % of the labels, without a network: position 0." in said
+    assert "Floor with 20 % of the labels, without a network: position (classes, on the store's grid) 0." in said
     assert "Floor with 20 %" in (tmp_path / "toy/report.html").read_text()
     monkeypatch.setattr("ssl3d.evidence.experiments.floors_of", lambda *given: 1 / 0)
     run_experiment(TOY, tmp_path / "toy", progress=False)  # they are not computed again
