@@ -157,7 +157,8 @@ def test_each_share_and_seed_has_its_floor(toy, tmp_path, monkeypatch):
     assert mine == pytest.approx(floors_of(store, labelled, store.split("test"), "mask")["position"], abs=1e-6)
     shutil.copytree(toy[0], tmp_path / "toy")
     said = keep_answer(read_scores(tmp_path / "toy/results.csv"), tmp_path / "toy")
-    assert "Floor with 20 % of the labels, without a network: position (classes, on the store's grid) 0." in said
+    line = "Floor with 20 % of the labels, without a network: position (classes, on the store's grid) 0."
+    assert line in said
     assert "Floor with 20 %" in (tmp_path / "toy/report.html").read_text()
     monkeypatch.setattr("ssl3d.evidence.experiments.floors_of", lambda *given: 1 / 0)
     run_experiment(TOY, tmp_path / "toy", progress=False)  # they are not computed again
