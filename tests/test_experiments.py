@@ -149,8 +149,9 @@ def test_every_share_has_as_many_steps_unless_epochs_are_wanted(tmp_path, monkey
 
 def test_each_share_and_seed_has_its_floor(toy, tmp_path, monkeypatch):
     floors = read_table(toy[0] / "floors.csv")
+    named = "position (classes, on the store's grid)"
     assert {(row["label_fraction"], row["seed"], row["floor"]) for row in floors} == {
-        (share, seed, "position (classes, on the store's grid)") for share in (0.2, 1.0) for seed in (0, 1)}  # fmt: skip
+        (share, seed, named) for share in (0.2, 1.0) for seed in (0, 1)}  # fmt: skip
     store = Store(toy[0] / "store")
     labelled = json.loads((toy[0] / "cells/scratch-0.2-1/network.json").read_text())["trained_on"]
     (mine,) = [float(row["score"]) for row in floors if (row["label_fraction"], row["seed"]) == (0.2, 1)]
