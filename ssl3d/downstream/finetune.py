@@ -309,16 +309,17 @@ def finetune(
         raise InputError(f"slices are for masks, and goal {how.goal} is about whole images. Leave slices out.")
     if how.decoder and not chosen.voxelwise:
         raise InputError(f"decoder is for masks, and goal {how.goal} is about whole images. Leave decoder out.")
-    check_mirror(how.augment or "none", how.mirror, opened.spatial_dims)
+    check_mirror(how.augment, how.mirror, opened.spatial_dims)
     if opened.own_shapes and not chosen.voxelwise:
         raise InputError(f"{opened.folder}: holds whole scans, each in its own shape, and goal {how.goal} needs images "
                          "of one. Prepare a store with a size as well (size=128, --size 128): a box of each scan at "
                          "the same spacing.")
     truths, case_ids, test = cases_of(opened, chosen, how)
+    aside = set_aside(opened, chosen, how)
     n_steps, warmup_steps = plan_steps(len(case_ids), how, chosen)
     check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
     facts = chosen.facts(opened, truths, case_ids)
-    network, origins = starting_network(opened, chosen, facts, how, [*test, *set_aside(opened, chosen, how)])
+    network, origins = starting_network(opened, chosen, facts, how, [*test, *aside])
     settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
     _check_maps(chosen.trained(network, how.slices), opened, chosen, truths["train"], case_ids, settings)
     if unusual := other_size(how, network.encoder.spatial_dims, opened.settings["size"]):
@@ -327,7 +328,8 @@ def finetune(
         if to_be_made:
             if how.head_bias == "frequency":
                 chosen.begin(network, opened, case_ids)
-            _learn(network, opened, chosen, settings, truths["train"], case_ids, test, folder, how)
+            watched = test if how.validate else aside or test
+            _learn(network, opened, chosen, settings, truths["train"], case_ids, watched, folder, how)
             whole = chosen.whole(network, how.slices)
             seen = provenance(opened, case_ids, given_card(how.encoder) or None, labelled=case_ids)
             about = {"trained_on": case_ids, "never_predicted": never_predicted(whole, opened, chosen, case_ids, facts)}
@@ -356,11 +358,10 @@ def _check_maps(network: nn.Module, store: Store, goal: Goal, truths: dict[str, 
 
 
 def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths: dict[str, Any], case_ids: list[str],
-           test: list[str], out: Path, how: Finetuning) -> None:
-    """Train a network on cases, and score it on validation people now and then where that is wanted."""
+           watched: list[str], out: Path, how: Finetuning) -> None:
+    """Train a network on cases, and score it on those that are watched now and then where that is wanted."""
     facts, loss = settings["facts"], goal.loss(settings["facts"])
     whole = goal.whole(network, how.slices)
-    watched = test if how.validate else set_aside(store, goal, how) or test
 
     def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         return _step(store, goal, truths, case_ids, settings, step)[1]()
@@ -378,7 +379,7 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
         return _draw_marked(store, largest_case(store, watched), {f"step {step}": whole}) if goal.voxelwise else []
 
     photographs = store.spatial_dims == 2 and store.channels == 3
-    change = of_step(how.augment or "none", how.seed, how.mirror, photographs)
+    change = of_step(how.augment, how.seed, how.mirror, photographs)
     question = warm_up(settings["warmup_steps"], change, goal.voxelwise)
     train(goal.trained(network, how.slices), question, measure, read, out,
           n_steps=settings["steps"], lr=settings["lr"], recipe=how, title=f"finetune {len(case_ids)} labels",

@@ -469,9 +469,14 @@ def _budget(settings: dict) -> dict:
     return {} if given or settings.get("preset") == "paper" else {"steps": STEPS}
 
 
+def _given(experiment: Experiment, arm: str) -> dict:
+    """The options of fine-tuning that are given to an arm."""
+    return experiment.finetuning | experiment.arms[arm].get("finetuning", {})
+
+
 def _finetuning_of(experiment: Experiment, arm: str) -> dict:
-    """The options of fine-tuning that are given to an arm, and how long it is: as long at every share."""
-    settings = experiment.finetuning | experiment.arms[arm].get("finetuning", {})
+    """The options of fine-tuning that an arm has: those given, and how long it is, as long at every share."""
+    settings = _given(experiment, arm)
     return settings | _budget(settings)
 
 
@@ -556,7 +561,7 @@ def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
     settings, volumes = _finetuning_of(experiment, cell.arm), stores["cohort"].spatial_dims == 3
     if settings.get("track"):
         known["scored on the way"] = "validation people"  # an earlier version looked at test people
-    if budget := _budget(experiment.finetuning | arm.get("finetuning", {})):
+    if budget := _budget(_given(experiment, cell.arm)):
         known["budget"] = budget
     if volumes and experiment.goal == "segmentation" and settings.get("preset") != "paper":
         known["usual recipe"] = {name: None for name in ("augment", "schedule") if name not in settings}

@@ -31,6 +31,7 @@ from ssl3d.evidence.statistics import (
     foreseen,
     frozen_in_words,
     frozen_steps,
+    interval_in_words,
     metric_of,
     steps_to_reach,
     surface_table,
@@ -233,7 +234,7 @@ def _table(answers: list[dict]) -> str:
     head = ["labels", "arm", "score", answers[0]["baseline"], "difference", "95 % interval", "p (Holm)", "effect size",
             "detectable", "seeds", "people", "verdict"]
     body = [[f"{100 * a['label_fraction']:g} %", a["arm"], f"{a['score']:.3f}", f"{a['baseline_score']:.3f}",
-             f"{a['difference']:+.3f}", _or_none(f"{a['low']:+.3f} to {a['high']:+.3f}"), _or_none(f"{a['p']:.2g}"),
+             f"{a['difference']:+.3f}", interval_in_words(a), _or_none(f"{a['p']:.2g}"),
              _or_none(f"{a['effect']:+.2f}"), _or_none(f"{a['smallest']:.3f}"), a["seeds"], a["subjects"], a["verdict"]]
             for a in answers]
     lines = ["".join(f'<td{" class=word" if i in (1, 11) else ""}>{html.escape(str(cell))}</td>'

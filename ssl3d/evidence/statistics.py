@@ -6,9 +6,9 @@
 __all__ = ['Rows', 'METRICS', 'DELTAS', 'SPREADS', 'metric_of', 'score_matrix', 'in_common', 'arm_rows', 'score_matrices',
            'paired', 'standard_error', 'critical', 'bootstrap_means', 'bootstrap_interval', 'p_value', 'holm',
            'p_equivalent', 'smallest_difference', 'effect_size', 'spread_in', 'foreseen', 'foreseen_in_words',
-           'failed_trainings', 'failures', 'verdict', 'control_in_words', 'told_failures', 'verdict_table',
-           'learning_curves_of', 'frozen_steps', 'frozen_in_words', 'steps_to_reach', 'has_surface', 'surface_answers',
-           'interval_of_pairs', 'compare_distances', 'surface_table', 'scores_by_class', 'table_one']
+           'failed_trainings', 'failures', 'verdict', 'control_in_words', 'told_failures', 'interval_in_words',
+           'verdict_table', 'learning_curves_of', 'frozen_steps', 'frozen_in_words', 'steps_to_reach', 'has_surface',
+           'surface_answers', 'interval_of_pairs', 'compare_distances', 'surface_table', 'scores_by_class', 'table_one']
 
 # %% ../../nbs/72_statistics.ipynb #4619f78c
 from collections.abc import Mapping, Sequence
@@ -193,9 +193,14 @@ def _level(errors: float, shape: tuple[int, int], weight: float) -> float:  # 0 
     return float(10 ** optimize.brentq(lambda power: critical(10**power, shape, weight) - errors, -100, 0))
 
 
-def p_value(differences: np.ndarray, seed: int = 0, n_resamples: int = 4000) -> float:
+def p_value(
+    differences: np.ndarray,  # (seeds, people)
+    seed: int = 0,
+    n_resamples: int = 4000,
+    interval: tuple[float, float] | None = None,  # their `bootstrap_interval`, where it is known
+) -> float:
     """How often an experiment without any difference would find one as large; NaN where nothing can be said."""
-    middle, (low, high) = differences.mean(), bootstrap_interval(differences, seed, n_resamples)
+    middle, (low, high) = differences.mean(), interval or bootstrap_interval(differences, seed, n_resamples)
     half = middle - low if middle > 0 else high - middle
     if not half > 0:
         return float("nan") if np.isnan(half) else float(middle == 0)
@@ -216,12 +221,18 @@ def holm(p_values: list[float]) -> list[float]:
 DELTAS = {"Dice": 0.02, "kappa": 0.05, "R²": 0.05}  # the usual δ of each metric
 
 
-def p_equivalent(differences: np.ndarray, delta: float, seed: int = 0, n_resamples: int = 4000) -> float:
+def p_equivalent(
+    differences: np.ndarray,  # (seeds, people)
+    delta: float,
+    seed: int = 0,
+    n_resamples: int = 4000,
+    interval: tuple[float, float] | None = None,  # their `bootstrap_interval`, where it is known
+) -> float:
     """How often a true difference of `delta`, either way, would leave one as near to zero as this one.
 
     Below 0.05 just where the 95 % interval lies within ± `delta`; 1 for a mean beyond it, NaN where nothing is known.
     """
-    middle, (low, high) = differences.mean(), bootstrap_interval(differences, seed, n_resamples)
+    middle, (low, high) = differences.mean(), interval or bootstrap_interval(differences, seed, n_resamples)
     if np.isnan(low):
         return float("nan")
     if abs(middle) >= delta:
@@ -444,13 +455,13 @@ def verdict(
     answers = []
     for (fraction, arm), (one, other) in pairs.items():
         d, role = one - other, roles[fraction, arm]
-        low, high = bootstrap_interval(d)
+        low, high = interval = bootstrap_interval(d)
         within = DELTAS[metric_of(rows)] if delta is None else delta
         answers.append({"label_fraction": fraction, "arm": arm, "baseline": baseline, "metric": metric_of(rows),
                         "score": float(one.mean()), "baseline_score": float(other.mean()),
                         "difference": float(d.mean()), "low": low, "high": high,
-                        "p": p_value(d) if role == "primary" else float("nan"),
-                        "p_equivalent": p_equivalent(d, within) if role == "primary" else float("nan"),
+                        "p": p_value(d, interval=interval) if role == "primary" else np.nan,
+                        "p_equivalent": p_equivalent(d, within, interval=interval) if role == "primary" else np.nan,
                         "p_gain": _p_gain(d, within) if role == "control" else None,
                         "effect": effect_size(d), "delta": within, "role": role, "comparisons": n_claims,
                         "smallest": smallest_difference(d, n_claims if role == "primary" else 1),
@@ -493,9 +504,9 @@ def told_failures(answers: list[dict]) -> list[tuple[float, str, str]]:  # share
     return [each for each in dict.fromkeys(said) if each[2]]
 
 
-def _span(a: Mapping[str, Any]) -> str:  # 16 characters
-    """An interval in words."""
-    return f"{'none':<16}" if np.isnan(a["low"]) else f"{a['low']:+.3f} to {a['high']:+.3f}"
+def interval_in_words(a: Mapping[str, Any]) -> str:
+    """The interval of an answer of `verdict`; none where nothing is known of it."""
+    return "none" if np.isnan(a["low"]) else f"{a['low']:+.3f} to {a['high']:+.3f}"
 
 
 def verdict_table(answers: list[dict]) -> str:
@@ -508,7 +519,7 @@ def verdict_table(answers: list[dict]) -> str:
              f"{'95 % interval':<16}  detectable  verdict"]
     lines += [f"{a['label_fraction']:>7.4g}  {a['arm']:<{width}}  {a['score']:>6.3f}  "
               f"{a['baseline_score']:>{against}.3f}  "
-              f"{a['difference']:>+10.3f}  {_span(a)}  {a['smallest']:>10.3f}  {a['verdict']}"
+              f"{a['difference']:>+10.3f}  {interval_in_words(a):<16}  {a['smallest']:>10.3f}  {a['verdict']}"
               for a in answers]
     seeds, subjects = (" to ".join(map(str, sorted({min(a[k] for a in answers), max(a[k] for a in answers)})))
                        for k in ("seeds", "subjects"))

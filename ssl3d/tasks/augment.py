@@ -412,14 +412,14 @@ def check_axes(mirror: Sequence[int], dims: int, slices: bool = False) -> None:
 
 # %% ../../nbs/45_augment.ipynb #4ee4f39f
 def of_step(
-    name: str,  # one of `AUGMENTATIONS`
+    name: str | None,  # one of `AUGMENTATIONS`; none if None
     seed: int,  # of the run
     mirror: Sequence[int] | None = None,  # axes to mirror along
     photographs: bool = False,  # whether the three channels are red, green and blue
 ) -> Callable:  # (image, mask or None, step) -> image, mask
     """The augmentation of a run: a function of a batch and its step."""
     def change(image: torch.Tensor, mask: torch.Tensor | None, step: int) -> tuple:
-        how = AUGMENTATIONS[name]
+        how = AUGMENTATIONS[name or "none"]
         if how is None:
             return image, mask
         return augment(image, mask, how, generator_for(seed, "augment", step), mirror or (), photographs)
@@ -427,13 +427,13 @@ def of_step(
 
 
 def check_mirror(
-    name: str,  # one of `AUGMENTATIONS`
+    name: str | None,  # one of `AUGMENTATIONS`; none if None
     mirror: Sequence[int] | None,  # axes to mirror along
     dims: int,  # of the images
     slices: bool = False,  # whether they are slices, whose axes are given as those of their volume
 ) -> None:
     """Refuse axes to mirror along where nothing is augmented, or that the images do not have."""
-    if mirror and AUGMENTATIONS[name] is None:
+    if mirror and AUGMENTATIONS[name or "none"] is None:
         raise InputError(f"mirror is {tuple(mirror)}, and nothing is augmented, so nothing would be mirrored. Give "
                          "augment='light' or 'full' (--augment light), or leave mirror out.")
     check_axes(mirror or (), dims, slices)

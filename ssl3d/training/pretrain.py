@@ -62,7 +62,7 @@ from .runs import FEWEST, Run, begun_run, finished_run, judged, read_log
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
 def _question(how: Pretraining, dims: int, channels: int) -> Callable:
     """What a task asks in one step about augmented images, which depends on the seed and the step."""
-    change = of_step(how.augment or "none", how.seed, _axes(how, dims), dims == 2 and channels == 3 and not how.slices)
+    change = of_step(how.augment, how.seed, _axes(how, dims), dims == 2 and channels == 3 and not how.slices)
 
     def question(task: ProxyTask, batch: Batch, step: int) -> Example:
         image, _ = change(batch.image, None, step)
@@ -453,7 +453,7 @@ def pretrain(
     network = make_task(task, encoder, how.seed, options)
     seen = _with_others(seen, network)
     check_augmentation(task, how.augment, how.mirror)
-    check_mirror(how.augment or "none", how.mirror, seen.dims, how.slices)
+    check_mirror(how.augment, how.mirror, seen.dims, how.slices)
     lr = _rate(network, seen.dims, how)
     check_devices(how.devices, seen.in_batch)
     n_steps = _check_images(network, seen, how)
