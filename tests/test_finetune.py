@@ -25,7 +25,7 @@ from ssl3d.networks.unet import HEAD
 from ssl3d.networks.weights import load_decoder, load_encoder, save_encoder, save_weights
 from ssl3d.settings import Finetuning
 from ssl3d.training.pretrain import pretrain
-from ssl3d.training.runs import read_log
+from ssl3d.training.runs import read_log, score_name
 
 QUICK = {"widths": SMALL, "progress": False}
 
@@ -137,6 +137,7 @@ def test_an_encoder_that_knows_their_labels_is_not_tracked_on_validation_people(
         finetune(store, tmp_path / "again", encoder=whole, steps=1, track=1, progress=False)
     run = finetune(store, tmp_path / "alone", steps=1, track=1, **QUICK)
     assert run.settings["tracked"] == "validation people", "a run of an earlier version is another one"
+    assert score_name(run, "dice") == "mean Dice, validation cases"
     assert "tracked" not in whole.settings
 
 

@@ -178,7 +178,7 @@ def progress_of(run: Folder) -> tuple[int, int]:  # a run, or its folder -> step
 def score_name(run: Folder, what: str) -> str:
     """What a column of `observed.csv` is, and of whom."""
     settings = read_settings(run)
-    validation = what == "linear" or settings.get("validate")
+    validation = what == "linear" or settings.get("validate") or "tracked" in settings  # earlier versions: test cases
     words = {"linear": f"linear probe of {settings.get('probe')}", "dice": "mean Dice", "r2": "R²"}.get(what, what)
     return f"{words}, {'validation' if validation else 'test'} cases"
 
