@@ -39,7 +39,10 @@ setup(
     ],
     packages=[*find_packages(include=["ssl3d", "ssl3d.*"]), "ssl3d.demo_scans"],
     package_dir={"ssl3d.demo_scans": DEMO},  # the scans that `ssl3d demo` takes, with their notice
-    package_data={"ssl3d": ["py.typed", "*.pyi"], "ssl3d.demo_scans": ["*.json", "*.txt", "*/*.nii.gz"]},
+    package_data={
+        "ssl3d": ["py.typed", "*.pyi", "games/*.js", "games/*.css"],
+        "ssl3d.demo_scans": ["*.json", "*.txt", "*/*.nii.gz"],
+    },
     include_package_data=False,
     python_requires=f">={CFG['min_python']}",
     install_requires=requirements("requirements"),

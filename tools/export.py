@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = ("__init__.py", "__init__.pyi", "__main__.py", "py.typed")  # the face, for type checkers, too; `python -m ssl3d`
+KEPT = ("__init__.py", "__init__.pyi", "__main__.py", "py.typed", "games")  # the face; the games in the browser
 
 
 def main(root: Path = ROOT) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from ..errors import InputError, whole_number
 
@@ -200,7 +201,7 @@ def fit_plainly(
     batch = task.as_batch(images, subjects)
     optimiser = torch.optim.Adam(task.parameters(), lr=lr)
     log = []
-    for step in range(n_steps):
+    for step in tqdm(range(n_steps), desc=type(task).__name__, unit="step", leave=False):
         generator = torch.Generator().manual_seed(1_000_003 * seed + step)
         rows = torch.randperm(len(batch.image), generator=generator)[:batch_size]
         inputs, targets = task.make(Batch(batch.image[rows], batch.subject[rows]), generator)
