@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import torch
 from filelock import Timeout
@@ -61,8 +62,15 @@ _CHILD = ("import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
           "from ssl3d.evidence.cluster import _share; _share(sys.argv[2], int(sys.argv[3]))")
 
 
+def _end_with_parent() -> None:
+    """Interrupt this process when the one that started it is gone, which closes the pipe between them."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def _share(out: str, threads: int) -> None:
     """Make cells of the experiment in a folder beside other processes; its errors are noted with the cells."""
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     run_experiment(read_experiment(Path(out) / "experiment.yaml"), out, progress=False)
 
@@ -72,7 +80,7 @@ def _children(out: Path, n: int, threads: int) -> Iterator[None]:
     """While in here, so many more processes make cells; they end with it."""
     line = [sys.executable, "-c", _CHILD, json.dumps(sys.path), str(out), str(threads)]
     with open(out / "processes.log", "a", encoding="utf-8") as log:
-        running = [subprocess.Popen(line, stdout=log, stderr=log, stdin=subprocess.DEVNULL) for _ in range(n)]
+        running = [subprocess.Popen(line, stdout=log, stderr=log, stdin=subprocess.PIPE) for _ in range(n)]
         end = signal.SIGTERM  # all cells are made: whoever still starts or writes what is there already can stop
         try:
             yield
