@@ -224,8 +224,8 @@ def test_arrow_keys_walk_and_stop_at_the_end(state):
 
 def test_scores_of_player_and_network():
     places = [{"right": 1, "chances": [0.2, 0.8]}, {"right": 0, "chances": [0.4, 0.6]}, {"right": 0, "chances": [1, 0]}]
-    counted = js("m.tally(places, new Map([[0, 1], [1, 0]]))", {}, places=places)
-    assert counted == {"asked": 2, "you": 2, "network": 1}
+    counted = js("m.tally(places, new Map([[0, 0], [1, 0]]))", {}, places=places)
+    assert counted == {"asked": 2, "you": 1, "network": 1}, "each is right where the other is wrong"
     assert js("m.next([2, 0, 1], new Map([[2, 0]]), 3)", {}) == 0
     assert js("m.next([2, 0, 1], new Map([[2, 0], [0, 1]]), 2)", {}) is None, "after so many questions"
     begun = js("m.score({asked: 2, you: 2, network: 1}, 10, 6)", {})
