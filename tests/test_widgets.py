@@ -12,7 +12,6 @@ from conftest import SMALL, python
 from ssl3d.errors import InputError
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.plots.widgets import snapshot, stage, view
-from ssl3d.tasks.cpc import CPC, play_cpc
 from ssl3d.tasks.exemplar import Exemplar, play_exemplar
 from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, in_place, play_jigsaw, shuffle, solve
 from ssl3d.tasks.location import Location, draw_question, play_location
@@ -65,7 +64,6 @@ def test_every_task_can_be_played_with(dims):
         "jigsaw alone": play_jigsaw(image, grid=2),
         "exemplar": play_exemplar(several, with_head(Exemplar, dims)),
         "exemplar alone": play_exemplar(several),
-        "cpc": play_cpc(image, with_head(CPC, dims, grid=3, overlap=0.0)),
     }
     pictures = {name: drive(box) for name, box in boxes.items()}
     assert all(n >= 2 for n, _ in pictures.values()), pictures

@@ -71,7 +71,8 @@ export function paint(canvas, shown, { side = 220, classes = null, colours = [],
   if (letters) write(pen, letters, sharp);
 }
 
-function write(pen, letters, sharp) {
+/** Write the letters of the directions at the edges of a canvas, `sharp` pixels of it to one of the screen. */
+export function write(pen, letters, sharp) {
   const { width, height } = pen.canvas, edge = 9 * sharp;
   pen.font = `bold ${13 * sharp}px sans-serif`;
   Object.assign(pen, { textAlign: "center", textBaseline: "middle", lineWidth: 3 * sharp });
