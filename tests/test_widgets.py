@@ -15,7 +15,6 @@ from ssl3d.plots.widgets import snapshot, stage, view
 from ssl3d.tasks.exemplar import Exemplar, play_exemplar
 from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, in_place, play_jigsaw, shuffle, solve
 from ssl3d.tasks.location import Location, draw_question, play_location
-from ssl3d.tasks.rotation import Rotation, draw_turned, ends_after, play_rotation, rotations, turn
 
 widgets = pytest.importorskip("ipywidgets")
 
@@ -57,8 +56,6 @@ def with_head(kind, dims, **options):
 def test_every_task_can_be_played_with(dims):
     image, several = images(dims)[0], images(dims)
     boxes = {
-        "rotation": play_rotation(image, with_head(Rotation, dims)),
-        "rotation alone": play_rotation(image),
         "location": play_location(image, with_head(Location, dims)),
         "jigsaw": play_jigsaw(image, with_head(Jigsaw, dims, n_permutations=20)),
         "jigsaw alone": play_jigsaw(image, grid=2),
@@ -67,41 +64,6 @@ def test_every_task_can_be_played_with(dims):
     }
     pictures = {name: drive(box) for name, box in boxes.items()}
     assert all(n >= 2 for n, _ in pictures.values()), pictures
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_rotation_is_chosen_by_axis_and_angle(dims):
-    image, task = images(dims, side=24)[0], with_head(Rotation, dims)
-    box = play_rotation(image, task)
-    (angle,), (picture,) = parts(box, widgets.ToggleButtons), parts(box, widgets.Image)
-    assert [label for label, _ in angle.options] == ["0°", "90°", "180°", "270°"]
-    axes = parts(box, widgets.Dropdown)
-    assert len(axes) == (0 if dims == 2 else 1)
-    for number, axis, quarters in ((3, 0, 3), (0, 0, 0), (5, 1, 2), (7, 2, 1))[: 2 if dims == 2 else 4]:
-        for control in axes:
-            control.value = axis
-        angle.value = quarters
-        draw_turned(image, number, task)
-        assert bytes(picture.value) == snapshot()
-    if dims == 3:
-        (turns,) = parts(play_rotation(image, with_head(Rotation, 3, n_rotations=24)), widgets.Dropdown)
-        assert len(turns.options) == 24
-
-
-def test_directions_turn_with_the_volume():
-    ends = np.array([["L", "R"], ["P", "A"], ["I", "S"]])
-    image = torch.rand(1, 6, 6, 6, generator=torch.Generator().manual_seed(0))
-    for number, matrix in enumerate(rotations(3)):
-        for axis, side in np.ndindex(3, 2):
-            marked = torch.zeros(5, 5, 5)
-            marked[tuple(4 * side if a == axis else 2 for a in range(3))] = 1
-            gone_to = turn(marked, matrix).nonzero()[0]
-            now = int((gone_to != 2).nonzero())
-            assert ends_after(matrix)[now][gone_to[now] // 4] == ends[axis, side]
-        written = [{text.get_text() for text in ax.texts} for ax in draw_turned(image, number)]
-        plt.close("all")
-        assert [set("LRPAIS") - letters for letters in written] == [set(pair) for pair in ends_after(matrix)]
-    assert ends_after(rotations(3)[0]) == [("L", "R"), ("P", "A"), ("I", "S")]
 
 
 @pytest.mark.parametrize("dims", [2, 3])
