@@ -14,7 +14,6 @@ from ssl3d.networks.encoders import make_encoder
 from ssl3d.plots.widgets import snapshot, stage, view
 from ssl3d.tasks.exemplar import Exemplar, play_exemplar
 from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, in_place, play_jigsaw, shuffle, solve
-from ssl3d.tasks.location import Location, draw_question, play_location
 
 widgets = pytest.importorskip("ipywidgets")
 
@@ -56,7 +55,6 @@ def with_head(kind, dims, **options):
 def test_every_task_can_be_played_with(dims):
     image, several = images(dims)[0], images(dims)
     boxes = {
-        "location": play_location(image, with_head(Location, dims)),
         "jigsaw": play_jigsaw(image, with_head(Jigsaw, dims, n_permutations=20)),
         "jigsaw alone": play_jigsaw(image, grid=2),
         "exemplar": play_exemplar(several, with_head(Exemplar, dims)),
@@ -67,35 +65,6 @@ def test_every_task_can_be_played_with(dims):
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_place_is_guessed_by_a_click(dims):
-    image, task = images(dims)[0], with_head(Location, dims)
-    box = play_location(image, task)
-    (picture,), (answered,) = parts(box, widgets.Image), parts(box, widgets.Checkbox)
-    question, gap, jitter = parts(box, widgets.IntSlider)
-    buttons = parts(box, widgets.Button)
-    assert len(buttons) == 3**dims - 1, "a button for each place, and none for the centre"
-    reading = [[(x, y, z) for z in range(3) for y in (2, 1, 0) for x in range(3)],  # layers from the feet, rows from A
-               [(row, column) for row in range(3) for column in range(3)]][3 - dims]
-    reading.remove((1,) * dims)
-    for k in (0, len(buttons) // 2, -1):
-        buttons[k].click()
-        asked = with_head(Location, dims, gap=gap.value, jitter=jitter.value)
-        draw_question(image, asked, 0, int(np.ravel_multi_index(reading[k], [3] * dims)), answered=False)
-        assert bytes(picture.value) == snapshot(), buttons[k].tooltip
-    answered.value = True
-    question.value = 5
-    assert not answered.value, "a new question hides its answer"
-    draw_question(image, asked, 5, answered=False)
-    assert bytes(picture.value) == snapshot(), "and waits for a guess"
-
-
-def test_playing_changes_no_weights_and_no_random_numbers():
-    task, image = with_head(Location, 3), images(3)[0]
-    before = {k: v.clone() for k, v in task.state_dict().items()}
-    state = torch.get_rng_state()
-    drive(play_location(image, task))
-    assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items()) and task.gap is None
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_jigsaw_is_solved_by_hand():
