@@ -55,7 +55,7 @@ def data_efficiency(
     """Score against label share for every arm (left), and its difference to the baseline (right); 95 % intervals."""
     arms, fractions = list(dict.fromkeys(row["arm"] for row in rows)), sorted({row["label_fraction"] for row in rows})
     baseline, look = baseline or arms[0], arm_looks(arms)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.6), dpi=80, layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(7.8, 3.6), dpi=130, layout="constrained")
     place = {arm: (i - (len(arms) - 1) / 2) * min(0.14, 0.7 / len(arms)) for i, arm in enumerate(arms)}
     for arm in arms:
         points = _points(rows, arm)
@@ -93,7 +93,7 @@ def per_method(
     baseline = baseline or arms[0]
     base = baseline.removesuffix(" 2D")
     tasks = list(dict.fromkeys(arm.removesuffix(" 2D") for arm in arms if arm.removesuffix(" 2D") != base)) or [base]
-    fig, axes = plt.subplots(1, len(tasks), figsize=(max(4.4, 1.2 + 2.1 * len(tasks)), 2.6), dpi=80,
+    fig, axes = plt.subplots(1, len(tasks), figsize=(max(4.4, 1.2 + 2.1 * len(tasks)), 2.6), dpi=130,
                              layout="constrained", sharey=True, squeeze=False)
     looks = [{"color": colour, "marker": marker, "ls": ls} for colour, marker, ls in (  # none of them a task's colour
         (COLOURS[6], "s", "--"), (COLOURS[6], "X", ":"), ("black", "o", "-"), (COLOURS[7], "d", "-."))]
@@ -147,7 +147,7 @@ def convergence(
     """
     arms = list(dict.fromkeys(row["arm"] for row in learning_curves if row["label_fraction"] == fraction))
     baseline, look = baseline or arms[0], arm_looks(arms)
-    fig, ax = plt.subplots(figsize=(7.8, 3.1), dpi=80, layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.8, 3.1), dpi=130, layout="constrained")
     for arm in arms:
         scores = _along(ax, learning_curves_of(learning_curves, arm, fraction), look[arm], arm)
         if arm == baseline:
@@ -193,7 +193,7 @@ def convergence_per_method(
     arms = list(dict.fromkeys(row["arm"] for row in learning_curves if row["label_fraction"] == fraction))
     baseline = baseline or arms[0]
     others = [arm for arm in arms if arm != baseline] or [baseline]
-    fig, axes = plt.subplots(1, len(others), figsize=(max(4.4, 1.0 + 2.0 * len(others)), 2.6), dpi=80,
+    fig, axes = plt.subplots(1, len(others), figsize=(max(4.4, 1.0 + 2.0 * len(others)), 2.6), dpi=130,
                              layout="constrained", sharey=True, squeeze=False)
     looks = ({"color": COLOURS[6], "ls": "--"}, {"color": "black", "ls": "-"})  # none of them a task's colour
     frozen = frozen_steps(learning_curves, fraction)

@@ -219,7 +219,7 @@ pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; font-size: 0.85rem
 def _picture(alt: str) -> str:
     """The current figure as an element of a page; closes it."""
     png = io.BytesIO()
-    plt.savefig(png, format="png", dpi=110)
+    plt.savefig(png, format="png", dpi=130)
     plt.close()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 

@@ -112,7 +112,7 @@ def planes(
     if np.ndim(volume) != 3 or mask is not None and np.shape(mask) != np.shape(volume):
         raise InputError(f"a volume of shape {np.shape(volume)} with a mask of {np.shape(mask)}: give (X, Y, Z), one "
                          "channel without its axis, and a mask on the same grid.")
-    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), dpi=72, layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), dpi=130, layout="constrained")
     for ax, plane in zip(axes, PLANES):
         draw_slice(ax, volume, plane, None if mask is None else busiest(mask, plane), mask, anatomical)
         ax.set_title(plane if anatomical else f"across axis {PLANES[plane]}", fontsize=10)
@@ -136,7 +136,7 @@ def row(
     n = len(volumes)
     columns = columns or n
     rows = -(-n // columns)
-    fig, grid = plt.subplots(rows, columns, figsize=(1.75 * columns, 2.0 * rows), dpi=72, layout="constrained",
+    fig, grid = plt.subplots(rows, columns, figsize=(1.75 * columns, 2.0 * rows), dpi=130, layout="constrained",
                              squeeze=False)
     for i, ax in enumerate(grid.flat):
         if i >= n:

@@ -40,7 +40,7 @@ def draw_progress(
     scores = {name: log_so_far(run, "observed.csv") for name, run in runs.items()}
     answered, scored = any("accuracy" in log for log in logs.values()), any(scores.values())
     n = 1 + answered + scored
-    fig, axes = plt.subplots(1, n, figsize=(1 + 3.6 * n, 2.8), dpi=80, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, n, figsize=(1 + 3.6 * n, 2.8), dpi=130, layout="constrained", squeeze=False)
     looks = arm_looks(list(runs)) if len(runs) > 1 else {name: {"color": COLOURS[5], "ls": "-"} for name in runs}
     measured: dict[str, list[str]] = {}  # what a score is -> the runs that have it
     for name, log in logs.items():
