@@ -37,7 +37,7 @@ def seen(packed):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_buttons_lie_where_their_names_say(dims):
-    for z, layer in enumerate(run_js("location", f"m.layers({dims})")):
+    for z, layer in enumerate(run_js("slices", f"m.layout(3, {dims})")):
         for row, cells in enumerate(layer):
             for column, cell in enumerate(cells):
                 front, back = ("above", "below") if dims == 2 else ("front", "back")

@@ -5,22 +5,15 @@
 // the true place; `chances` has a number from 0 to 1 for each cell. In a volume cells are counted towards the head
 // first, then to the front, then to the right; in a picture as one reads.
 
-import { PLANES, button, directions, frame, make, paint, slice, tell, unpack } from "./slices.js";
+import { PLANES, button, directions, frame, layout, make, paint, slice, tell, unpack } from "./slices.js";
 
 const OUTLINES = ["#F0E442", "#56B4E9"]; // of the centre piece and of the other one
 
 // ---- the places ---------------------------------------------------------------------------------------------------
 
-/** The cells of each layer as they are seen: rows from above (in a volume from the front), columns from the left. */
-export function layers(dims) {
-  const three = [0, 1, 2];
-  if (dims === 2) return [three.map((row) => three.map((column) => 3 * row + column))];
-  return three.map((z) => [2, 1, 0].map((y) => three.map((x) => 9 * x + 3 * y + z)));
-}
-
 /** The cell that an arrow key goes to, over the centre and from layer to layer; the same one at the edge. */
 export function neighbour(cell, key, dims) {
-  const rows = [0, 1, 2].map((row) => layers(dims).flatMap((layer) => layer[row]));
+  const rows = [0, 1, 2].map((row) => layout(3, dims).flatMap((layer) => layer[row]));
   const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[key];
   if (!step) return cell;
   let row = rows.findIndex((cells) => cells.includes(cell)), column = rows[row].indexOf(cell);
@@ -85,7 +78,7 @@ function pieceFigure(name, dims) {
 
 /** Buttons for all places, layer by layer, with words at their sides; `choose` gets the cell of a button. */
 function placeGrid(dims, names, choose) {
-  const centre = (3 ** dims - 1) / 2, buttons = [], middle = layers(dims)[dims === 2 ? 0 : 1];
+  const centre = (3 ** dims - 1) / 2, buttons = [], middle = layout(3, dims)[dims === 2 ? 0 : 1];
   const [above, left, right, below] = [middle[0][1], middle[1][0], middle[1][2], middle[2][1]].map((c) => names[c]);
   const place = (cell) => {
     if (cell === centre) return make("span", { class: "centre" }, names[centre]);
@@ -93,7 +86,7 @@ function placeGrid(dims, names, choose) {
     return buttons[cell];
   };
   const layerName = (z) => dims === 2 ? "" : [names[12], "middle", names[14]][z];
-  const drawn = layers(dims).map((layer, z) => make("figure", {},
+  const drawn = layout(3, dims).map((layer, z) => make("figure", {},
     make("figcaption", {}, make("b", {}, layerName(z))),
     make("div", { class: "places" }, make("span", { class: "wide" }, above),
       ...layer.flatMap((row, r) => [make("span", {}, r === 1 ? left : ""), ...row.map(place),
@@ -105,8 +98,8 @@ function placeGrid(dims, names, choose) {
     event.preventDefault();
     buttons[next].focus();
   };
-  return { buttons, element: make("div", { class: "board", role: "group", "aria-label": "places", onkeydown: move,
-    "data-lm-suppress-shortcuts": "true" }, ...drawn) }; // or JupyterLab would take the arrow keys
+  return { buttons, element: make("div", { class: "board", role: "group", "aria-label": "places", onkeydown: move },
+    ...drawn) };
 }
 
 /** The whole image in slices through the other piece, with both pieces outlined. */

@@ -42,6 +42,13 @@ export function directions(plane) {
   return { left: ENDS[a][0], right: ENDS[a][1], below: ENDS[b][0], above: ENDS[b][1] };
 }
 
+/** The places of a grid of tiles as they are seen, layer by layer: rows from above, columns from the left. */
+export function layout(grid, dims) {
+  const sides = [...Array(grid).keys()];
+  if (dims === 2) return [sides.map((row) => sides.map((column) => row * grid + column))];
+  return sides.map((layer) => [...sides].reverse().map((y) => sides.map((x) => (x * grid + y) * grid + layer)));
+}
+
 // ---- pictures -----------------------------------------------------------------------------------------------------
 
 /** Draw a slice into a canvas, `side` screen pixels along its longer side, with classes in colours if there are any. */
@@ -147,6 +154,7 @@ export function frame(el, text) {
   const told = make("p", { class: "told", role: "status", "aria-live": "polite" });
   const more = make("div", { class: "more" });
   el.classList.add("ssl3d-game");
+  el.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab would take the arrow keys
   el.replaceChildren(board, controls, told, more);
   return { board, controls, more, say: (words) => { told.textContent = words; } };
 }
