@@ -13,7 +13,6 @@ from ssl3d.errors import InputError
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.plots.widgets import snapshot, stage, view
 from ssl3d.tasks.cpc import CPC, play_cpc
-from ssl3d.tasks.exemplar import Exemplar, play_exemplar
 from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, in_place, play_jigsaw, shuffle, solve
 from ssl3d.tasks.location import Location, draw_question, play_location
 from ssl3d.tasks.rotation import Rotation, draw_turned, ends_after, play_rotation, rotations, turn
@@ -56,15 +55,13 @@ def with_head(kind, dims, **options):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_every_task_can_be_played_with(dims):
-    image, several = images(dims)[0], images(dims)
+    image = images(dims)[0]
     boxes = {
         "rotation": play_rotation(image, with_head(Rotation, dims)),
         "rotation alone": play_rotation(image),
         "location": play_location(image, with_head(Location, dims)),
         "jigsaw": play_jigsaw(image, with_head(Jigsaw, dims, n_permutations=20)),
         "jigsaw alone": play_jigsaw(image, grid=2),
-        "exemplar": play_exemplar(several, with_head(Exemplar, dims)),
-        "exemplar alone": play_exemplar(several),
         "cpc": play_cpc(image, with_head(CPC, dims, grid=3, overlap=0.0)),
     }
     pictures = {name: drive(box) for name, box in boxes.items()}
