@@ -12,7 +12,6 @@ from conftest import SMALL, python
 from ssl3d.errors import InputError
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.plots.widgets import snapshot, stage, view
-from ssl3d.tasks.exemplar import Exemplar, play_exemplar
 from ssl3d.tasks.jigsaw import Jigsaw, deal, draw_attempt, in_place, play_jigsaw, shuffle, solve
 
 widgets = pytest.importorskip("ipywidgets")
@@ -53,12 +52,10 @@ def with_head(kind, dims, **options):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_every_task_can_be_played_with(dims):
-    image, several = images(dims)[0], images(dims)
+    image = images(dims)[0]
     boxes = {
         "jigsaw": play_jigsaw(image, with_head(Jigsaw, dims, n_permutations=20)),
         "jigsaw alone": play_jigsaw(image, grid=2),
-        "exemplar": play_exemplar(several, with_head(Exemplar, dims)),
-        "exemplar alone": play_exemplar(several),
     }
     pictures = {name: drive(box) for name, box in boxes.items()}
     assert all(n >= 2 for n, _ in pictures.values()), pictures
