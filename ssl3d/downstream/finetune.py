@@ -524,8 +524,8 @@ def validation_cases(
 def _case_to_draw(store: Store, runs: Mapping[str, Folder], part: str) -> str:
     """The case of `test` or `validation` that has the largest mask; raises `InputError` where it must not be shown."""
     if not runs:
-        raise InputError(f"{store.folder}: no run on it has a checkpoint yet. The first one comes after 50 steps, or when "
-                         "a run is stopped.")
+        raise InputError(f"{store.folder}: no run on it has a checkpoint yet. The first one comes after 50 steps, or "
+                         "when a run is stopped.")
     unfinished = [run for run in runs.values() if not (Path(run) / "network.json").exists()]
     if part == "test" and unfinished:
         raise InputError(f"{unfinished[0]}: is not finished, and test cases wait until it is. Draw a validation case "
@@ -537,7 +537,8 @@ def _case_to_draw(store: Store, runs: Mapping[str, Folder], part: str) -> str:
                          "track=50 (--track 50), which sets a fifth of the people aside.")
     case = largest_case(store, [name for name in known[0] if all(name in each for each in known)])
     if case is None:
-        raise InputError(f"{store.folder}: has no {part} case with a mask that all runs share, so there is none to draw.")
+        raise InputError(f"{store.folder}: has no {part} case with a mask that all runs share, so there is none to "
+                         "draw.")
     return case
 
 # %% ../../nbs/65_finetune.ipynb #27e7ddcc
