@@ -6,7 +6,7 @@
 __all__ = ['N_ASKED', 'freeze', 'warm_up', 'filled', 'plan_steps', 'held_back', 'set_aside', 'cases_of', 'starting_encoder',
            'weight_origins', 'starting_network', 'settings_of', 'keep_trained', 'never_predicted', 'told_failure',
            'finetune', 'goal_of', 'read_network_card', 'load_network', 'told_origins', 'told_floors', 'summary',
-           'network_so_far', 'largest_case', 'draw_case']
+           'network_so_far', 'largest_case', 'validation_cases', 'draw_case']
 
 # %% ../../nbs/65_finetune.ipynb #3a577aee
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from ..data.splits import label_subset, split_subjects
 from ..data.store import Store, labels_of
 from .goals import GOALS, Goal, goal_options, make_goal
 from .segmentation import probabilities_of, score, segment
-from ..errors import InputError, warn
+from ..errors import InputError, one_of, warn
 from ..files import Folder, as_folder, as_json, read_json, read_table, write_json, write_table
 from ..networks.cards import check_card, provenance, seen_dimensions
 from ..networks.encoders import check_shown, has_statistics, make_encoder, shown_to
@@ -328,7 +328,7 @@ def finetune(
         if to_be_made:
             if how.head_bias == "frequency":
                 chosen.begin(network, opened, case_ids)
-            watched = test if how.validate else aside or test
+            watched = test if how.validate else aside
             _learn(network, opened, chosen, settings, truths["train"], case_ids, watched, folder, how)
             whole = chosen.whole(network, how.slices)
             seen = provenance(opened, case_ids, given_card(how.encoder) or None, labelled=case_ids)
@@ -359,7 +359,7 @@ def _check_maps(network: nn.Module, store: Store, goal: Goal, truths: dict[str, 
 
 def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths: dict[str, Any], case_ids: list[str],
            watched: list[str], out: Path, how: Finetuning) -> None:
-    """Train a network on cases, and score it on those that are watched now and then where that is wanted."""
+    """Train a network on cases; now and then, score it on validation people's (`watched`) where that is wanted."""
     facts, loss = settings["facts"], goal.loss(settings["facts"])
     whole = goal.whole(network, how.slices)
 
@@ -376,7 +376,8 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
         return goal.track(whole, store, watched, facts)
 
     def picture(trained: nn.Module, batch: tuple, step: int) -> list:
-        return _draw_marked(store, largest_case(store, watched), {f"step {step}": whole}) if goal.voxelwise else []
+        title = f"step {step}" if watched else f"step {step}, trained on it"
+        return _draw_marked(store, largest_case(store, watched or case_ids), {title: whole}) if goal.voxelwise else []
 
     photographs = store.spatial_dims == 2 and store.channels == 3
     change = of_step(how.augment, how.seed, how.mirror, photographs)
@@ -453,6 +454,17 @@ def summary(run: Folder) -> str:
     floor = told_floors(folder, goal_of(settings))
     return f"{folder}: {told_origins(folder)}. {goal_of(settings).told(folder, who)}{floor}{'.' * bool(failed)}{failed}"
 
+# %% ../../nbs/65_finetune.ipynb #1ac11c00
+def _finetuned_on(run: Folder, store: Store) -> dict:
+    """The settings of a fine-tuning run; raises `InputError` for another run, and for another store or fold."""
+    settings = read_settings(run)
+    if settings["command"] != "finetune":
+        raise InputError(f"{run}: is no fine-tuning run, and only such a run marks anything. Leave it out.")
+    if settings["store"] != store.hash or settings["fold"] != as_json(store.fold):
+        raise InputError(f"{run}: was trained on another store or fold than {store.folder}. Open the one it was "
+                         "trained on.")
+    return settings
+
 # %% ../../nbs/65_finetune.ipynb #14416030
 def network_so_far(
     run: Folder,  # folder of a fine-tuning run, finished or not
@@ -462,13 +474,7 @@ def network_so_far(
 
     Raises `InputError` as long as there is none, for a run of another kind, and for one on another store or fold.
     """
-    folder = as_folder(run, "run")
-    settings = read_settings(folder)
-    if settings["command"] != "finetune":
-        raise InputError(f"{folder}: is no fine-tuning run, and only such a run marks anything. Leave it out.")
-    if settings["store"] != store.hash or settings["fold"] != as_json(store.fold):
-        raise InputError(f"{folder}: was trained on another store or fold than {store.folder}. Open the one it was "
-                         "trained on.")
+    folder, settings = as_folder(run, "run"), _finetuned_on(run, store)
     if (folder / "network.json").exists():
         return load_network(folder)
     if not (folder / "last.ckpt").exists():
@@ -501,20 +507,54 @@ def _draw_marked(store: Store, case: str | None, networks: Mapping[str, nn.Modul
     return row([image] * len(titles), masks=[truth * 0, truth, *(one.on_store for one in found)], titles=titles,
                at=busiest(truth), classes=store.classes)
 
+# %% ../../nbs/65_finetune.ipynb #dcf2ac9a
+def validation_cases(
+    run: Folder,  # a fine-tuning run, or its folder
+    store: Store,  # that it is trained on
+) -> list[str]:  # case ids
+    """The cases of a run's validation people, on which it is not trained; none without `track` and `validate`."""
+    settings = _finetuned_on(run, store)
+    goal = goal_of(settings)
+    how = Finetuning(**{name: settings[name] for name in ("labels", "seed", "validate", "track")})
+    if how.validate:
+        return cases_of(store, goal, how)[2]
+    return set_aside(store, goal, how) if "tracked" in settings else []  # earlier versions set nobody aside
 
+# %% ../../nbs/65_finetune.ipynb #c6d10441
+def _case_to_draw(store: Store, runs: Mapping[str, Folder], part: str) -> str:
+    """The case of `test` or `validation` that has the largest mask; raises `InputError` where it must not be shown."""
+    if not runs:
+        raise InputError(f"{store.folder}: no run on it has a checkpoint yet. The first one comes after 50 steps, or "
+                         "when a run is stopped.")
+    unfinished = [run for run in runs.values() if not (Path(run) / "network.json").exists()]
+    if part == "test" and unfinished:
+        raise InputError(f"{unfinished[0]}: is not finished, and test cases wait until it is. Draw a validation case "
+                         "meanwhile: part='validation'.")
+    known = [store.split("test")] if part == "test" else [validation_cases(run, store) for run in runs.values()]
+    if not all(known):
+        lacking = next(run for run, cases in zip(runs.values(), known) if not cases)
+        raise InputError(f"{lacking}: has no validation people, so no case can be shown while it trains. Begin it with "
+                         "track=50 (--track 50), which sets a fifth of the people aside.")
+    case = largest_case(store, [name for name in known[0] if all(name in each for each in known)])
+    if case is None:
+        raise InputError(f"{store.folder}: has no {part} case with a mask that all runs share, so there is none to "
+                         "draw.")
+    return case
+
+# %% ../../nbs/65_finetune.ipynb #27e7ddcc
 def draw_case(
     store: Store,  # of volumes with masks
-    runs: Mapping[str, Folder],  # title -> a fine-tuning run, finished or not, or its folder
+    runs: Mapping[str, Folder],  # title -> a fine-tuning run, or its folder
     channel: int = -1,  # of the image, to be drawn
+    part: str = "test",  # of finished runs; "validation" also of those that are still trained
 ) -> None:
-    """The test case with the largest mask: image, truth, and what each run marks, with its mean Dice.
+    """The test or validation case with the largest mask: image, truth, and what each run marks, with its mean Dice.
 
-    Runs without a checkpoint are left out. Raises `InputError` for a store without masks to test on, and for runs that
-    are of another kind or on another store.
+    Runs without a checkpoint are left out. Raises `InputError` for a store or runs without such a case, for a test case
+    of an unfinished run, and for runs that are of another kind or on another store.
     """
-    case = largest_case(store, store.split("test"))
-    if case is None:
-        raise InputError(f"{store.folder}: has no test case with a mask, so there is none to draw.")
+    one_of(("test", "validation"), part=part)
     there = {name: run for name, run in runs.items()
              if any((Path(run) / file).exists() for file in ("last.ckpt", "network.json"))}
+    case = _case_to_draw(store, there, part)
     _draw_marked(store, case, {name: network_so_far(run, store) for name, run in there.items()}, channel)

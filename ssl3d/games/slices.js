@@ -154,7 +154,9 @@ export function frame(el, text) {
   const told = make("p", { class: "told", role: "status", "aria-live": "polite" });
   const more = make("div", { class: "more" });
   el.classList.add("ssl3d-game");
-  el.setAttribute("data-lm-suppress-shortcuts", "true"); // or JupyterLab would take the arrow keys
+  el.addEventListener("keydown", (event) => { // the arrows are for the game: JupyterLab would go to another cell
+    if (event.key.startsWith("Arrow")) event.stopPropagation();
+  });
   el.replaceChildren(board, controls, told, more);
   return { board, controls, more, say: (words) => { told.textContent = words; } };
 }

@@ -9,6 +9,7 @@ __all__ = ['VIEWERS', 'needing', 'packed', 'game_text', 'game', 'view']
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from html import escape
 from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any
@@ -127,40 +128,74 @@ def _named(labels: np.ndarray | None, classes: dict[int, str] | None) -> list[di
 
 def _slices(volume: np.ndarray, labels: np.ndarray | None, classes: dict[int, str] | None) -> Any:
     """One slice at a time, drawn by the browser."""
+    _game_class()  # where its packages are missing, `view` tells of the picture that does without
     low, high = (float(value) for value in np.percentile(volume, (0, 99.5)))
     mask = None if labels is None else packed(labels.astype(np.uint8), (0, 255))
     return game("viewer", "a volume in slices", image=packed(volume, (low, high)), classes=mask, directions=True,
                 colours=list(CLASS_COLOURS), names=_named(labels, classes))
 
 # %% ../../nbs/22_widgets.ipynb #8ac1b0bc
+def _label_colours(codes: list[int]) -> dict:
+    """The colours of labels from 0 to the last one as NiiVue wants them: our class colours, and 0 see-through."""
+    last = max([1, *codes])
+    rows = [(0, 0, 0, 0), *((*to_rgb(CLASS_COLOURS[k % len(CLASS_COLOURS)]), 1) for k in range(last))]
+    channels = {name: [int(255 * row[k]) for row in rows] for k, name in enumerate("RGBA")}
+    return channels | {"I": list(range(last + 1)), "labels": [str(code) for code in range(last + 1)]}
+
+# %% ../../nbs/22_widgets.ipynb #8c4ec56c
+_MOUSE = ("Click in a slice: the cross goes there in all planes. Scroll: the next slice. Drag the rendering: it turns. "
+          "Drag with the right button across a part: the contrast is set by that part. L and R are the patient's left "
+          "and right, A is the front (anterior), P the back (posterior), S the head (superior), I the feet (inferior).")
+
+
+def _legend(names: list[dict]) -> str:
+    """HTML with the colour and the name of each class, and how the viewer is used."""
+    square = "display: inline-block; width: 14px; height: 14px; margin-right: 5px; vertical-align: -2px; background: "
+    keys = [f"<span style='margin-right: 14px; white-space: nowrap'><i style='{square}"
+            f"{CLASS_COLOURS[(one['code'] - 1) % len(CLASS_COLOURS)]}'></i>{escape(one['name'])}</span>"
+            for one in names]
+    lines = "".join(f"<div>{line}</div>" for line in ("".join(keys), _MOUSE) if line)
+    return f"<div style='line-height: 1.5; white-space: normal; color: var(--jp-ui-font-color1, inherit)'>{lines}</div>"
+
+# %% ../../nbs/22_widgets.ipynb #ed228485
+def _nifti(array: np.ndarray, spacing: tuple[float, float, float]) -> bytes:
+    """A volume in RAS as the bytes of a NIfTI file."""
+    import nibabel as nib
+
+    return nib.Nifti1Image(array, np.diag([*spacing, 1.0])).to_bytes()
+
+
+def _middle(labels: np.ndarray) -> list[float]:
+    """The middle of the labelled voxels as shares of the sides; of the volume where there is none."""
+    places = (labels > 0).nonzero()
+    return [float((at.mean() + 0.5) / side) if len(at) else 0.5 for at, side in zip(places, labels.shape)]
+
+# %% ../../nbs/22_widgets.ipynb #a3fc433f
 def _niivue(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float],
             classes: dict[int, str] | None) -> Any:
-    """Three planes and a rendering by NiiVue."""
-    import nibabel as nib
+    """Three planes and a rendering by NiiVue, and below them a legend."""
     from ipyniivue import NiiVue, ShowRender, SliceType, Volume
-    from ipywidgets import VBox
+    from ipywidgets import HTML, VBox
 
-    def packed(array, name, **look):
-        image = nib.Nifti1Image(array, np.diag([*spacing, 1.0]))
-        return Volume(data=image.to_bytes(), name=name, **look)
+    def sent(array, name, **look):
+        return Volume(data=_nifti(array, spacing), name=name, **look)
 
-    low, high = np.percentile(volume, (0, 99.5))
-    shown = [packed(volume.astype(np.float32), "volume.nii", colormap="gray", cal_min=float(low), cal_max=float(high))]
+    low, high = (float(value) for value in np.percentile(volume, (0, 99.5)))
+    shown = [sent(volume.astype(np.float32), "volume.nii", colormap="gray", cal_min=low, cal_max=high)]
     if labels is not None:
-        shown.append(packed(labels.astype(np.uint8), "labels.nii", opacity=0.6))
-    viewer = NiiVue(height=420, back_color=(0, 0, 0, 1), multiplanar_show_render=ShowRender.ALWAYS, crosshair_width=0.5)
+        shown.append(sent(labels.astype(np.uint8), "labels.nii", opacity=0.6))
+    viewer = NiiVue(height=420, back_color=(0, 0, 0, 1), multiplanar_show_render=ShowRender.ALWAYS, crosshair_width=0.5,
+                    show_all_orientation_markers=True, is_orient_cube=True, font_color=(1, 1, 1, 1),
+                    multiplanar_pad_pixels=8)
     viewer.load_volumes(shown)
+    names = _named(labels, classes)
     if labels is not None:
-        codes = range(max(int(labels.max()) + 1, 2))
-        rows = [(0, 0, 0, 0), *((*to_rgb(CLASS_COLOURS[(code - 1) % len(CLASS_COLOURS)]), 1) for code in codes[1:])]
-        channels = {name: [int(255 * row[k]) for row in rows] for k, name in enumerate("RGBA")}
-        viewer.volumes[1].set_colormap_label(channels | {"I": list(codes), "labels": [str(code) for code in codes]})
-        middle = [(axis.mean() + 0.5) / side for axis, side in zip((labels > 0).nonzero(), labels.shape)]
-        viewer.scene.crosshair_pos = [float(m) for m in middle] if (labels > 0).any() else [0.5] * 3
+        viewer.volumes[1].set_colormap_label(_label_colours([one["code"] for one in names]))
+        viewer.scene.crosshair_pos = _middle(labels)
     viewer.set_slice_type(SliceType.MULTIPLANAR)
-    return VBox([viewer])
+    return VBox([viewer, HTML(_legend(names))])
 
-
+# %% ../../nbs/22_widgets.ipynb #bc9309d7
 def _itk(volume: np.ndarray, labels: np.ndarray | None, spacing: tuple[float, float, float]) -> Any:
     """ITK's viewer in JupyterLab, at the axial slice amid the labels; anywhere else it would wait for ever."""
     from IPython import get_ipython

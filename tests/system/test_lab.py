@@ -1,5 +1,10 @@
-"""Notebooks in a real JupyterLab, in a real browser without a network; widgets are moved, and their pictures change."""
+"""Notebooks in a real JupyterLab, in a real browser without a network: games are played while the kernel is busy.
 
+`SSL3D_LAB_TIMES=FILE pytest -m lab` also writes how long each notebook with games took, from Run All on: to the first
+picture of a game, to the first answer of a game, and to the end of its cells.
+"""
+
+import csv
 import io
 import json
 import os
@@ -12,6 +17,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from conftest import ROOT
@@ -49,49 +56,74 @@ play_exemplar(images, task["exemplar"])
 %%
 play_cpc(images[0], task["cpc"])
 %%
-odd = images[0, 0, ..., 1:]  # of an even number of slices, the one in the middle would still be the nearest
-view(odd, odd > 0.9, viewer="slices")
+view(images[0, 0], images[0, 0] > 0.9, viewer="slices")
 %%
 view(images[0, 0], images[0, 0] > 0.9)
 """
 NOTEBOOKS = sorted(str(file.relative_to(ROOT / "nbs")) for file in (ROOT / "nbs").rglob("*.ipynb"))
-KINDS = {
-    "slider": ".noUi-handle",
-    "toggle": ".widget-toggle-button:not(.mod-active)",
-    "dropdown": "select",  # after the toggles: turned by 0° about another axis, a brain is the same
-    "checkbox": "input[type=checkbox]",
-    "button": "button.jupyter-button:not(.widget-toggle-button)",
+
+
+class Seen(NamedTuple):
+    """What a notebook shows; whoever adds a game, or takes one away, changes its line below."""
+
+    games: int = 0  # drawn by the browser: .ssl3d-game
+    live: int = 0  # trainings to start and to stop
+    niivue: int = 0
+
+
+SHOWN = {  # in all other notebooks nothing
+    "play.ipynb": Seen(games=6, niivue=1),  # the one above
+    "22_widgets.ipynb": Seen(games=1, niivue=1),
+    "41_rotation.ipynb": Seen(games=1),
+    "43_location.ipynb": Seen(games=1),
+    "44_jigsaw.ipynb": Seen(games=3),
+    "46_exemplar.ipynb": Seen(games=1),
+    "47_cpc.ipynb": Seen(games=1),
+    "54_monitor.ipynb": Seen(live=1),
+    "lessons/brain_tumour.ipynb": Seen(games=2, live=2, niivue=1),
+    "lessons/pancreas.ipynb": Seen(games=2, live=2),
+    "lessons/retinopathy.ipynb": Seen(games=2, live=1),
+    "lessons/your_own_scans.ipynb": Seen(games=1, live=1),
 }
-CONTROLS = {  # how many there are to move, widget by widget; in all other notebooks none
-    "play.ipynb": 4 + 30 + 5 + 7 + 4 + 3 + 1,  # the one above, in its order
-    "22_widgets.ipynb": 2 + 1,
-    "41_rotation.ipynb": 4,
-    "43_location.ipynb": 30,
-    "44_jigsaw.ipynb": 4 + 4 + 5 + 5,
-    "46_exemplar.ipynb": 7,
-    "47_cpc.ipynb": 4,
-    "54_monitor.ipynb": 2,
-    "lessons/brain_tumour.ipynb": 1 + 4 + 30 + 2 + 2,
-    "lessons/pancreas.ipynb": 4 + 30 + 2 + 2,
-    "lessons/retinopathy.ipynb": 5 + 6 + 2,
-    "lessons/your_own_scans.ipynb": 4 + 2,
-}
-IDLE = {  # those that need not change their picture
-    ("dropdown", "place"): "says what 'exchange' is to move",
-    ("dropdown", "with"): "says what 'exchange' is to move",
-    ("button", "start"): "its run makes no step as soon as that; a test of its own waits",
-    ("button", "stop"): "as start",
-}
-LABEL = """e => e.tagName == 'BUTTON' ? e.textContent.trim() :
-    [...(e.closest('.widget-inline-hbox') || e).querySelectorAll('.widget-label, .widget-label-basic')]
-        .map(x => x.textContent).join('').trim()"""
+BUSY = """# this cell keeps the kernel busy
+import pathlib, time
+until = time.time() + 1200
+while not pathlib.Path({file!r}).exists() and time.time() < until:
+    time.sleep(0.1)
+"""
+TOLD = """# this cell prints the answers of all games that were shown
+import json
+from importlib.resources import files
+from ipywidgets import Widget
+from ssl3d.plots.widgets import game_text
+kinds = [file.name[:-3] for file in (files("ssl3d") / "games").iterdir() if file.name.endswith(".js")]
+kinds = {game_text(kind): kind for kind in kinds if kind != "slices"}
+made = [w for w in Out.values() if type(w).__name__ == "Game"]  # Out: what the cells gave
+print("ANSWERS", get_ipython().execution_count, json.dumps([(kinds[w._esm], w.answers, w.score) for w in made]))
+"""
+PRINTED = """() => [...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent)
+    .filter(t => t.startsWith('ANSWERS ')).map(t => t.slice(8))[0] || ''"""
+PARTS = "button, input, select, canvas[tabindex]"  # of a game: what can be pressed, moved or chosen
+KEY = """e => [e.tagName, e.tagName == 'CANVAS' ? [...e.closest('.ssl3d-game').querySelectorAll('canvas')].indexOf(e)
+    : e.getAttribute('aria-label') || e.textContent.trim(), e.type || '', JSON.stringify(e.dataset)].join(' ')"""
+PICTURE = """g => [...g.querySelectorAll('canvas')].map(c => c.toDataURL()).join()
+    + [...g.querySelectorAll('.told, .more, [role=status]')].map(e => e.textContent).join('|')"""
+CLICKED = f"""g => {{
+    const picture = {PICTURE}, before = picture(g);
+    return [...g.querySelectorAll('button')].slice(0, 4).some(b => {{ b.click(); return picture(g) !== before; }});
+}}"""  # the first buttons are clicked until one changes the picture: of a jigsaw, the second
+DRAWN = """g => [...g.querySelectorAll('canvas')].some(c => c.width && new Set(
+    c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size > 4)"""
 CELLS = """() => [...document.querySelectorAll('.jp-CodeCell')].map(c => ({
     prompt: c.querySelector('.jp-InputPrompt')?.textContent || '',
+    mine: (c.querySelector('.cm-content')?.textContent || '').startsWith('# this cell'),
     empty: !c.querySelector('.cm-content')?.textContent.trim(),
     error: [...c.querySelectorAll('.jp-OutputArea-output[data-mime-type^="application/vnd.jupyter."]')]
         .map(x => x.textContent).filter(t => t.includes('Traceback (most recent call last)')).join('').slice(-600)}))"""
 BROKEN = """() => [...document.querySelectorAll('.jp-OutputArea-output')].map(e => e.textContent)
-    .filter(t => /Error displaying widget|Error creating widget|Failed to load|Loading widget/.test(t))"""
+    .filter(t => /Error displaying widget|Error creating widget|Failed to load|Loading widget/.test(t))
+    .concat([...document.querySelectorAll('.jp-OutputArea-output img')]
+        .filter(i => i.offsetParent && i.complete && !i.naturalWidth).map(i => 'a picture without pixels'))"""
 
 
 @pytest.fixture(scope="module")
@@ -131,49 +163,95 @@ def lab(tmp_path_factory):
         server.wait(30)
 
 
-def opened(page, address, token, notebook, seconds):
-    """Run all cells of a notebook, and wait until they ran; errors of cells and of widgets fail the test."""
+def begun(page, address, token, notebook):
+    """Open a notebook and choose Run All; gives the time when it was chosen."""
     page.goto(f"{address}/doc/tree/{notebook}?token={token}&reset", wait_until="load")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60000)
     page.wait_for_timeout(3000)
     page.click(".jp-Notebook .jp-Cell >> nth=0")
     page.click('.lm-MenuBar-item:has-text("Run")')
     page.click('.lm-Menu-item[data-command="runmenu:run-all"]')
-    begun = time.time()
-    while time.time() - begun < seconds:
-        cells = page.evaluate(CELLS)
-        assert not any(c["error"] for c in cells), [c["error"] for c in cells if c["error"]]
-        if cells and all(re.search(r"\d", c["prompt"]) or c["empty"] for c in cells):
-            break
-        page.wait_for_timeout(500)
-    else:
-        pytest.fail(f"{notebook}: not all cells ran in {seconds} s: {[c['prompt'] for c in page.evaluate(CELLS)]}")
+    return time.time()
+
+
+def have_run(page, own=True):
+    """Whether all cells have run, but for those that the test added where `own`; an error of a cell fails the test."""
+    cells = page.evaluate(CELLS)
+    assert not any(c["error"] for c in cells), [c["error"] for c in cells if c["error"]]
+    waited_for = [c for c in cells if not (c["empty"] or own and c["mine"])]
+    return bool(waited_for) and all(re.search(r"\d", c["prompt"]) for c in waited_for)
+
+
+def until(page, true, seconds, what):
+    """Wait until something is true; a test fails where it takes too long."""
+    end = time.time() + seconds
+    while not true():
+        if time.time() > end:
+            pytest.fail(f"waited {seconds} s until {what}: {[c['prompt'] for c in page.evaluate(CELLS)]}")
+        page.wait_for_timeout(100)
+
+
+def opened(page, address, token, notebook, seconds):
+    """Run all cells of a notebook, and wait until they ran; errors of cells and of widgets fail the test."""
+    begun(page, address, token, notebook)
+    until(page, lambda: have_run(page, own=False), seconds, f"all cells of {notebook} had run")
     page.wait_for_timeout(4000)
     assert not page.evaluate(BROKEN), page.evaluate(BROKEN)
 
 
-def move(page, control):
-    """What a hand would do to one control."""
-    kind = control.evaluate("e => e.className")
-    control.scroll_into_view_if_needed()
-    if "noUi-handle" in kind:
-        control.focus()
-        full = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemax")
-        for _ in range(2):  # one step may be too small to be seen
-            page.keyboard.press("ArrowLeft" if full else "ArrowRight")
-    elif control.evaluate("e => e.tagName") == "SELECT":
-        control.select_option(index=control.evaluate("e => (e.selectedIndex + 1) % e.options.length"))
+def busy(page):
+    """Whether the kernel is running a cell: the page says so, and a cell has a star in place of its number."""
+    said = "Busy" in page.inner_text("#jp-main-statusbar")
+    return said and any("*" in cell["prompt"] for cell in page.evaluate(CELLS))
+
+
+def press(page, part, times):
+    """What a hand would do to one part of a game, that was pressed so often before: by keys, every second time."""
+    kind = part.evaluate("e => e.tagName + (e.type || '')")
+    part.scroll_into_view_if_needed()
+    if kind in ("INPUTrange", "CANVAS"):
+        part.focus()
+        page.keyboard.press(("ArrowRight", "ArrowLeft")[times % 2])  # it may be at one end
+    elif kind.startswith("SELECT"):
+        part.select_option(index=part.evaluate("e => (e.selectedIndex + 1) % e.options.length"))
+    elif times % 2:
+        part.focus()
+        page.keyboard.press("Enter")
     else:
-        control.click()
+        part.click()
 
 
-def settle(page, picture):
-    """Wait until a picture has been the same for half a second: a late one would be taken for the next control's."""
-    before, same = picture.get_attribute("src"), 0
-    while same < 5:
-        page.wait_for_timeout(100)
-        now = picture.get_attribute("src")
-        before, same = now, same + 1 if now == before else 0
+def pressed(page, game, part, times=0):
+    """Press a part of a game; gives whether the picture or the words changed, or at least how something looks."""
+    before, looks = game.evaluate(PICTURE), game.evaluate("g => g.outerHTML")
+    press(page, part, times)
+    for _ in range(20):
+        if game.evaluate(PICTURE) != before:
+            return "picture"
+        page.wait_for_timeout(25)
+    return "look" if game.evaluate("g => g.outerHTML") != looks else ""
+
+
+def play(page, game):
+    """Press every part of a game, those first that were pressed least; gives what each of them changed at best."""
+    best, times = {}, {}  # part -> what it changed, and how often it was pressed
+    for _ in range(150):
+        parts = [part for part in game.query_selector_all(PARTS) if part.is_visible() and part.is_enabled()]
+        keys = [part.evaluate(KEY) for part in parts]
+        least = min(range(len(parts)), key=lambda k: times.get(keys[k], 0) + 2 * (best.get(keys[k]) == "picture"))
+        if times.get(keys[least], 0) > 2 or best.get(keys[least]) == "picture":
+            break
+        what = pressed(page, game, parts[least], times.get(keys[least], 0))
+        times[keys[least]] = times.get(keys[least], 0) + 1
+        best[keys[least]] = max(best.get(keys[least], ""), what)
+    return best
+
+
+def check_game(game, best):
+    """Every part of a game answers; sliders and canvases do it by another picture."""
+    dead = [key for key, what in best.items() if not what or key.startswith(("INPUT", "CANVAS")) and what != "picture"]
+    assert best and "picture" in best.values() and not dead, (game.get_attribute("class"), dead, best)
+    assert game.evaluate("g => g.querySelector('.board').getAttribute('aria-label').length") > 5, "it is told in words"
 
 
 def colours(canvas):
@@ -183,40 +261,112 @@ def colours(canvas):
     return len(shown.getcolors(shown.width * shown.height)), shown.tobytes()
 
 
-def drive(page):
-    """Move every control of every widget with a picture; gives those that changed it, and did not: kind and label."""
-    changed, idle = [], []
-    for box in page.query_selector_all(".jp-OutputArea-output .widget-vbox"):
-        picture = box.query_selector(":scope > img.widget-image")
-        for kind, selector in KINDS.items() if picture else ():
-            for i in range(len(box.query_selector_all(selector))):
-                controls = box.query_selector_all(selector)  # anew, since a toggle that was pressed is none any more
-                before, control = picture.get_attribute("src"), controls[min(i, len(controls) - 1)]
-                what = kind, control.evaluate(LABEL)
-                move(page, control)
-                for _ in range(20 if what in IDLE else 150):
-                    page.wait_for_timeout(100)
-                    if picture.get_attribute("src") != before:
-                        break
-                settle(page, picture)
-                (idle if picture.get_attribute("src") == before else changed).append(what)
-    for canvas in page.query_selector_all(".jp-OutputArea-output canvas"):
-        many, before = colours(canvas)
-        assert many > 50, f"NiiVue has drawn {many} colours"
-        room = canvas.bounding_box()
+def watch_niivue(page):
+    """A click moves the cross hair of each NiiVue; below it stand the names of classes and how it is used."""
+    boxes = page.query_selector_all(".jp-OutputArea-output .widget-vbox:has(canvas)")
+    for box in boxes:
+        canvas = box.query_selector("canvas")
+        until(page, lambda canvas=canvas: colours(canvas)[0] > 50, 30, "NiiVue has drawn")
+        before, room = colours(canvas)[1], canvas.bounding_box()
+        assert room["width"] > 300, "it has room to draw"
         canvas.click(position={"x": room["width"] / 6, "y": room["height"] / 3})  # the cross hair goes there
         page.wait_for_timeout(1000)
-        (idle if colours(canvas)[1] == before else changed).append(("canvas", "NiiVue"))
-    for button in page.query_selector_all('button.jupyter-button:has-text("stop")'):
-        if button.is_enabled():
-            button.click()
-    return changed, idle
+        assert colours(canvas)[1] != before and "Scroll" in box.inner_text()
+    return len(boxes)
 
 
-def check_controls(notebook, changed, idle):
-    """Every control that is expected is there, and each of them is answered by its picture, but for a few."""
-    assert len(changed) + len(idle) == CONTROLS.get(notebook, 0), (notebook, changed, idle)
-    assert not set(idle) - set(IDLE), (notebook, sorted(set(idle) - set(IDLE)))
+def watch_live(page):
+    """Each box that trains is started, begins, and is stopped."""
+    starts = page.query_selector_all('.jp-OutputArea-output button.jupyter-button:has-text("start")')
+    for start in starts:
+        box = start.evaluate_handle("e => e.closest('.widget-vbox')").as_element()
+        told = box.query_selector(".widget-html-content")
+        assert told.inner_text().strip() == "not begun" and not box.query_selector("button:has-text('go on')")
+        start.click()
+        until(page, lambda told=told: re.match("begins|step", told.inner_text().strip()), 60, "a training begins")
+        box.query_selector('button:has-text("stop")').click()
+        until(page, lambda told=told: "stopped" in told.inner_text(), 120, "a training stops")
+    return len(starts)
+
+
+def first_answer(page, begin):
+    """When the first game had its picture, and when it first answered a click, in s after Run All."""
+    until(page, lambda: any(g.evaluate(DRAWN) for g in page.query_selector_all(".ssl3d-game")), 300, "a game is drawn")
+    picture = time.time() - begin
+    until(page, lambda: page.query_selector(".ssl3d-game").evaluate(CLICKED), 60, "the first game answered")
+    answer = time.time() - begin
+    assert busy(page), "the kernel is still running cells"
+    return picture, answer
+
+
+def played(page, lab, notebook, seconds):
+    """Run all of a notebook with games, and play each of them while its last cell keeps the kernel busy."""
+    address, token, folder = lab
+    done = folder / f"{Path(notebook).stem}.done"
+    add_cells(folder / notebook, BUSY.format(file=str(done)), TOLD)
+    begin = begun(page, address, token, notebook)
+    picture, answer = first_answer(page, begin)
+    until(page, lambda: have_run(page), seconds, f"the cells of {notebook} had run")
+    whole = time.time() - begin
+    page.wait_for_timeout(2000)
+    games = page.query_selector_all(".ssl3d-game")
+    for game in games:
+        check_game(game, play(page, game))
+    assert busy(page) and not have_run(page, own=False), "all of it happened while a cell ran"
+    done.touch()
+    until(page, lambda: have_run(page, own=False), 60, "the kernel was free")
+    check_answers(printed(page), len(games))
+    return len(games), {"first_picture_s": picture, "first_answer_s": answer, "run_all_s": whole}
+
+
+def printed(page):
+    """What the last cell prints when it is run again: Run All asked for it before the answers that were given since."""
+    until(page, lambda: page.evaluate(PRINTED), 60, "the last cell had printed")
+    before = page.evaluate(PRINTED)
+    page.click(".jp-CodeCell:has-text('# this cell prints') .cm-content")
+    page.keyboard.press("Control+Enter")
+    until(page, lambda: page.evaluate(PRINTED) not in ("", before), 60, "it had printed again")
+    return json.loads(page.evaluate(PRINTED).partition(" ")[2])
+
+
+def check_answers(answers, n_games):
+    """Python has the answers of each game whose file tells it some."""
+    assert len(answers) == n_games, "each game that a cell gave is on the page"
+    for kind, given, score in answers:
+        asks = "tell(model" in (ROOT / "ssl3d" / "games" / f"{kind}.js").read_text(encoding="utf-8")
+        assert bool(given) == asks, (kind, given)
+        assert not asks or score[1] >= 1 and {"question", "answer", "right"} <= set(given[0]), (kind, given, score)
+
+
+def keep_times(notebook, n_games, times):
+    """Put the times of a notebook into the table that SSL3D_LAB_TIMES names, and print them."""
+    row = {"notebook": notebook, "games": n_games, **{name: f"{value:.1f}" for name, value in times.items()}}
+    print(row)
+    if "SSL3D_LAB_TIMES" not in os.environ:
+        return
+    file = ROOT / os.environ["SSL3D_LAB_TIMES"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.exists() else []
+    rows = sorted([each for each in rows if each["notebook"] != notebook] + [row], key=lambda each: each["notebook"])
+    with open(file, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def shown(page, lab, notebook, seconds):
+    """Run all of a notebook, play its games, and watch its other widgets; gives how many there are, and the times."""
+    expected, n_games, times = SHOWN.get(notebook, Seen()), 0, {}
+    if expected.games:
+        n_games, times = played(page, lab, notebook, seconds)
+        page.wait_for_timeout(2000)
+    else:
+        opened(page, *lab[:2], notebook, seconds)
+        n_games = len(page.query_selector_all(".ssl3d-game"))
+    assert not page.evaluate(BROKEN), page.evaluate(BROKEN)
+    assert Seen(n_games, watch_live(page), watch_niivue(page)) == expected
+    assert not page.evaluate(BROKEN), page.evaluate(BROKEN)
+    return n_games, times
 
 
 def guard(context):
@@ -249,48 +399,78 @@ def end_kernels(address, token):
         urllib.request.urlopen(end).close()
 
 
-def browse(lab, notebook, seconds, then):
-    """Open a notebook in a browser that reaches nothing but JupyterLab, and do something with the page."""
-    address, token, _ = lab
+def browse(lab, then):
+    """Do something with a page of a browser that reaches nothing but JupyterLab; an error of JavaScript fails."""
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS.split())
         context = browser.new_context(viewport={"width": 1280, "height": 1600})
         outside, page = guard(context), context.new_page()
+        wrong = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
         try:
-            opened(page, address, token, notebook, seconds)
             found = then(page)
         finally:
             browser.close()
-            end_kernels(address, token)
+            end_kernels(*lab[:2])
     assert outside == [], "no request leaves the machine"
+    assert wrong == [], "no script of a page fails"
     return found
 
 
 def write_notebook(file, text):
     """A notebook of the cells that lie between lines of %%."""
-    empty = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": []}
-    cells = [empty | {"source": part.strip()} for part in text.split("%%")]
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
-    file.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}))
+    file.write_text(json.dumps({"cells": [], "metadata": kernel, "nbformat": 4, "nbformat_minor": 4}))
+    add_cells(file, *(part.strip() for part in text.split("%%")))
 
 
-def test_widgets_of_every_kind(lab):
+def add_cells(file, *codes):
+    """Put cells with code at the end of a notebook."""
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    numbered = (notebook["nbformat"], notebook["nbformat_minor"]) >= (4, 5)
+    for code in codes:
+        cell = {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": [], "source": code}
+        notebook["cells"].append(cell | ({"id": secrets.token_hex(4)} if numbered else {}))
+    file.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def test_games_of_every_kind_answer_while_the_kernel_is_busy(lab):
     write_notebook(lab[2] / "play.ipynb", PLAY)
-
-    def then(page):
-        canvas = page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea-output canvas')].map(c => c.width)")
-        return canvas, *drive(page)
-
-    canvas, changed, idle = browse(lab, "play.ipynb", 240, then)
-    assert len(canvas) == 1 and canvas[0] > 300, "NiiVue has room to draw"
-    assert {*KINDS, "canvas"} == {kind for kind, _ in changed}, (changed, idle)
-    check_controls("play.ipynb", changed, idle)
+    _, times = browse(lab, lambda page: shown(page, lab, "play.ipynb", 240))
+    assert times["first_picture_s"] <= times["first_answer_s"] <= times["run_all_s"] + 60
 
 
 def test_a_cell_that_fails_is_noticed(lab):
     write_notebook(lab[2] / "broken.ipynb", "import sys\nprint('a warning', file=sys.stderr)\n%%\nprint(1)\n1 / 0")
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        browse(lab, "broken.ipynb", 60, lambda page: None)
+        browse(lab, lambda page: opened(page, *lab[:2], "broken.ipynb", 60))
+
+
+DEAD = """from ssl3d.plots.widgets import _game_class
+_game_class()(_esm='''export default { render({ model, el }) {
+    el.className = "ssl3d-game";
+    el.innerHTML = "<div class=board aria-label=nothing><canvas></canvas></div><p class=told></p>";
+    for (const word of ["alive", "dead"]) {
+        const button = document.createElement("button");
+        button.textContent = word;
+        button.onclick = () => { if (word == "alive") el.querySelector(".told").textContent += "!"; };
+        el.append(button);
+    }
+} }''')"""
+
+
+def test_a_button_that_does_nothing_is_noticed(lab):
+    write_notebook(lab[2] / "dead.ipynb", DEAD)
+
+    def then(page):
+        opened(page, *lab[:2], "dead.ipynb", 120)
+        game = page.query_selector(".ssl3d-game")
+        best = play(page, game)
+        with pytest.raises(AssertionError, match="BUTTON dead"):
+            check_game(game, best)
+        return sorted(best.values())
+
+    assert browse(lab, then) == ["", "picture"]
 
 
 def test_what_leaves_the_machine_is_caught():
@@ -309,6 +489,7 @@ def test_news_of_a_run_arrive_when_no_cell_runs(lab):
     write_notebook(lab[2] / "news.ipynb", f"from ssl3d import live\n%%\nlive({{'rotation': '{command}'}})")
 
     def then(page):
+        opened(page, *lab[:2], "news.ipynb", 120)
         told = ".jp-OutputArea-output .widget-html-content >> nth=0"
         before = page.inner_text(told).strip()
         page.click('button.jupyter-button:has-text("start")')
@@ -318,7 +499,7 @@ def test_news_of_a_run_arrive_when_no_cell_runs(lab):
                 break
         return before, page.inner_text(told).strip()
 
-    before, after = browse(lab, "news.ipynb", 120, then)
+    before, after = browse(lab, then)
     assert before == "not begun" and re.match(r"failed \(exit status 1\): .*/nowhere", after)
 
 
@@ -328,7 +509,9 @@ def test_a_training_is_watched_stopped_and_goes_on(lab, store):
     write_notebook(lab[2] / "watch.ipynb", f"from ssl3d import live\n%%\nlive({{'rotation': '{command}'}})")
 
     def then(page):
-        def press(name):
+        opened(page, *lab[:2], "watch.ipynb", 120)
+
+        def push(name):
             page.click(f'button.jupyter-button:has-text("{name}")')
 
         def wait(pattern):
@@ -340,26 +523,28 @@ def test_a_training_is_watched_stopped_and_goes_on(lab, store):
                 page.wait_for_timeout(100)
             pytest.fail(f"waited for {pattern}: {page.inner_text(told)}")
 
-        press("start")
-        begun = wait(r"step (\d{3,}) of 3000.* s left")
-        later = begun
-        while later[0] == begun[0] or later[1] == begun[1]:
+        push("start")
+        first = wait(r"step (\d{3,}) of 3000, about .* left")
+        later = first
+        while later[0] == first[0] or later[1] == first[1]:
             page.wait_for_timeout(500)
-            later = wait(r"step (\d+) of 3000.* s left")
-        press("stop")
+            later = wait(r"step (\d+) of 3000, about .* left")
+        push("stop")
         stopped = wait(r"stopped at step (\d+) of 3000")
-        press("go on")
-        gone_on = wait(r"step (\d+) of 3000.* s left")
-        press("stop")
+        push("go on")
+        gone_on = wait(r"step (\d+) of 3000, about .* left")
+        push("stop")
         wait(r"stopped at step (\d+) of 3000")
-        return begun, later, stopped, gone_on
+        return first, later, stopped, gone_on
 
-    begun, later, stopped, gone_on = browse(lab, "watch.ipynb", 120, then)
-    assert 100 <= begun[0] < later[0] <= stopped[0] and begun[1] != later[1], "the bar and the picture grow"
+    first, later, stopped, gone_on = browse(lab, then)
+    assert 100 <= first[0] < later[0] <= stopped[0] and first[1] != later[1], "the bar and the picture grow"
     assert stopped[0] <= gone_on[0], "it goes on from where it stopped"
 
 
 @pytest.mark.lab
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_every_notebook(lab, notebook):
-    check_controls(notebook, *browse(lab, notebook, 600, drive))
+    n_games, times = browse(lab, lambda page: shown(page, lab, notebook, 900))
+    if n_games:
+        keep_times(notebook, n_games, times)
