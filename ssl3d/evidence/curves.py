@@ -239,7 +239,7 @@ def losses_of(
 ) -> tuple[Logs, Logs]:  # of pretraining and of fine-tuning; empty where the folder does not keep the logs
     """The logs of all trainings that results rest on."""
     cells = [Cell(*cell) for cell in dict.fromkeys(
-        (row["arm"], float(row["label_fraction"]), row["seed"], None if row["fold"] in (None, "") else row["fold"])
+        (row["arm"], float(row["label_fraction"]), row["seed"], None if row.get("fold", "") == "" else row["fold"])
         for row in rows)]
     before: Logs = {}
     after: Logs = {}

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from ..data.prepare import prepare
 from ..data.store import Store
-from ..downstream.examples import Kept, examples_of, keep_examples, mean_scores, read_examples
+from ..downstream.extremes import Kept, examples_of, keep_examples, mean_scores, read_examples
 from ..downstream.finetune import cases_of, filled, finetune, load_network, plan_steps
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from filelock import FileLock
 
-from ..downstream.examples import draw_examples, read_examples
+from ..downstream.extremes import draw_examples, read_examples
 from ..downstream.metrics import read_scores
 from ..errors import InputError
 from ssl3d.evidence.curves import (
@@ -237,8 +237,8 @@ def _best_floor(floors: Rows, fraction: float) -> tuple[str, float]:
     for row in floors:
         if float(row["label_fraction"]) == fraction:
             found.setdefault(str(row["floor"]), []).append(float(row["score"]))
-    means = {name: float(np.mean(scores)) for name, scores in found.items()}
-    return max(means.items(), key=lambda item: item[1], default=("", -np.inf))
+    means = {name: round(float(np.mean(scores)), 6) for name, scores in found.items()}
+    return max(means.items(), key=lambda floor: floor[1], default=("", -np.inf))
 
 
 def poor_baseline(
@@ -250,7 +250,7 @@ def poor_baseline(
     mine = [row for row in rows if row["arm"] == baseline]
     fraction = max(row["label_fraction"] for row in mine)
     (scores,) = score_matrices(arm_rows(mine, baseline, fraction))
-    score, (name, floor) = float(scores.mean()) if scores.size else np.nan, _best_floor(floors, fraction)
+    score, (name, floor) = round(float(scores.mean()), 6) if scores.size else np.nan, _best_floor(floors, fraction)
     reasons = [f"not above the floor of {floor:.3f} that {name} reaches without a network"] * (score <= floor)
     reasons += ["near 0"] * (score <= POOR)
     if not reasons:
@@ -337,7 +337,8 @@ def _table(answers: list[dict]) -> str:
     """The answers of `verdict` as a table, without columns in which nothing is known."""
     lines = [_cells(a) for a in answers]
     head = [name for name in lines[0] if any(line[name] != "none" for line in lines)]
-    text = "".join(f"<th{' class=word' * (name in ('arm', 'verdict'))}>{html.escape(name).replace('95 % i', '95&nbsp;%&nbsp;i')}</th>" for name in head)
+    whole = {name: html.escape(name).replace("95 % ", "95&nbsp;%&nbsp;") for name in head}
+    text = "".join(f"<th{' class=word' * (name in ('arm', 'verdict'))}>{whole[name]}</th>" for name in head)
     for line in lines:
         kind = line["verdict"].split()[0]
         told = {name: html.escape(line[name]) for name in head}
@@ -355,9 +356,9 @@ def _versions() -> str:
 
 # %% ../../nbs/74_report.ipynb #02c35fff
 _ABOUT_TABLE = """Score: {}. Intervals are over seeds and people (a two-way bootstrap, as wide as so few of both ask
-for); p is corrected for all comparisons that have a verdict (Holm). Equivalent: the difference is shown to be below {:g},
-either way. Detectable: the true difference that about 80 % of such experiments would show. Effect size, where there is
-one: the mean difference, and its interval, in units of how much people differ in it."""
+for); p is corrected for all comparisons that have a verdict (Holm). Equivalent: the difference is shown to be below
+{:g}, either way. Detectable: the true difference that about 80 % of such experiments would show. Effect size, where
+there is one: the mean difference, and its interval, in units of how much people differ in it."""
 
 
 def _found(rows: Rows, baseline: str, laid_down: dict, floors: Rows) -> list[str]:
