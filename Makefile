@@ -74,7 +74,7 @@ results: $(READY)
 	rm -rf runs/demo
 	$(BIN)/ssl3d demo --out runs/demo
 	mkdir -p results/demo
-	cd runs/demo && cp cells.csv results.csv learning_curves.csv summary.txt curves.png case.png ../../results/demo/
+	cd runs/demo && cp cells.csv results.csv learning_curves.csv examples.npz summary.txt curves.png case.png ../../results/demo/
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -253,7 +253,7 @@ def test_an_effect_size_has_the_interval_of_its_difference():
         ("Dice", 0.5, {"position": 0.6}, "not above the floor of 0.600 that position"),
         ("Dice", 0.11, {}, ""),
         ("Dice", 0.1, {}, "which is near 0"),
-        ("Dice", 0.02, {"position": 0.3}, "not above the floor of 0.300 that position reaches without a network and n"),
+        ("Dice", 0.02, {"position": 0.3}, "which is near 0 and not above the floor of 0.300 that position reaches"),
     ],
 )
 def test_a_poor_baseline_is_told(tmp_path, metric, score, floors, said):

@@ -251,8 +251,8 @@ def poor_baseline(
     fraction = max(row["label_fraction"] for row in mine)
     (scores,) = score_matrices(arm_rows(mine, baseline, fraction))
     score, (name, floor) = round(float(scores.mean()), 6) if scores.size else np.nan, _best_floor(floors, fraction)
-    reasons = [f"not above the floor of {floor:.3f} that {name} reaches without a network"] * (score <= floor)
-    reasons += ["near 0"] * (score <= POOR)
+    reasons = ["near 0"] * (score <= POOR)
+    reasons += [f"not above the floor of {floor:.3f} that {name} reaches without a network"] * (score <= floor)
     if not reasons:
         return ""
     return f"Caution: {baseline} itself is poor. With {100 * fraction:g} % of the labels, the most in this " \
@@ -411,7 +411,7 @@ def _examples_in(out: Path) -> list[str]:
     told += "".join(_BESIDE.format(arm=arm, other=other) for other in others)
     return [title, picture, _text(told, "note"), _text(_WHO_MAY_SEE, "note")]
 
-
+# %% ../../nbs/74_report.ipynb #78de48b0
 def _answers_in(rows: Rows, arms: list[str]) -> list[str]:
     """Answers beside the truth, for the first seed with the fewest labels: grades, sexes or ages."""
     truth, said = str(rows[0]["metric"]).partition(" of ")[2], "predicted" if "predicted" in rows[0] else "guess"
@@ -426,7 +426,7 @@ def _answers_in(rows: Rows, arms: list[str]) -> list[str]:
     told = f"One training each, with {100 * fraction:g} % of the labels (seed {seed}), and all of its test people."
     return ["<h2>What the networks answer</h2>", _picture("answers against the truth"), _text(told, "note")]
 
-
+# %% ../../nbs/74_report.ipynb #f594d54e
 def _answered(out: Path, rows: Rows, arms: list[str]) -> list[str]:
     """What networks answer, as a picture; nothing for tables without single answers."""
     if metric_of(rows) == "Dice":
@@ -460,7 +460,7 @@ def _speed(learning_curves: Rows, rows: Rows, baseline: str) -> list[str]:
         page += _list([speed_in_words(learning_curves, arm, baseline, fraction) for arm in arms if arm != baseline])
     return page
 
-
+# %% ../../nbs/74_report.ipynb #31764b1b
 def _losses(out: Path, rows: Rows) -> list[str]:
     """The loss of every training, or a line where the folder does not keep it."""
     page = ["<h2>Did each training settle?</h2>"]
@@ -493,7 +493,7 @@ def _how_done(out: Path, diary: Rows) -> list[str]:
     page.append(_text(f"{len(last)} runs, {hours:.2g} hours of work. Evaluated with {_versions()}.", "note"))
     return page + (["<h2>What failed</h2>", *_list(failed)] if failed else [])
 
-
+# %% ../../nbs/74_report.ipynb #ec4ec6c7
 def _how_large(rows: Rows) -> str:
     """How much an experiment compared, in a line."""
     counted = {"arm": "arm", "label_fraction": "share of the labels", "seed": "seed", "subject": "test person"}
