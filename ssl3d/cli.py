@@ -177,6 +177,7 @@ def experiment_command(description: str, out: str, given: dict[str, Any]) -> Non
 
     answer = experiment(description, out, **given)
     print(answer)
+    answer.report()
     if answer.failed:
         first = answer.failed[0]
         raise InputError(f"{out}: {len(answer.failed)} cell(s) failed, the first is {first['cell']}: {first['error']} "

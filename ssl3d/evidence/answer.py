@@ -22,7 +22,7 @@ from ssl3d.evidence.experiments import (
     read_diary,
     read_experiment,
 )
-from .report import keep_answer
+from .report import keep_answer, show_page
 from .statistics import foreseen_in_words, verdict
 from ..files import Folder, as_folder, disk_troubles, say
 from ..settings import Spreading, takes
@@ -45,7 +45,8 @@ class Answer(os.PathLike[str]):
         return os.fspath(self.folder)
 
     def report(self) -> Path:
-        """The page that shows all of it: an HTML file without links to anything."""
+        """The page that shows all of it, one HTML file; tells where it lies, in a notebook by a link."""
+        show_page(self.folder / "report.html")
         return self.folder / "report.html"
 
 # %% ../../nbs/75_answer.ipynb #15373053

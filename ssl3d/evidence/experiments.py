@@ -6,7 +6,7 @@
 __all__ = ['STEPS', 'Experiment', 'read_experiment', 'write_experiment', 'declared', 'declared_in', 'stores_of_seed',
            'check_experiment', 'Cell', 'cells_of', 'encoder_cell', 'encoder_of', 'choose_lr', 'run_cell', 'read_diary',
            'failed_cells', 'make_cell', 'forecast', 'forecast_in_words', 'labels_of_card', 'met_with_labels',
-           'people_tested', 'open_experiment', 'run_experiment', 'collect']
+           'people_tested', 'open_experiment', 'run_experiment', 'collect', 'example_arms']
 
 # %% ../../nbs/70_experiments.ipynb #a004de26
 import hashlib
@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from numbers import Real
@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 
 from ..data.prepare import prepare
 from ..data.store import Store
-from ..downstream.finetune import cases_of, filled, finetune, plan_steps
+from ..downstream.extremes import Kept, examples_of, keep_examples, mean_scores, read_examples
+from ..downstream.finetune import cases_of, filled, finetune, load_network, plan_steps
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError, one_of, whole_number
@@ -884,8 +885,8 @@ def _run_all(experiment: Experiment, out: Path, progress: bool) -> list[ScoreRow
 def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list[ScoreRow]:
     """Write the rows of all cells that are made to `results.csv`, arm after arm.
 
-    `trainings.csv` says how each was trained, `learning_curves.csv` has the scores along the way, and `floors.csv` what
-    the same labels tell of the same people without a network.
+    `trainings.csv` says how each was trained, `learning_curves.csv` has the scores along the way, `floors.csv` what the
+    same labels tell of the same people without a network, and `examples.npz` slices of three test cases with masks.
     """
     cells = sorted(cells_of(experiment), key=lambda cell: [*experiment.arms].index(cell.arm))  # the baseline first
     failed = {line["cell"]: line for line in failed_cells(experiment, out)}
@@ -904,6 +905,7 @@ def collect(experiment: Experiment, stores: dict[str, Store], out: Path) -> list
             write_table(out / "floors.csv", floors)
         if learning_curves:
             write_table(out / "learning_curves.csv", learning_curves)
+    _keep_examples(experiment, made, stores, rows, out)
     return rows
 
 
@@ -998,3 +1000,61 @@ def _floor(experiment: Experiment, cell: Cell, stores: dict[str, Store], run: Pa
     labelled = read_json(run / "network.json")["trained_on"]
     score = floors_of(store, labelled, store.split("test"), "mask")["position"]
     return [columns | {"floor": "position (classes, on the store's grid)", "score": round(score, 6)}]
+
+# %% ../../nbs/70_experiments.ipynb #6f08aa3b
+def example_arms(
+    arms: Sequence[str],  # the baseline first
+    laid_down: Mapping[str, Any],  # from `declared`
+) -> list[str]:
+    """The arms whose answers a page shows: the baseline, and one other arm where there is one.
+
+    That is the arm of the first declared comparison; where none is declared, the first that is not the control.
+    """
+    baseline, *others = arms
+    claimed = [arm for _, arm in laid_down["primary"] or () if arm in others]
+    first = sorted(others, key=lambda arm: arm == laid_down["control"])
+    return [baseline, *[*claimed, *first][:1]]
+
+
+def _example_cells(made: list[Cell], arms: list[str]) -> list[Cell]:
+    """The trainings of the smallest share, and of its first seed, that all these arms have; one for each fold."""
+    found: dict[tuple[float, int], list[Cell]] = {}
+    for cell in made:
+        if cell.arm in arms:
+            found.setdefault((cell.label_fraction, cell.seed), []).append(cell)
+    whole = [key for key, cells in found.items() if {cell.arm for cell in cells} == {*arms}]
+    return found[min(whole)] if whole else []
+
+# %% ../../nbs/70_experiments.ipynb #ef40a7c9
+def _keep_examples(experiment: Experiment, made: list[Cell], stores: dict[str, Store], rows: list[ScoreRow],
+                   out: Path) -> None:
+    """Write `examples.npz`, where the goal is a mask and the networks are there."""
+    file, known = out / "examples.npz", [arm for arm in experiment.arms if any(cell.arm == arm for cell in made)]
+    cells = _example_cells(made, example_arms(known, declared(experiment)))
+    if not _goal(experiment).voxelwise or not cells:
+        return
+    digests = {cell.name: _hash(experiment, cell, stores) for cell in cells}
+    try:
+        if file.exists() and read_examples(file)[1].get("trainings") == digests:
+            return
+        store = stores_of_seed(experiment, stores, cells[0].seed)["cohort"]
+        examples = _examples(cells, store, rows, out)
+    except InputError:  # weights that were removed, or a file that is damaged: the page says that there are none
+        file.unlink(missing_ok=True)
+        return
+    known_axes = store.spatial_dims == 3 and all(store.cases[one.case]["axes"] != "unknown" for one in examples)
+    keep_examples(file, examples, {"trainings": digests, "label_fraction": cells[0].label_fraction,
+                                   "seed": cells[0].seed, "classes": store.classes, "anatomical": known_axes})
+
+
+def _examples(cells: list[Cell], store: Store, rows: list[ScoreRow], out: Path) -> list[Kept]:
+    """The best, the median and the worst case of the last arm, among the cases that all arms of these cells tested."""
+    networks = {}
+    for arm in dict.fromkeys(cell.arm for cell in cells):
+        by_fold = {cell.columns["fold"]: cell for cell in cells if cell.arm == arm}
+        mine = [row for row in rows if any(cell.columns.items() <= row.items() for cell in by_fold.values())]
+        run_of = {row["case"]: out / "cells" / by_fold[row["fold"]].name for row in mine}
+        networks[arm] = (lambda case, run_of=run_of: load_network(run_of[case]), mean_scores(mine))
+    *_, (_, scores) = networks.values()
+    common = set.intersection(*(set(dice) for _, dice in networks.values()))
+    return examples_of(store, {name: dice for name, dice in scores.items() if name in common}, networks)

@@ -98,7 +98,10 @@ def class_legend(fig: Figure, classes: dict[int, str] | None) -> None:
     if classes:
         named = [Patch(color=CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)], label=name)
                  for value, name in classes.items() if value]
-        fig.legend(handles=named, loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
+        longest = max((len(name) for value, name in classes.items() if value), default=0)
+        fits = int(fig.get_figwidth() * 12 / (longest + 5))  # about twelve letters in an inch
+        fig.legend(handles=named, loc="outside lower center", ncols=max(1, min(len(named), fits)), frameon=False,
+                   fontsize=9)
 
 # %% ../../nbs/20_slices.ipynb #82d4ee2d
 def planes(
