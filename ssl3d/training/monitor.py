@@ -326,6 +326,12 @@ def _only_one(watched: dict[str, _Watched]) -> None:
             _STARTED.pop(one).stop()
 
 # %% ../../nbs/54_monitor.ipynb #eb6de33f
+def _end(watched: dict[str, _Watched]) -> None:
+    """Stop all runs."""
+    for each in watched.values():
+        each.stop()
+
+
 @needing("notebooks")
 def live(
     commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune
@@ -342,7 +348,7 @@ def live(
     from ipywidgets import HBox, VBox
 
     panel.start.on_click(lambda _: _begin(panel))
-    panel.stop.on_click(lambda _: [each.stop() for each in watched.values()])
+    panel.stop.on_click(lambda _: _end(watched))
     _refresh(panel)
     lines = [HBox([panel.bars[name], panel.words[name]]) for name in commands]
     more = [panel.extra, panel.note] if picture else []
