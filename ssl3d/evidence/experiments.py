@@ -372,6 +372,8 @@ def cells_of(experiment: Experiment) -> list[Cell]:
 # %% ../../nbs/70_experiments.ipynb #fb215457
 def _folder(text: str | Path) -> str:
     """A path with its variables replaced; raises `InputError` for one that is not set."""
+    if os.path.exists(text):  # its name may have a $ of its own
+        return str(text)
     path = os.path.expandvars(os.path.expanduser(str(text)))
     if "$" in path:
         raise InputError(f"{text}: names a variable that is not set. Set it to the folder it stands for.")
