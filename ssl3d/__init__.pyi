@@ -382,7 +382,7 @@ def plan_experiment(
     columns: dict[str, str] | None = None,
     modalities: str | Sequence[str] | None = None,
     on_error: Literal['raise', 'skip'] = 'raise',
-    goal: Literal['segmentation', 'classification', 'regression'] = None,
+    goal: Literal['segmentation', 'classification', 'regression'] | None = None,
     progress: bool = True,
 ) -> Path:
     """Write the description of an experiment on a folder of scans, for `ssl3d.experiment` (in a shell `ssl3d init`).
