@@ -711,7 +711,8 @@ def forecast_in_words(experiment: Experiment, stores: dict[str, Store]) -> str:
     """How long an experiment takes, as a sentence."""
     try:
         found = forecast(experiment, stores)
-        return f"{found['runs']} runs, about {found['hours']:.2g} hours one after the other on this machine"
+        hours = float(format(found["hours"], ".2g"))
+        return f"{found['runs']} runs, about {hours:g} hours one after the other on this machine"
     except InputError as e:
         return f"how long it takes cannot be said, since a run cannot begin: {e}"
 
