@@ -122,7 +122,7 @@ def choose_labels(seen: Seen, goal: str | None = None) -> Labels:
     if fit:
         return fit[0]
     if there:
-        known = ", ".join(f"{labels.what} for {labels.goal}" for labels in there)
+        known = ", ".join(f"{labels.what} (goal: {labels.goal})" for labels in there)
         raise InputError(f"{seen.source}: has no label for the goal {goal}. It has: {known}. Say where the other "
                          "labels are (--masks, --table, --columns), or leave goal (--goal) out.")
     hints = [line for line in getattr(seen.data, "notes", ()) if line.startswith(("masks:", "table:"))]
