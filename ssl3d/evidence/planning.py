@@ -91,8 +91,8 @@ def surveyed(seen: Seen, how: Describing) -> Seen:
     problems = _problems(seen.data, rows)
     if problems and how.on_error == "raise" or len(problems) == len(rows):
         more = f" ({len(problems) - 1} more such problems.)" if len(problems) > 1 else ""
-        raise InputError(f"{next(iter(problems.values()))}{more} Mend it, or leave out what cannot be used with "
-                         "on_error='skip' (--on-error skip).")
+        raise InputError(f"{next(iter(problems.values()))}{more} on_error='skip' (--on-error skip) leaves out "
+                         "what cannot be used.")
     return seen._replace(cases={name: case for name, case in seen.cases.items() if name not in problems},
                          rows=[row for row in rows if row["id"] not in problems])
 
@@ -157,10 +157,6 @@ def check_people(seen: Seen, labels: Labels) -> None:
                          f"there are ({counts}). Add people of another {labels.what}.")
     if labels.goal == "regression" and len(by_label) < 2:
         raise InputError(f"{seen.source}: has one age only, {next(iter(by_label))}. It takes ages that differ.")
-    codes = {code for row in seen.rows for code in row["voxels"]}
-    if labels.what == "mask" and seen.rows and not codes - {"0"}:
-        raise InputError(f"{seen.source}: its masks hold nothing but 0. A mask has 0 for the background, and 1, 2, ... "
-                         "for what is marked.")
 
 # %% ../../nbs/76_planning.ipynb #57bf0e9f
 ENOUGH = {"segmentation": 20, "classification": 60, "regression": 60}  # test people
