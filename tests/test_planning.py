@@ -17,6 +17,7 @@ from ssl3d.evidence.experiments import Experiment, check_experiment, open_experi
 from ssl3d.evidence.planning import Labels, Seen, arms_for, plan_experiment, shares_of, who_is_tested
 from ssl3d.files import read_json, read_table, read_text, read_yaml
 
+PATTERNS = {"images": "{id}/scan.nii.gz", "masks": "{id}/mask.nii.gz"}
 HOURS = "9 runs, about 3 hours one after the other on this machine"
 
 
@@ -31,6 +32,11 @@ def people(folder: Path, n: int, mask: bool = True) -> Path:
     for i in range(n):
         volumes(folder / f"P{i:02d}", "scan", mask=("mask",) if mask else ())
     return folder
+
+
+def told(file: Path) -> str:
+    """The words of a description, without its lines."""
+    return " ".join(file.read_text(encoding="utf-8").replace("#", "").split())
 
 
 def shortened(file: Path, size: int) -> Path:
@@ -53,15 +59,15 @@ def shortened(file: Path, size: int) -> Path:
 
 def check_run(file: Path, out: Path, size: int) -> ssl3d.Answer:
     """A description is run, short, and has the people that its comments promise; what was found."""
-    said = file.read_text(encoding="utf-8")
+    said = told(file)
     answer = ssl3d.experiment(shortened(file, size), out, progress=False)
     assert not answer.failed and len(answer.verdicts) == 2 and answer.report().exists()
     made = (out / "store").exists()
     store = Store(out / "store" if made else read_yaml(read_text(out / "experiment.yaml"))["cohort"]["source"])
     tested = {row["subject"] for row in answer.rows}
-    promised = int(re.search(r"Who is tested: (?:all|about) (\d+) labelled people", " ".join(said.split()))[1])
+    promised = int(re.search(r"Who is tested: (?:all|about) (\d+) labelled people", said)[1])
     assert abs(len(tested) - promised) <= 1
-    few = int(re.search(r"have their labels used: about (\d+)", " ".join(said.replace("#", "").split()))[1])
+    few = int(re.search(r"have their labels used: about (\d+)", said)[1])
     for run in (out / "cells").iterdir():
         if (run / "network.json").exists():
             card, rows = read_json(run / "network.json"), read_table(run / "scores.csv")
@@ -129,7 +135,7 @@ def test_the_files_of_real_cohorts_are_run(real_data, unmeasured, tmp_path, name
 
 LETTERS = [*"aZ09 _-:#'\"$&*!%@`,[]{}|>?=~éøß漢字"]
 DRAWN = ["".join(np.random.default_rng(seed).choice(LETTERS, 12)).strip() + "x" for seed in range(4)]
-ODD = ["Ärzte & Söhne", "a: b #c", "it's \"quoted\"", "日本 語", "- [x, {y}", "$HOME ~", "two\nlines", "no", "1e3", "🧠"]
+ODD = ["Ärzte & Söhne", "a: b #c", "it's \"quoted\"", "日本 語", "- [x, {y}", "$HOME ~", "2\nlines", "no", "1e3", "🧠"]
 
 
 @pytest.mark.parametrize("name", ODD + DRAWN)
@@ -197,7 +203,7 @@ def test_what_cannot_be_planned_is_told(unmeasured, tmp_path):
         (graded(tmp_path / "ages", [50] * 20, "age"), {}, "has one age only, 50"),
         (SAMPLES, {"goal": "regression"}, "no label for the goal regression. It has: mask"),
         (SAMPLES, {"goal": "fame"}, "goal is 'fame', and has to be one of segmentation"),
-        (empty, {"layout": None, "images": "{id}/scan.nii.gz", "masks": "{id}/mask.nii.gz"}, r"nothing in it is marked.*\(8 more such"),
+        (empty, PATTERNS, r"nothing in it is marked.*\(8 more such"),
     ):
         with pytest.raises(InputError, match=said):
             plan_experiment(scans, tmp_path / "my.yaml", progress=False, **options)
@@ -205,18 +211,18 @@ def test_what_cannot_be_planned_is_told(unmeasured, tmp_path):
 
 
 def test_scans_that_cannot_be_used_stop_it_or_are_left_out(unmeasured, tmp_path):
-    scans, patterns = people(tmp_path / "scans", 11), {"images": "{id}/scan.nii.gz", "masks": "{id}/mask.nii.gz"}
+    scans = people(tmp_path / "scans", 11)
     (scans / "P03/scan.nii.gz").write_bytes((scans / "P03/scan.nii.gz").read_bytes()[:300])
     write_nifti(scans / "P04/scan.nii.gz", RNG.random((8, 9, 10, 2)))
     with pytest.raises(InputError, match=r"P03.*\(1 more such problems.\).*--on-error skip"):
-        plan_experiment(scans, tmp_path / "my.yaml", progress=False, **patterns)
-    file = plan_experiment(scans, tmp_path / "my.yaml", progress=False, on_error="skip", **patterns)
+        plan_experiment(scans, tmp_path / "my.yaml", progress=False, **PATTERNS)
+    file = plan_experiment(scans, tmp_path / "my.yaml", progress=False, on_error="skip", **PATTERNS)
     planned = read_experiment(file)
     assert planned.cohort["on_error"] == "skip" and "a mask for each of 9 people" in file.read_text()
     assert len(open_experiment(planned, tmp_path / "out", progress=False)["cohort"]) == 9
     (scans / "P05/scan.nii.gz").write_bytes(b"x")
     with pytest.raises(InputError, match="mask of 8 people"):
-        plan_experiment(scans, tmp_path / "other.yaml", progress=False, on_error="skip", **patterns)
+        plan_experiment(scans, tmp_path / "other.yaml", progress=False, on_error="skip", **PATTERNS)
 
 
 def test_masks_come_first_and_the_others_are_named(unmeasured, tmp_path):
@@ -225,7 +231,7 @@ def test_masks_come_first_and_the_others_are_named(unmeasured, tmp_path):
     (folder / "people.csv").write_text(table)
     file = plan_experiment(folder, tmp_path / "my.yaml", table="people.csv", progress=False)
     assert read_experiment(file).goal == "segmentation"
-    assert "Known as well: age (12 cases, goal: regression), sex (12 cases, goal: classification)" in file.read_text()
+    assert "Known as well: age (12 cases, goal: regression), sex (12 cases, goal: classification)" in told(file)
     sexes = read_experiment(plan_experiment(folder, tmp_path / "sex.yaml", table="people.csv", progress=False,
                                             goal="classification"))  # fmt: skip
     assert sexes.finetuning["target"] == "sex" and sexes.cohort["table"] == "people.csv" and sexes.delta == 0.05
