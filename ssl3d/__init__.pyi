@@ -356,6 +356,7 @@ def experiment(
     out: str | os.PathLike[str],
     *,
     progress: bool = True,
+    processes: int | None = None,
     ray: str | None = None,
     cpus: int = 1,
     gpus: float = 0.0,
@@ -364,8 +365,10 @@ def experiment(
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.
-        ray: local for all cores of this machine; auto, or the address of a Ray cluster; one run at a time if
-            not given. Default: None.
+        processes: processes that make runs side by side; one for each core that has 2 GiB of memory if not
+            given, and one where there is a GPU (from 1). Default: None.
+        ray: local for Ray on this machine; auto, or the address of a Ray cluster; no Ray if not given. Default:
+            None.
         cpus: cores for each run on Ray (from 1). Default: 1.
         gpus: GPUs for each run on Ray (from 0). Default: 0.0.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError
-from .cluster import run_on_ray
+from .cluster import run_on_ray, run_side_by_side
 from ssl3d.evidence.experiments import (
     Experiment,
     declared,
@@ -21,7 +21,6 @@ from ssl3d.evidence.experiments import (
     people_tested,
     read_diary,
     read_experiment,
-    run_experiment,
 )
 from .report import keep_answer
 from .statistics import foreseen_in_words, verdict
@@ -63,7 +62,7 @@ def experiment(
     if how.progress:
         _foresee(described, folder)
     if how.ray is None:
-        rows = run_experiment(described, folder, progress=how.progress)
+        rows = run_side_by_side(described, folder, processes=how.processes, progress=how.progress)
     else:
         address = None if how.ray == "local" else how.ray
         rows = run_on_ray(described, folder, address=address, cpus=how.cpus, gpus=how.gpus, progress=how.progress)
