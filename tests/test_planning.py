@@ -67,7 +67,7 @@ def check_run(file: Path, out: Path, size: int) -> ssl3d.Answer:
     tested = {row["subject"] for row in answer.rows}
     promised = int(re.search(r"Who is tested: (?:all|about) (\d+) labelled people", said)[1])
     assert abs(len(tested) - promised) <= 1
-    few = int(re.search(r"have their labels used: about (\d+)", said)[1])
+    few = int(re.search(r"have their labels used, about (\d+)", said)[1])
     for run in (out / "cells").iterdir():
         if (run / "network.json").exists():
             card, rows = read_json(run / "network.json"), read_table(run / "scores.csv")

@@ -332,7 +332,7 @@ def _about_tested(tested: Tested, share: bool) -> str:
 def _about_shares(counts: Sequence[int]) -> str:
     """What the shares are."""
     listed = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}"
-    return f"How many of the labelled training people have their labels used: about {listed} people."
+    return f"Label fractions: how many of the labelled training people have their labels used, about {listed}."
 
 # %% ../../nbs/76_planning.ipynb #5a4b74f0
 _TRIED = 12  # cases on which time is measured
@@ -391,10 +391,10 @@ def _arms(plan: Plan) -> list[str]:
     lines = ["arms:", *(f"  {name}: {_yaml(arm)}  # {_QUESTIONS[name]}" for name, arm in plan.experiment.arms.items())]
     return lines + [f"  # {name}: {_yaml(arm)}  # {_QUESTIONS[name]}" for name, arm in plan.spare.items()]
 
-# %% ../../nbs/76_planning.ipynb #a2a192e2
-_ARMS = ("What is compared. All arms are trained alike; they differ in how their encoder begins: each is "
-         "pretrained by one question, but for the first arm, with which the others are compared. More arms: take a # "
-         "away.")
+# %% ../../nbs/76_planning.ipynb #78fb1c42
+_ARMS = ("What is compared. All arms are trained alike; they differ in how their encoder begins. The first one is "
+         "the baseline, with which the others are compared. Each other one is pretrained by one question. More arms: "
+         "take a # away.")
 _SEEDS = ("Repetitions, each with other random numbers and other labelled people. For a first look, write 1. Write 5 "
           "later: the same command then makes only what is missing.")
 _PRIMARY = ("What this experiment is about. Only these comparisons get a verdict, so they have to be chosen before "
