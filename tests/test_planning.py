@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from conftest import RNG, ROOT, SAMPLES, msd, python, volumes, write_nifti
@@ -91,6 +92,11 @@ def test_the_file_of_each_sample_folder_is_run(unmeasured, tmp_path, name, size)
     assert HOURS in said and "What it can show: with 5 seeds and" in said and max(map(len, said.splitlines())) < 121
     answer = check_run(file, tmp_path / "out", size)
     assert {row["metric"] for row in answer.rows} == {"kappa of grade" if flat else "Dice"}
+    if planned.folds:
+        run = ssl3d.Run(Path(answer) / "cells" / f"scratch-{few:g}-0-fold0")
+        new = sorted((ROOT / "data_samples" / name / "imagesTr").glob("*.gz"))[:2]
+        masks = run.predict(new, tmp_path / "masks", progress=False)
+        assert [nib.load(mask).shape for mask in masks] == [nib.load(scan).shape[:3] for scan in new]
 
 
 def test_the_file_is_taken_as_it_is(unmeasured, tmp_path):
