@@ -373,6 +373,8 @@ def cells_of(experiment: Experiment) -> list[Cell]:
 # %% ../../nbs/70_experiments.ipynb #fb215457
 def _folder(text: str | Path) -> str:
     """A path with its variables replaced; raises `InputError` for one that is not set."""
+    if os.path.exists(text):  # its name may have a $ of its own
+        return str(text)
     path = os.path.expandvars(os.path.expanduser(str(text)))
     if "$" in path:
         raise InputError(f"{text}: names a variable that is not set. Set it to the folder it stands for.")
@@ -710,7 +712,8 @@ def forecast_in_words(experiment: Experiment, stores: dict[str, Store]) -> str:
     """How long an experiment takes, as a sentence."""
     try:
         found = forecast(experiment, stores)
-        return f"{found['runs']} runs, about {found['hours']:.2g} hours one after the other on this machine"
+        hours = float(format(found["hours"], ".2g"))
+        return f"{found['runs']} runs, about {hours:g} hours one after the other on this machine"
     except InputError as e:
         return f"how long it takes cannot be said, since a run cannot begin: {e}"
 
