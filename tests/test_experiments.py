@@ -40,7 +40,7 @@ from ssl3d.evidence.experiments import (
     stores_of_seed,
     write_experiment,
 )
-from ssl3d.evidence.report import html_report, keep_answer
+from ssl3d.evidence.report import html_report, keep_answer, page_line
 from ssl3d.evidence.statistics import verdict
 from ssl3d.files import read_json, read_table
 from ssl3d.networks.cards import image_keys, provenance, read_card
@@ -188,6 +188,13 @@ def test_three_test_cases_are_kept_with_their_masks(toy, tmp_path, monkeypatch):
     assert "What the masks look like" in page and "worst mean Dice of rotation" in page and "20 % of the labels" in page
     monkeypatch.setattr("ssl3d.evidence.experiments.examples_of", lambda *given: 1 / 0)
     run_experiment(TOY, tmp_path / "toy", progress=False)  # nothing is made again where nothing has changed
+
+
+def test_the_last_line_of_the_command_names_the_report(toy, tmp_path):
+    shutil.copytree(toy[0], tmp_path / "toy")
+    write_experiment(TOY, tmp_path / "toy.yaml")
+    done = ssl3d("experiment", tmp_path / "toy.yaml", "--out", tmp_path / "toy", folder=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == page_line(tmp_path / "toy/report.html"), done.stderr
 
 
 def test_a_folder_without_weights_says_that_it_has_no_masks_to_show(toy, tmp_path):

@@ -64,9 +64,9 @@ def test_how_far_an_installation_is():
         "  Using cached numpy-2.4.6-cp311-cp311-manylinux.whl (16.9 MB)",
     ):
         progress.take(line)
-    assert progress.told(70, 0) == "1:10  fetched 2 of about 4 packages: numpy (16.9 MB); about 6 min left"
+    assert progress.told(70, 0) == "1:10  fetched 2 of about 4 packages: numpy (16.9 MB); about 8 min left"
     progress.take("Installing collected packages: a, b, c, d")
-    assert progress.told(100, 2) == "1:40  unpacked 2 of 4 packages; about 1 min left"
+    assert progress.told(100, 2) == "1:40  unpacked 2 of 4 packages; about 3 min left"
     shares = [progress.done(n) for n in range(5)]
     assert shares == sorted(shares) and shares[-1] == 1.0 and progress.told(130, 9) == "2:10  unpacked 4 of 4 packages"
 

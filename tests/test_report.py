@@ -186,6 +186,17 @@ def test_committed_answers_follow_from_their_tables():
         assert table in Path(folder / "summary.txt").read_text(), folder.name
 
 
+@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/results.csv")), ids=lambda file: file.parent.name)
+def test_committed_results_make_a_page(folder, monkeypatch):
+    """Also those of earlier versions, which keep neither masks nor logs: the page says what is not there."""
+    monkeypatch.setattr(plt, "savefig", lambda file, **how: file.write(b"a picture"))
+    page, rows = html_report(folder.parent, "t", "scratch"), read_scores(folder)
+    masks = rows[0]["metric"] == "Dice" and not (folder.parent / "examples.npz").exists()
+    assert "logs of the trainings are not in this folder" in page and ("keeps no example masks" in page) == masks
+    found = re.sub(r"<style>.*</style>|data:image[^\"]*", "", page, flags=re.S).partition("How it was done")[0]
+    assert not lonely(found)
+
+
 def test_each_method_has_its_curve_beside_the_baseline():
     """The baseline is in every panel, an arm in its own; a panel says when its arm was where the baseline ends."""
     paces = {"scratch": 200, "rotation": 100, "jigsaw": 400}

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FETCHING = 0.35  # the share of the time until all is fetched; unpacking takes the rest
+FETCHING = 0.25  # the share of the time until all is fetched; unpacking takes the rest
+LATE = 2.5  # large packages are unpacked late: half of them take much less than half of that time
 
 
 class Progress:
@@ -37,7 +38,7 @@ class Progress:
         """The share of the time that has gone, by the packages that are fetched and installed."""
         if not self.to_install:
             return FETCHING * min(1.0, self.fetched / max(1, self.expected))
-        return FETCHING + (1 - FETCHING) * min(1.0, installed / self.to_install)
+        return FETCHING + (1 - FETCHING) * min(1.0, installed / self.to_install) ** LATE
 
     def told(self, seconds: float, installed: int) -> str:
         """All of it in a line."""
@@ -87,7 +88,7 @@ def run_pip(venv: Path, log: Path) -> int:
 
 def main(folder: str) -> int:
     venv = Path(folder).resolve()
-    print(f"Installing ssl3d and what it needs into {folder}. This is done once. It takes about 6 minutes on 2 cores,\n"
+    print(f"Installing ssl3d and what it needs into {folder}. This is done once. It takes 2 to 8 minutes on 2 cores,\n"
           "and more where PyTorch with CUDA (several GB) has to be fetched first.", flush=True)
     begun = time.monotonic()
     print("    making an empty environment ...", flush=True)

@@ -30,8 +30,20 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of what `make lab` needs, since JupyterLab writes beside what it opens."""
+    folder = tmp_path_factory.mktemp("clone") / "ssl3d kit"
+    for name in ("nbs", "tools", "data_samples"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("Makefile", "CONTRIBUTING.md", "settings.ini", "setup.py", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "ready").touch()
+    return folder
+
+
 @pytest.fixture
-def started(tmp_path):
+def started(clone, tmp_path):
     """`make lab` of a user who has never started it; gives what it prints, and the page that it opened."""
     opened, said = tmp_path / "opened", tmp_path / "said"
     browser = tmp_path / "browser.sh"
@@ -41,8 +53,8 @@ def started(tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "OMP_NUM"))}
     env |= {"HOME": str(tmp_path / "home"), "BROWSER": f"{browser} %s", "PYTHONPATH": str(ROOT)}
     env |= {"PYTHONUNBUFFERED": "1"}
-    line = ["make", "-C", str(ROOT), "--no-print-directory", "lab", f"BIN={Path(sys.executable).parent}",
-            "READY=Makefile", f"ARGS=--port {free_port()}"]  # fmt: skip
+    line = ["make", "-C", str(clone), "--no-print-directory", "lab", f"BIN={Path(sys.executable).parent}",
+            "READY=ready", f"ARGS=--port {free_port()}"]  # fmt: skip
     with open(said, "w") as out:
         make = subprocess.Popen(line, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -52,11 +64,12 @@ def started(tmp_path):
             time.sleep(0.1)
         yield said, opened.read_text().strip()
     finally:
-        os.killpg(make.pid, signal.SIGTERM)
+        if make.poll() is None:
+            os.killpg(make.pid, signal.SIGTERM)
         make.wait(30)
 
 
-def test_the_index_opens_without_a_pop_up(started):
+def test_the_index_opens_without_a_pop_up(started, clone):
     said, page_file = started
     assert page_file.startswith("file://"), "the page with the token, which goes on to the index"
     lines = said.read_text().splitlines()
@@ -82,12 +95,13 @@ def test_the_index_opens_without_a_pop_up(started):
             page.click('.lm-TabBar-tab[title*="index.ipynb"]')
         assert not page.query_selector(".jp-Dialog"), "no link led nowhere"
         browser.close()
+    assert not [*clone.rglob(".ipynb_checkpoints")], "no copies among the notebooks, which tests would take for some"
 
 
 @pytest.fixture
-def notebook():
+def notebook(clone):
     """A notebook beside others that shows where a report lies, which lies in runs/, too."""
-    folder = ROOT / "runs" / "test_make_lab"
+    folder = clone / "runs" / "test_make_lab"
     (folder / "a question").mkdir(parents=True, exist_ok=True)
     (folder / "a question/report.html").write_text("<!doctype html><title>t</title><h1>Does pretraining help?</h1>")
     code = ["from pathlib import Path\n", "from ssl3d.evidence.report import show_page\n",
@@ -96,8 +110,7 @@ def notebook():
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     text = json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
     (folder / "link.ipynb").write_text(text)
-    yield "runs/test_make_lab/link.ipynb"
-    shutil.rmtree(folder)
+    return "runs/test_make_lab/link.ipynb"
 
 
 def test_the_link_to_a_report_opens_it(started, notebook):
@@ -118,10 +131,10 @@ def test_the_link_to_a_report_opens_it(started, notebook):
 
 
 @pytest.mark.parametrize("wrong", ["--ServerApp.root_dir=/nowhere", "--no-such-option=1"])
-def test_a_start_that_fails_tells_why(tmp_path, wrong):
-    line = ["make", "-C", str(ROOT), "lab", f"BIN={Path(sys.executable).parent}", "READY=Makefile", f"ARGS={wrong}"]
+def test_a_start_that_fails_tells_why(clone, tmp_path, wrong):
+    line = ["make", "-C", str(clone), "lab", f"BIN={Path(sys.executable).parent}", "READY=ready", f"ARGS={wrong}"]
     (tmp_path / "home").mkdir()
-    env = os.environ | {"HOME": str(tmp_path / "home"), "BROWSER": "true"}
+    env = os.environ | {"HOME": str(tmp_path / "home"), "BROWSER": "true", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     assert done.returncode and "JupyterLab did not start. runs/lab.log tells why" in done.stderr, done.stdout
     assert wrong.split()[0].lstrip("-").partition("=")[0].replace("-", "_") in done.stderr.replace("-", "_")
