@@ -1,8 +1,8 @@
 # make demo   the whole path on the sample scans, in a few minutes
 # make quick  lint, types, structure, and the tests that tell most, in under 3 minutes
 # make test   everything that CI checks
-# make lab    JupyterLab at the index
-# Each makes its own virtual environment first. PYTHON=python3.12 chooses another interpreter (3.11 to 3.13).
+# make lab    JupyterLab at the index; with options: make lab ARGS="--port 9999"
+# Each makes its own virtual environment first, and tells how far that is. PYTHON=python3.12 chooses another interpreter (3.11 to 3.13).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,15 +16,14 @@ INSTALLED := rm -rf build && $(BIN)/pip install -q --disable-pip-version-check -
 $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	  || { echo "ssl3d needs Python 3.11 to 3.13, and $(PYTHON) is another one. Try: make PYTHON=python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PYTHON) tools/install.py .venv
 	@touch $@
 
 demo: $(READY)
 	$(BIN)/ssl3d demo --out runs/demo
 
 lab: $(READY)
-	$(BIN)/jupyter lab nbs/index.ipynb
+	@$(BIN)/python tools/lab.py $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -75,7 +74,7 @@ results: $(READY)
 	rm -rf runs/demo
 	$(BIN)/ssl3d demo --out runs/demo
 	mkdir -p results/demo
-	cd runs/demo && cp cells.csv results.csv learning_curves.csv summary.txt curves.png case.png ../../results/demo/
+	cd runs/demo && cp cells.csv results.csv learning_curves.csv examples.npz summary.txt curves.png case.png ../../results/demo/
 
 clean:
 	rm -rf .venv build runs *.egg-info

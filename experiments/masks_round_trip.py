@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ssl3d.data.scans import resize
 from ssl3d.downstream.metrics import dice_per_region, hausdorff95
 from ssl3d.files import write_table
-from ssl3d.grids import Contest, _along_axes, _shares, _surroundings, resize_labels
+from ssl3d.grids import Contest, _along_axes, _overlaps, _surroundings, resize_labels
 
 DATA, OUT = Path(os.environ["SSL3D_DATA"]), Path("results/masks/round_trip.csv")
 COHORTS = {  # title -> masks, how many of them, voxels per axis
@@ -43,7 +43,7 @@ def nearest(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def filled(mask: np.ndarray, size: tuple[int, ...], nearby: float, lift: float) -> np.ndarray:
     """The class that fills most of a voxel; ties by surroundings (`nearby`), or to what is not background (`lift`)."""
     codes = np.unique(mask)
-    shares, around = ([rule(o, n) for o, n in zip(mask.shape, size)] for rule in (_shares, _surroundings))
+    shares, around = ([rule(o, n) for o, n in zip(mask.shape, size)] for rule in (_overlaps, _surroundings))
     scores = [_along_axes(np.float32(mask == code), shares).round(5) +
               nearby * _along_axes(np.float32(mask == code), around) + lift * (code > 0) for code in codes]
     return codes[np.argmax(scores, axis=0)].astype(np.uint8)

@@ -24,6 +24,7 @@ From an encoder and a few labels to predictions
     Segmenter         an encoder with a decoder, as a torch module
 
 Does pretraining help?
+    plan_experiment   the description of an experiment, written for a folder of scans
     experiment        from a description to an answer
     Answer            what an experiment found: verdicts with intervals, every score, a page
     Experiment        what is compared with what, on which scans
@@ -57,6 +58,7 @@ _MODULES = {  # for mypy and editors, tools/make_stub.py writes them into __init
     "errors": ("InputError",),
     "evidence.answer": ("Answer", "experiment"),
     "evidence.experiments": ("Experiment", "read_experiment", "run_experiment"),
+    "evidence.planning": ("plan_experiment",),
     "evidence.statistics": ("verdict",),
     "networks.encoders": ("as_encoder", "make_encoder"),
     "networks.unet": ("Segmenter",),

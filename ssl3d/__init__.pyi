@@ -356,6 +356,7 @@ def experiment(
     out: str | os.PathLike[str],
     *,
     progress: bool = True,
+    processes: int | None = None,
     ray: str | None = None,
     cpus: int = 1,
     gpus: float = 0.0,
@@ -364,10 +365,50 @@ def experiment(
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.
-        ray: local for all cores of this machine; auto, or the address of a Ray cluster; one run at a time if
-            not given. Default: None.
+        processes: processes that make runs side by side; one for each core that has 2 GiB of memory if not
+            given, and one where there is a GPU (from 1). Default: None.
+        ray: local for Ray on this machine; auto, or the address of a Ray cluster; no Ray if not given. Default:
+            None.
         cpus: cores for each run on Ray (from 1). Default: 1.
         gpus: GPUs for each run on Ray (from 0). Default: 0.0.
+    """
+    ...
+
+def plan_experiment(
+    scans: str | os.PathLike[str],
+    file: str | os.PathLike[str],
+    *,
+    layout: Optional[Literal['msd', 'nnunet', 'brats', 'ukb', 'ixi', 'bids', 'aptos', 'idrid', 'medmnist', 'totalsegmentator', 'lits', 'acdc', 'btcv', 'brats-men-rt', 'kits', 'flare', 'csv', 'dicom', 'folder']] = None,
+    images: str | dict[str, str] | None = None,
+    masks: str | None = None,
+    table: str | None = None,
+    columns: dict[str, str] | None = None,
+    modalities: str | Sequence[str] | None = None,
+    on_error: Literal['raise', 'skip'] = 'raise',
+    goal: Literal['segmentation', 'classification', 'regression'] | None = None,
+    progress: bool = True,
+) -> Path:
+    """Write the description of an experiment on a folder of scans, for `ssl3d.experiment` (in a shell `ssl3d init`).
+
+    It has what was found in the folder, with the reasons as comments: who is tested, label fractions, size, arms, and
+    how long it takes on this machine, which is measured in less than a minute. Raises `InputError` for a folder that is
+    missing, for one without labels, for too few labelled people, and for a file that is there already.
+
+    What to read:
+        layout: public layout of the folder; recognised if not given. Default: None.
+        images: pattern of the image files, or one pattern for each modality. Default: None.
+        masks: pattern of the mask files. Default: None.
+        table: CSV or TSV file with grade, age or sex of each case; its path from the folder. Default: None.
+        columns: which column of a table holds image, mask, grade, subject, age or sex. Default: None.
+        modalities: the modalities to use, in this order; all if not given. Default: None.
+        on_error: what to do about a file that cannot be used: stop, or go on and list it in left_out.csv.
+            Default: 'raise'.
+
+    What to learn:
+        goal: downstream task: segmentation, classification or regression. Default: None.
+
+    Machine:
+        progress: show a progress bar, and a line about the result. Default: True.
     """
     ...
 

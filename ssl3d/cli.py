@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['prepare_command', 'check_command', 'download_command', 'pretrain_command', 'finetune_command', 'predict_command',
-           'features_command', 'show_command', 'experiment_command', 'demo_command', 'Command', 'commands', 'main']
+           'features_command', 'show_command', 'init_command', 'experiment_command', 'demo_command', 'Command',
+           'commands', 'main']
 
 # %% ../nbs/81_cli.ipynb #ffac95b2
 import argparse
@@ -13,6 +14,7 @@ import difflib
 import io
 import os
 import re
+import shlex
 import sys
 import typing
 import warnings
@@ -28,11 +30,12 @@ from .data.layouts import open_cohort
 from .data.store import Store
 from .downstream.goals import GOALS, goal_options
 from .errors import InputError, one_of
-from .files import disk_troubles, write_whole
+from .files import disk_troubles, new_file, say, write_whole
 from .networks.cards import check_card, read_card
 from ssl3d.settings import (
     PLACES,
     Demonstrating,
+    Describing,
     Embedding,
     Finetuning,
     Planning,
@@ -169,6 +172,18 @@ def _page_of(place: Path, picture: str) -> Path:
     return place / "report.html"
 
 # %% ../nbs/81_cli.ipynb #bef38f11
+def init_command(scans: str, description: str, given: dict[str, Any]) -> None:
+    """Write the file of an experiment for a folder of scans, with what was found there filled in."""
+    if not os.path.exists(scans):
+        raise InputError(f"{scans}: no such file or folder.")
+    new_file(description, ".yaml")
+    from ssl3d.evidence.planning import plan_experiment
+
+    file = plan_experiment(scans, description, **given)
+    say(f"{file}: written. Read it, and change what you like. Then: ssl3d experiment {shlex.quote(str(file))} --out "
+        f"{shlex.quote(f'runs/{file.stem}')}")
+
+
 def experiment_command(description: str, out: str, given: dict[str, Any]) -> None:
     """Compare arms by a description: does pretraining help, and how sure is that?"""
     if not os.path.isfile(description):
@@ -177,6 +192,7 @@ def experiment_command(description: str, out: str, given: dict[str, Any]) -> Non
 
     answer = experiment(description, out, **given)
     print(answer)
+    answer.report()
     if answer.failed:
         first = answer.failed[0]
         raise InputError(f"{out}: {len(answer.failed)} cell(s) failed, the first is {first['cell']}: {first['error']} "
@@ -219,6 +235,8 @@ def commands() -> dict[str, Command]:
                            "runs/few NEW_SCANS --out masks"),
         "features": Command(features_command, {"run": None, "scans": "+"}, (Embedding,), "file", None,
                             "runs/rotation NEW_SCANS --out features.csv"),
+        "init": Command(init_command, {"scans": None, "description": None}, (Describing,), None, None,
+                        "SCANS my.yaml"),
         "experiment": Command(experiment_command, {"description": None}, (Spreading,), "out", None,
                               "my.yaml --out runs/question"),
         "demo": Command(demo_command, {"scans": "?"}, (Demonstrating,), "out", "runs/demo", "--out runs/demo"),

@@ -16,7 +16,8 @@ from .data.scans import read_scan
 from .data.store import Store
 from .downstream.finetune import draw_case
 from .errors import InputError
-from .evidence.experiments import Cell, Experiment, run_experiment
+from .evidence.cluster import run_side_by_side
+from .evidence.experiments import Cell, Experiment
 from .evidence.report import keep_answer
 from .evidence.statistics import verdict
 from .files import Folder, as_folder, say, write_whole
@@ -51,7 +52,7 @@ def demo(
         label_fractions=[few, many], seeds=how.seeds, network={"widths": [8, 16, 32, 64, 128]},
         pretraining={"epochs": how.epochs, "batch_size": 8, "options": {"samples_per_image": 2}},
         finetuning={"steps": steps, "lr": 5e-3, "track": max(1, steps // 10)})
-    rows = run_experiment(experiment, folder, progress=how.progress)
+    rows = run_side_by_side(experiment, folder, progress=how.progress)
     say(keep_answer(rows, folder, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
     cells = {arm: folder / "cells" / Cell(arm, few, 0, None).name for arm in experiment.arms}
     draw_case(Store(folder / "store"), cells)

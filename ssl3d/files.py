@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folder', 'DiskError', 'disk_error', 'disk_troubles', 'write_whole', 'sweep', 'as_json', 'write_json', 'read_json',
-           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'refuse_difference',
-           'write_table', 'read_table', 'read_yaml', 'read_text', 'read_archive']
+           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'new_file',
+           'refuse_difference', 'write_table', 'read_table', 'read_yaml', 'read_text', 'read_archive']
 
 # %% ../nbs/02_files.ipynb #200b4340
 import csv
@@ -208,6 +208,19 @@ def as_folder(given: object, what: str) -> Path:
     if isinstance(given, (str, os.PathLike)):
         raise InputError(f"{what} is an empty path. Is a variable not set? Give '.' for the folder you are in.")
     raise InputError(f"{what} is of type {type(given).__name__}. Give a path{_OR.get(what, '')}.")
+
+# %% ../nbs/02_files.ipynb #c1e35562
+def new_file(
+    given: object,  # a path
+    ending: str,  # of its name, as .yaml
+) -> Path:
+    """The path of a file that is to be written and is not there yet; raises `InputError` for any other."""
+    file = as_folder(given, "file")
+    if os.path.lexists(file):
+        raise InputError(f"{file}: is there already, and is not overwritten. Give another name, or remove it.")
+    if file.suffix != ending:
+        raise InputError(f"{file}: does not end in {ending}. Give a name that does, as my{ending}.")
+    return file
 
 # %% ../nbs/02_files.ipynb #ce0890cf
 def refuse_difference(folder: Path, before: dict, now: dict) -> None:

@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 from .errors import InputError
 
 # %% ../nbs/05_grids.ipynb #ce7344ef
-def _shares(old: int, new: int) -> np.ndarray:  # (new, old), rows sum to 1
+def _overlaps(old: int, new: int) -> np.ndarray:  # (new, old), rows sum to 1
     """How much of each new voxel each old one fills, along one axis over the same field of view."""
     ends = np.arange(new + 1)[:, None] * (old / new)
     begin = np.arange(old)
@@ -145,7 +145,7 @@ def _part(box: tuple[slice, ...], old: Sequence[int], new: Sequence[int]) -> tup
         rows = slice(int(touched[0]), int(touched[-1]) + 1)
         place.append(rows)
         surroundings.append(around[rows])
-        shares.append(_shares(n_old, n_new)[rows, inside])
+        shares.append(_overlaps(n_old, n_new)[rows, inside])
     return tuple(place), shares, surroundings
 
 

@@ -7,7 +7,7 @@ __all__ = ['GROUPS', 'PLACES', 'option', 'again', 'Logger', 'plain', 'check_opti
            'settings_from', 'takes', 'from_text', 'Seeded', 'Shown', 'Running', 'Reading', 'Preparing', 'Optimising',
            'Training', 'Pretraining', 'Finetuning', 'architecture_of', 'other_size', 'SegmentationOptions',
            'ImageOptions', 'ClassificationOptions', 'RegressionOptions', 'Planning', 'Predicting', 'Embedding',
-           'Spreading', 'Demonstrating']
+           'Spreading', 'Describing', 'Demonstrating']
 
 # %% ../nbs/04_settings.ipynb #276b2a30
 import difflib
@@ -555,10 +555,19 @@ class Embedding(Reading, Running):
 class Spreading(Shown):
     """Options of `ssl3d.experiment`."""
 
-    ray: str | None = option(None, "local for all cores of this machine; auto, or the address of a Ray cluster; one "
-                             "run at a time if not given", "machine")
+    processes: int | None = option(None, "processes that make runs side by side; one for each core that has 2 GiB of "
+                                   "memory if not given, and one where there is a GPU", "machine", least=1)
+    ray: str | None = option(None, "local for Ray on this machine; auto, or the address of a Ray cluster; no Ray if "
+                             "not given", "machine")
     cpus: int = option(1, "cores for each run on Ray", "machine", least=1)
     gpus: float = option(0.0, "GPUs for each run on Ray", "machine", least=0)
+
+
+@dataclass(frozen=True)
+class Describing(Reading, Shown):
+    """Options of `ssl3d init`, in Python `ssl3d.plan_experiment`."""
+
+    goal: str | None = again(Finetuning, "goal", None)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from ssl3d.samples.abdomens import (
     SHAPE,
     VOXEL_MM,
     dataset_description,
+    filled_by,
     grid_mm,
     paint_abdomen,
     sample_abdomen,
     sample_abdomens,
     scan,
     scan_affine,
-    shares,
 )
 from ssl3d.samples.brains import save_scan
 
@@ -82,13 +82,13 @@ def test_the_tumour_lies_in_the_gland():
 )
 def test_hounsfield_units(subject, organ, low, high):
     scene, image, _ = subject
-    assert low < image[shares(scene["organ"], (organ,)) > 0.99].mean() < high
+    assert low < image[filled_by(scene["organ"], (organ,)) > 0.99].mean() < high
 
 
 def test_air_is_around_the_body_and_bone_is_the_brightest(subject):
     scene, image, _ = subject
     assert image.min() == -1000 and (image[:, -1] == -1000).all()
-    assert (shares(scene["organ"], ("bone",))[image > 350] > 0).all()
+    assert (filled_by(scene["organ"], ("bone",))[image > 350] > 0).all()
 
 
 def test_organs_lie_where_they_should(subject):
@@ -100,7 +100,7 @@ def test_organs_lie_where_they_should(subject):
 
 
 def test_volumes(subject):
-    ml = {name: shares(subject[0]["organ"], (name,)).sum() * VOXEL_MM**3 / 1000 for name in ORGANS}
+    ml = {name: filled_by(subject[0]["organ"], (name,)).sum() * VOXEL_MM**3 / 1000 for name in ORGANS}
     assert 900 < ml["liver"] < 2200 and 100 < ml["spleen"] < 400
     assert 150 < ml["kidney"] < 500 and 40 < ml["pancreas"] < 140
     assert ml["liver"] > 4 * ml["spleen"] > 4 * ml["pancreas"] > 4 * ml["tumour"]

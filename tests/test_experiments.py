@@ -17,8 +17,10 @@ from PIL import Image
 
 from ssl3d.data.splits import person_key
 from ssl3d.data.store import Store
+from ssl3d.downstream.extremes import extremes, mean_scores, read_examples
 from ssl3d.downstream.finetune import load_network
 from ssl3d.downstream.metrics import read_scores
+from ssl3d.downstream.segmentation import segment
 from ssl3d.errors import InputError
 from ssl3d.evidence import experiments
 from ssl3d.evidence.answer import experiment
@@ -38,7 +40,7 @@ from ssl3d.evidence.experiments import (
     stores_of_seed,
     write_experiment,
 )
-from ssl3d.evidence.report import keep_answer
+from ssl3d.evidence.report import html_report, keep_answer, page_line
 from ssl3d.evidence.statistics import verdict
 from ssl3d.files import read_json, read_table
 from ssl3d.networks.cards import image_keys, provenance, read_card
@@ -166,6 +168,50 @@ def test_each_share_and_seed_has_its_floor(toy, tmp_path, monkeypatch):
     assert read_table(tmp_path / "toy/floors.csv") == floors
 
 
+def test_three_test_cases_are_kept_with_their_masks(toy, tmp_path, monkeypatch):
+    """Best, median and worst of the arm beside the baseline, with the fewest labels and the first seed."""
+    out, rows = toy
+    examples, about = read_examples(out / "examples.npz")
+    assert [*examples[0].marked] == ["scratch", "rotation"] and about["label_fraction"] == 0.2 and about["seed"] == 0
+    mine = [r for r in rows if (r["arm"], r["label_fraction"], r["seed"]) == ("rotation", 0.2, 0)]
+    scores = mean_scores(mine)
+    assert {one.which: one.case for one in examples} == extremes(scores)
+    store, network = Store(out / "store"), load_network(out / "cells/rotation-0.2-0")
+    for one in examples:
+        found = segment(network, store, [one.case])[one.case].on_store
+        at = int((np.asarray(store.mask(one.case)) > 0).sum(axis=(0, 1)).argmax())
+        assert np.array_equal(one.marked["rotation"][0], found[:, ::-1, at].T)
+        assert one.marked["rotation"][1] == pytest.approx(scores[one.case], abs=1e-6)
+    assert (out / "examples.npz").stat().st_size < 100_000
+    shutil.copytree(out, tmp_path / "toy")
+    page = html_report(tmp_path / "toy", "toy")
+    assert "What the masks look like" in page and "worst mean Dice of rotation" in page and "20 % of the labels" in page
+    monkeypatch.setattr("ssl3d.evidence.experiments.examples_of", lambda *given: 1 / 0)
+    run_experiment(TOY, tmp_path / "toy", progress=False)  # nothing is made again where nothing has changed
+
+
+def test_the_last_line_of_the_command_names_the_report(toy, tmp_path):
+    shutil.copytree(toy[0], tmp_path / "toy")
+    write_experiment(TOY, tmp_path / "toy.yaml")
+    done = ssl3d("experiment", tmp_path / "toy.yaml", "--out", tmp_path / "toy", folder=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == page_line(tmp_path / "toy/report.html"), done.stderr
+
+
+def test_a_folder_without_weights_says_that_it_has_no_masks_to_show(toy, tmp_path):
+    """As one of an earlier version; with weights they are made, and nothing is trained again."""
+    shutil.copytree(toy[0], tmp_path / "toy")
+    before = (tmp_path / "toy/examples.npz").read_bytes()
+    (tmp_path / "toy/examples.npz").unlink()
+    assert "keeps no example masks" in html_report(tmp_path / "toy", "toy")
+    run_experiment(TOY, tmp_path / "toy", progress=False)
+    assert (tmp_path / "toy/examples.npz").read_bytes() == before and len(read_diary(tmp_path / "toy")) == 8
+    (tmp_path / "toy/examples.npz").write_bytes(b"broken")
+    (tmp_path / "toy/cells/scratch-0.2-0/network.safetensors").unlink()
+    rows = run_experiment(TOY, tmp_path / "toy", progress=False)
+    assert str(rows) == str(toy[1]) and not (tmp_path / "toy/examples.npz").exists()
+    assert "keeps no example masks" in html_report(tmp_path / "toy", "toy")
+
+
 def test_each_seed_draws_its_own_folds(tmp_path):
     one = replace(TOY, arms={"scratch": {}}, folds=2, label_fractions=[1.0], finetuning={"steps": 1})
     rows = run_experiment(one, tmp_path / "out", progress=False)
@@ -174,6 +220,9 @@ def test_each_seed_draws_its_own_folds(tmp_path):
     assert folds[0] != folds[1]
     trained = json.loads((tmp_path / "out/cells/scratch-1-1-fold0/network.json").read_text())["trained_on"]
     assert not {*trained} & {row["case"] for row in rows if (row["seed"], row["fold"]) == (1, 0)}
+    examples, about = read_examples(tmp_path / "out/examples.npz")
+    assert sorted(about["trainings"]) == ["scratch-1-0-fold0", "scratch-1-0-fold1"]
+    assert {one.which: one.case for one in examples} == extremes(mean_scores([r for r in rows if r["seed"] == 0]))
 
 
 def test_a_finished_experiment_is_read_and_not_made(toy, monkeypatch):

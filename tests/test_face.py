@@ -62,7 +62,7 @@ def test_editors_see_the_same_names():
     assert imported | made == set(ssl3d.__all__) and not imported & made
 
 
-STEPS = ("open_cohort", "prepare", "pretrain", "finetune", "predict", "experiment", "demo")
+STEPS = ("open_cohort", "prepare", "pretrain", "finetune", "predict", "plan_experiment", "experiment", "demo")
 
 
 def test_every_option_has_its_default_and_its_help():

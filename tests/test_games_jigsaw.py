@@ -57,10 +57,10 @@ def test_each_hint_brings_a_tile_home_until_the_puzzle_is_solved():
 
 @pytest.mark.parametrize("grid", [2, 3])
 def test_places_are_laid_out_as_pictures_of_volumes_are(grid):
-    flat = run_js("jigsaw", f"m.layout({grid}, 2)")
+    flat = run_js("slices", f"m.layout({grid}, 2)")
     assert np.array_equal(flat, np.arange(grid**2).reshape(1, grid, grid))
     places = np.arange(grid**3).reshape(grid, grid, grid)  # x to the right, y to the front, z to the head
-    layers = np.array(run_js("jigsaw", f"m.layout({grid}, 3)"))
+    layers = np.array(run_js("slices", f"m.layout({grid}, 3)"))
     for z in range(grid):
         assert np.array_equal(layers[z], places[:, ::-1, z].T), "the front above, the left at the left"
     names = {2: ["feet end", "head end"], 3: ["feet end", "middle", "head end"]}

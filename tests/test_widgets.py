@@ -4,21 +4,14 @@ import re
 import sys
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, python
+from conftest import python
 
 from ssl3d.errors import InputError
-from ssl3d.networks.encoders import make_encoder
 from ssl3d.plots.slices import CLASS_COLOURS
 from ssl3d.plots.widgets import view
-from ssl3d.tasks.cpc import CPC, play_cpc
-from ssl3d.tasks.exemplar import Exemplar, play_exemplar
-from ssl3d.tasks.location import Location, draw_question, play_location
-from ssl3d.tasks.rotation import Rotation, draw_turned, ends_after, play_rotation, rotations, turn
-from ssl3d.training.monitor import snapshot
 
 widgets = pytest.importorskip("ipywidgets")
 
@@ -31,111 +24,6 @@ def parts(box, kind):
     """All widgets of one kind in a box, however deep."""
     inside = [w for child in getattr(box, "children", ()) for w in parts(child, kind)]
     return ([box] if isinstance(box, kind) else []) + inside
-
-
-def drive(box):
-    """Move every control once, and four buttons; returns how many pictures were seen, and the last message."""
-    (picture,), seen = parts(box, widgets.Image), []
-    seen.append(bytes(picture.value))
-    for control in parts(box, widgets.ValueWidget):
-        if isinstance(control, (widgets.IntSlider, widgets.FloatSlider)):
-            control.value = control.max if control.value < control.max else control.min
-        elif isinstance(control, (widgets.Dropdown, widgets.ToggleButtons)):
-            control.value = [v for _, v in control._options_full][-1]
-        elif isinstance(control, widgets.Checkbox):
-            control.value = not control.value
-        seen.append(bytes(picture.value))
-    for button in parts(box, widgets.Button)[:4]:
-        button.click()
-        seen.append(bytes(picture.value))
-    assert not plt.get_fignums() and all(value.startswith(b"\x89PNG") for value in seen)
-    return len(set(seen)), parts(box, widgets.HTML)[0].value
-
-
-def with_head(kind, dims, **options):
-    return kind(make_encoder("unet", dims, 1, SMALL, 0), **options)
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_every_task_can_be_played_with(dims):
-    image, several = images(dims)[0], images(dims)
-    boxes = {
-        "rotation": play_rotation(image, with_head(Rotation, dims)),
-        "rotation alone": play_rotation(image),
-        "location": play_location(image, with_head(Location, dims)),
-        "exemplar": play_exemplar(several, with_head(Exemplar, dims)),
-        "exemplar alone": play_exemplar(several),
-        "cpc": play_cpc(image, with_head(CPC, dims, grid=3, overlap=0.0)),
-    }
-    pictures = {name: drive(box) for name, box in boxes.items()}
-    assert all(n >= 2 for n, _ in pictures.values()), pictures
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_rotation_is_chosen_by_axis_and_angle(dims):
-    image, task = images(dims, side=24)[0], with_head(Rotation, dims)
-    box = play_rotation(image, task)
-    (angle,), (picture,) = parts(box, widgets.ToggleButtons), parts(box, widgets.Image)
-    assert [label for label, _ in angle.options] == ["0°", "90°", "180°", "270°"]
-    axes = parts(box, widgets.Dropdown)
-    assert len(axes) == (0 if dims == 2 else 1)
-    for number, axis, quarters in ((3, 0, 3), (0, 0, 0), (5, 1, 2), (7, 2, 1))[: 2 if dims == 2 else 4]:
-        for control in axes:
-            control.value = axis
-        angle.value = quarters
-        draw_turned(image, number, task)
-        assert bytes(picture.value) == snapshot()
-    if dims == 3:
-        (turns,) = parts(play_rotation(image, with_head(Rotation, 3, n_rotations=24)), widgets.Dropdown)
-        assert len(turns.options) == 24
-
-
-def test_directions_turn_with_the_volume():
-    ends = np.array([["L", "R"], ["P", "A"], ["I", "S"]])
-    image = torch.rand(1, 6, 6, 6, generator=torch.Generator().manual_seed(0))
-    for number, matrix in enumerate(rotations(3)):
-        for axis, side in np.ndindex(3, 2):
-            marked = torch.zeros(5, 5, 5)
-            marked[tuple(4 * side if a == axis else 2 for a in range(3))] = 1
-            gone_to = turn(marked, matrix).nonzero()[0]
-            now = int((gone_to != 2).nonzero())
-            assert ends_after(matrix)[now][gone_to[now] // 4] == ends[axis, side]
-        written = [{text.get_text() for text in ax.texts} for ax in draw_turned(image, number)]
-        plt.close("all")
-        assert [set("LRPAIS") - letters for letters in written] == [set(pair) for pair in ends_after(matrix)]
-    assert ends_after(rotations(3)[0]) == [("L", "R"), ("P", "A"), ("I", "S")]
-
-
-@pytest.mark.parametrize("dims", [2, 3])
-def test_a_place_is_guessed_by_a_click(dims):
-    image, task = images(dims)[0], with_head(Location, dims)
-    box = play_location(image, task)
-    (picture,), (answered,) = parts(box, widgets.Image), parts(box, widgets.Checkbox)
-    question, gap, jitter = parts(box, widgets.IntSlider)
-    buttons = parts(box, widgets.Button)
-    assert len(buttons) == 3**dims - 1, "a button for each place, and none for the centre"
-    reading = [[(x, y, z) for z in range(3) for y in (2, 1, 0) for x in range(3)],  # layers from the feet, rows from A
-               [(row, column) for row in range(3) for column in range(3)]][3 - dims]
-    reading.remove((1,) * dims)
-    for k in (0, len(buttons) // 2, -1):
-        buttons[k].click()
-        asked = with_head(Location, dims, gap=gap.value, jitter=jitter.value)
-        draw_question(image, asked, 0, int(np.ravel_multi_index(reading[k], [3] * dims)), answered=False)
-        assert bytes(picture.value) == snapshot(), buttons[k].tooltip
-    answered.value = True
-    question.value = 5
-    assert not answered.value, "a new question hides its answer"
-    draw_question(image, asked, 5, answered=False)
-    assert bytes(picture.value) == snapshot(), "and waits for a guess"
-
-
-def test_playing_changes_no_weights_and_no_random_numbers():
-    task, image = with_head(Location, 3), images(3)[0]
-    before = {k: v.clone() for k, v in task.state_dict().items()}
-    state = torch.get_rng_state()
-    drive(play_location(image, task))
-    assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items()) and task.gap is None
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_nothing_draws_before_it_is_asked():

@@ -35,7 +35,7 @@ def small(picture: str) -> str:
         flat = Image.new("RGB", shown.size, "white")
         flat.paste(shown, mask=shown.getchannel("A") if shown.mode == "RGBA" else None)
     flat.quantize(256, dither=Image.Dither.NONE).save(held, "PNG", optimize=True)
-    smaller = base64.b64encode(held.getvalue()).decode() + "\n"
+    smaller = base64.b64encode(held.getvalue()).decode()
     return min(picture, smaller, key=len)
 
 

@@ -1,4 +1,7 @@
-"""Make README.md and its pictures (nbs/pictures/index_*) from the committed outputs of nbs/index.ipynb."""
+"""Make README.md and its pictures (nbs/pictures/index_*) from the committed outputs of nbs/index.ipynb.
+
+The index has more than the README: text cells that begin with ONLY_HERE and code cells with `#| hide` are left out.
+"""
 
 import re
 from pathlib import Path
@@ -8,10 +11,13 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = Path("nbs") / "pictures"
+ONLY_HERE = "<!-- not in README -->"
 
 
 def shown(cell):
-    """The cell as a reader of the README sees it, or None for one that is hidden."""
+    """The cell as a reader of the README sees it, or None for one that is left out."""
+    if cell.source.startswith(ONLY_HERE):
+        return None
     directives = [line for line in cell.source.splitlines() if line.startswith("#|")]
     if any("hide" in line for line in directives):
         return None
@@ -31,7 +37,8 @@ def main() -> None:
     text, resources = MarkdownExporter().from_notebook_node(notebook, where)
     text = re.sub(r"```python\s*```", "", text)
     text = re.sub(r"!\[png\]", lambda _: f"![{next(captions)}]", text)
-    text = re.sub(r"\]\(([\w/]+\.ipynb)\)", r"](nbs/\1)", text).replace("](../", "](")  # the README lies one folder up
+    text = re.sub(r"\]\(([\w/]+\.ipynb(#[\w-]+)?)\)", r"](nbs/\1)", text)  # the README lies one folder up
+    text = text.replace("](../", "](")
     for picture in (ROOT / PICTURES).glob("index_*"):
         picture.unlink()
     for name, data in resources.get("outputs", {}).items():

@@ -37,7 +37,8 @@ CHOICES = {"task": NAMES, "goal": GOALS}  # what is a text in the code, and one 
 def annotation(kind: Any, name: str = "") -> str:
     """A type as it is written."""
     if name in CHOICES:
-        return f"Literal[{', '.join(repr(known) for known in CHOICES[name])}]"
+        none = " | None" if "None" in inspect.formatannotation(kind) else ""
+        return f"Literal[{', '.join(repr(known) for known in CHOICES[name])}]{none}"
     if isinstance(kind, str):
         return kind
     text = inspect.formatannotation(kind).replace("NoneType", "None")

@@ -547,7 +547,7 @@ def _kinds(root: Path, masks: dict[Path, list[Path]]) -> dict[tuple[str, ...], l
     return dict(kinds)
 
 
-def _elsewhere(root: Path, masks: list[Path], scans: list[Path]) -> list[tuple[Path, Path]]:
+def _on_other_grids(root: Path, masks: list[Path], scans: list[Path]) -> list[tuple[Path, Path]]:
     """Masks with the one scan that they belong to by name, though it has another grid."""
     nowhere = Look(SCAN, Grid((), None))
     pairs = pair_masks(root, dict.fromkeys(masks, nowhere), dict.fromkeys(scans, nowhere))
@@ -558,7 +558,7 @@ def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]
     """The mask of each scan, where every scan has one at most; what is found is told in a note."""
     pairs = {mask: scans for mask, scans in sorting.masks.items() if scans}
     lonely = [mask for mask, scans in sorting.masks.items() if not scans]
-    for mask, scan in _elsewhere(root, lonely, sorting.scans):
+    for mask, scan in _on_other_grids(root, lonely, sorting.scans):
         found.notes.append(f"masks:    {below(root, mask)} shares its name with {below(root, scan)}, but lies on "
                            "another grid (other voxels, or another place)")
     if lonely:

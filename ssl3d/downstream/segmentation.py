@@ -139,11 +139,11 @@ def class_shares(store: Store, case_ids: list[str]) -> np.ndarray:  # (K,), they
 @torch.no_grad()
 def start_at(
     network: nn.Module,  # with a decoder, as `Segmenter`
-    shares: np.ndarray,  # (K,) how frequent each class is, above 0
+    frequencies: np.ndarray,  # (K,) how frequent each class is, above 0
 ) -> None:
-    """Set the bias of the last layer so that, without any feature, the probabilities are these shares."""
+    """Set the bias of the last layer so that, without any feature, the probabilities are these frequencies."""
     bias = network.decoder.out.conv.conv.bias
-    bias.copy_(torch.from_numpy(np.log(shares)).to(bias))
+    bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias))
 
 # %% ../../nbs/62_segmentation.ipynb #cecb9415
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError
-from .cluster import run_on_ray
+from .cluster import run_on_ray, run_side_by_side
 from ssl3d.evidence.experiments import (
     Experiment,
     declared,
@@ -21,9 +21,8 @@ from ssl3d.evidence.experiments import (
     people_tested,
     read_diary,
     read_experiment,
-    run_experiment,
 )
-from .report import keep_answer
+from .report import keep_answer, show_page
 from .statistics import foreseen_in_words, verdict
 from ..files import Folder, as_folder, disk_troubles, say
 from ..settings import Spreading, takes
@@ -46,7 +45,8 @@ class Answer(os.PathLike[str]):
         return os.fspath(self.folder)
 
     def report(self) -> Path:
-        """The page that shows all of it: an HTML file without links to anything."""
+        """The page that shows all of it, one HTML file; tells where it lies, in a notebook by a link."""
+        show_page(self.folder / "report.html")
         return self.folder / "report.html"
 
 # %% ../../nbs/75_answer.ipynb #15373053
@@ -63,7 +63,7 @@ def experiment(
     if how.progress:
         _foresee(described, folder)
     if how.ray is None:
-        rows = run_experiment(described, folder, progress=how.progress)
+        rows = run_side_by_side(described, folder, processes=how.processes, progress=how.progress)
     else:
         address = None if how.ray == "local" else how.ray
         rows = run_on_ray(described, folder, address=address, cpus=how.cpus, gpus=how.gpus, progress=how.progress)

@@ -7,8 +7,9 @@ __all__ = ['Rows', 'METRICS', 'DELTAS', 'SPREADS', 'metric_of', 'score_matrix', 
            'paired', 'standard_error', 'critical', 'bootstrap_means', 'bootstrap_interval', 'p_value', 'holm',
            'p_equivalent', 'smallest_difference', 'effect_size', 'spread_in', 'foreseen', 'foreseen_in_words',
            'failed_trainings', 'failures', 'verdict', 'control_in_words', 'told_failures', 'interval_in_words',
-           'verdict_table', 'learning_curves_of', 'frozen_steps', 'frozen_in_words', 'steps_to_reach', 'has_surface',
-           'surface_answers', 'interval_of_pairs', 'compare_distances', 'surface_table', 'scores_by_class', 'table_one']
+           'difference_in_words', 'detectable_in_words', 'verdict_table', 'learning_curves_of', 'frozen_steps',
+           'frozen_in_words', 'steps_to_reach', 'has_surface', 'surface_answers', 'interval_of_pairs',
+           'compare_distances', 'surface_table', 'scores_by_class', 'table_one']
 
 # %% ../../nbs/72_statistics.ipynb #4619f78c
 from collections.abc import Mapping, Sequence
@@ -256,10 +257,15 @@ def smallest_difference(
     return _detectable(*standard_error(differences), differences.shape, comparisons)
 
 
+def _unit(differences: np.ndarray) -> float:
+    """How much people differ in a difference, the mean over seeds; NaN for one person, or people who are all alike."""
+    spread = differences.mean(axis=0).std(ddof=1) if differences.shape[1] > 1 else 0
+    return float(spread) if spread > 0 else float("nan")
+
+
 def effect_size(differences: np.ndarray) -> float:
     """The mean difference in units of how much people differ in it (Cohen's d for pairs); NaN for one person."""
-    spread = differences.mean(axis=0).std(ddof=1) if differences.shape[1] > 1 else 0
-    return float(differences.mean() / spread) if spread > 0 else float("nan")
+    return float(differences.mean() / _unit(differences))
 
 # %% ../../nbs/72_statistics.ipynb #0eb779ef
 def spread_in(differences: np.ndarray) -> tuple[float, float, float]:
@@ -463,7 +469,8 @@ def verdict(
                         "p": p_value(d, interval=interval) if role == "primary" else np.nan,
                         "p_equivalent": p_equivalent(d, within, interval=interval) if role == "primary" else np.nan,
                         "p_gain": _p_gain(d, within) if role == "control" else None,
-                        "effect": effect_size(d), "delta": within, "role": role, "comparisons": n_claims,
+                        "effect": effect_size(d), "effect_low": low / _unit(d), "effect_high": high / _unit(d),
+                        "delta": within, "role": role, "comparisons": n_claims,
                         "smallest": smallest_difference(d, n_claims if role == "primary" else 1),
                         "seeds": d.shape[0], "subjects": _n_people(d, arm_rows(rows, arm, fraction)),
                         "failed": _mostly_failed(rows, arm, fraction, failed),
@@ -486,8 +493,10 @@ def control_in_words(answers: list[dict], control: str | None) -> str:
     if not mine:
         return f"This set-up was not shown to be able to see a gain: its control, {control}, has no results."
     best = max(mine, key=lambda a: (a["seeds"] > 2, a["low"] if a["low"] == a["low"] else -np.inf))
-    interval = "no interval" if np.isnan(best["low"]) else f"95 % interval {best['low']:+.3f} to {best['high']:+.3f}"
-    found = f"{best['difference']:+.3f} ({interval}) to " \
+    if np.isnan(best["low"]):
+        return f"This set-up was not shown to be able to see a gain: no difference of its control, {control}, has an " \
+            "interval."
+    found = f"{best['difference']:+.3f} (95 % interval {best['low']:+.3f} to {best['high']:+.3f}) to " \
         f"{best['baseline']} with {100 * best['label_fraction']:g} % of the labels"
     shown = [f"{100 * a['label_fraction']:g} %" for a in mine if a["seeds"] > 2 and a["p_gain"] < 0.05]
     if shown:
@@ -509,6 +518,16 @@ def interval_in_words(a: Mapping[str, Any]) -> str:
     return "none" if np.isnan(a["low"]) else f"{a['low']:+.3f} to {a['high']:+.3f}"
 
 
+def difference_in_words(a: Mapping[str, Any]) -> str:
+    """The difference of an answer of `verdict`; none where it has no interval, since it means nothing without one."""
+    return "none" if np.isnan(a["low"]) else f"{a['difference']:+.3f}"
+
+
+def detectable_in_words(a: Mapping[str, Any]) -> str:
+    """What an answer of `verdict` would have shown; none where nothing is known of it."""
+    return "none" if np.isnan(a["smallest"]) else f"{a['smallest']:.3f}"
+
+
 def verdict_table(answers: list[dict]) -> str:
     """The answers of `verdict` as lines of text."""
     if not answers:
@@ -519,7 +538,7 @@ def verdict_table(answers: list[dict]) -> str:
              f"{'95 % interval':<16}  detectable  verdict"]
     lines += [f"{a['label_fraction']:>7.4g}  {a['arm']:<{width}}  {a['score']:>6.3f}  "
               f"{a['baseline_score']:>{against}.3f}  "
-              f"{a['difference']:>+10.3f}  {interval_in_words(a):<16}  {a['smallest']:>10.3f}  {a['verdict']}"
+              f"{difference_in_words(a):>10}  {interval_in_words(a):<16}  {detectable_in_words(a):>10}  {a['verdict']}"
               for a in answers]
     seeds, subjects = (" to ".join(map(str, sorted({min(a[k] for a in answers), max(a[k] for a in answers)})))
                        for k in ("seeds", "subjects"))
@@ -528,7 +547,8 @@ def verdict_table(answers: list[dict]) -> str:
     claims = "one comparison" if n["comparisons"] == 1 else f"all {n['comparisons']} comparisons"
     if any(a["role"] == "exploratory" for a in answers):
         claims = claims.replace("comparison", "declared comparison")
-    return "\n".join([*lines, *failed,
+    alone = ["No difference is given where there is no interval: one seed does not tell how far seeds differ."]
+    return "\n".join([*lines, *failed, *(alone if any(np.isnan(a["low"]) for a in answers) else []),
                       f"Score of the arm and of {n['baseline']}: {METRICS[n['metric']]}. Seeds: {seeds}, test "
                       f"subjects: {subjects}. The interval is of one", f"comparison; the verdict allows for {claims} "
                       f"(Holm). Equivalent: the difference is shown to be below {n['delta']:g},", "either way. "
@@ -686,6 +706,11 @@ def _interval_text(low: float, high: float, digits: int) -> str:
     return "-" if np.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
 
 
+def _difference_text(a: Mapping[str, Any], digits: int) -> str:
+    """A difference, ten letters wide; a dash where it has no interval, since it means nothing without one."""
+    return f"{'-':>10}" if np.isnan(a["low"]) else f"{a['difference']:>+10.{digits}f}"
+
+
 def _distance_lines(rows: Rows, arms: list[str], baseline: str, missed: float | None, width: int) -> list[str]:
     """The comparison of distances as lines of text, for each share, arm and class."""
     lines, classes = [], max((len(str(row["class"])) for row in rows), default=5)
@@ -693,7 +718,7 @@ def _distance_lines(rows: Rows, arms: list[str], baseline: str, missed: float | 
         for arm in arms:
             for a in compare_distances(rows, arm, baseline, fraction, missed) if arm != baseline else ():
                 lines.append(f"{fraction:>7.4g}  {arm:<{width}}  {a['class']:<{classes}}  {a['distance']:>7.2f}  "
-                             f"{a['baseline_distance']:>8.2f}  {a['difference']:>+10.2f}  "
+                             f"{a['baseline_distance']:>8.2f}  {_difference_text(a, 2)}  "
                              f"{_interval_text(a['low'], a['high'], 2):<18}  {a['pairs']:>4} of {a['of']:<4}  "
                              f"{a['missed']:>6}  {a['baseline_missed']:>11}")
     head = f"{'labels':>7}  {'arm':<{width}}  {'class':<{classes}}  {'mm':>7}  {'baseline':>8}  difference  " \
@@ -713,7 +738,7 @@ def surface_table(
     baseline = baseline or (arms or [""])[0]
     answers = surface_answers(rows, baseline) if has_surface(rows) else []
     lines = [f"{a['label_fraction']:>7.4g}  {a['arm']:<{width}}  {a['score']:>5.3f}  {a['baseline_score']:>8.3f}  "
-             f"{a['difference']:>+10.3f}  {_interval_text(a['low'], a['high'], 3)}" for a in answers]
+             f"{_difference_text(a, 3)}  {_interval_text(a['low'], a['high'], 3)}" for a in answers]
     if lines:
         lines = [f"Surface Dice; the baseline is {baseline}. A miss is 0.",
                  f"{'labels':>7}  {'arm':<{width}}  score  baseline  difference  95 % interval", *lines]

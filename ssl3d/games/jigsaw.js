@@ -3,7 +3,7 @@
 // tile that lies there; tiles with the same number in `looks` cannot be told apart (air). `network` is null or
 // {order, chances: [{name, chance, right}]}: the order that it makes of the puzzle, and its first answers.
 
-import { bars, button, choice, frame, make, paint, slice, tell, unpack } from "./slices.js";
+import { bars, button, choice, frame, layout, make, paint, slice, tell, unpack } from "./slices.js";
 
 /** The order after two places changed their tiles. */
 export function swapped(order, a, b) {
@@ -22,13 +22,6 @@ export function hint(order, looks) {
   const place = order.findIndex((tile, p) => looks[tile] !== looks[p]);
   if (place < 0) return null;
   return [place, order.findIndex((tile, p) => looks[tile] === looks[place] && looks[tile] !== looks[p])];
-}
-
-/** The places of each layer as they are seen: rows from above, columns from the left. */
-export function layout(grid, dims) {
-  const sides = [...Array(grid).keys()];
-  if (dims === 2) return [sides.map((row) => sides.map((column) => row * grid + column))];
-  return sides.map((layer) => [...sides].reverse().map((y) => sides.map((x) => (x * grid + y) * grid + layer)));
 }
 
 /** What the layers of a volume are called. */

@@ -42,6 +42,13 @@ export function directions(plane) {
   return { left: ENDS[a][0], right: ENDS[a][1], below: ENDS[b][0], above: ENDS[b][1] };
 }
 
+/** The places of a grid of tiles as they are seen, layer by layer: rows from above, columns from the left. */
+export function layout(grid, dims) {
+  const sides = [...Array(grid).keys()];
+  if (dims === 2) return [sides.map((row) => sides.map((column) => row * grid + column))];
+  return sides.map((layer) => [...sides].reverse().map((y) => sides.map((x) => (x * grid + y) * grid + layer)));
+}
+
 // ---- pictures -----------------------------------------------------------------------------------------------------
 
 /** Draw a slice into a canvas, `side` screen pixels along its longer side, with classes in colours if there are any. */
@@ -71,7 +78,8 @@ export function paint(canvas, shown, { side = 220, classes = null, colours = [],
   if (letters) write(pen, letters, sharp);
 }
 
-function write(pen, letters, sharp) {
+/** Write the letters of the directions at the edges of a canvas, `sharp` pixels of it to one of the screen. */
+export function write(pen, letters, sharp) {
   const { width, height } = pen.canvas, edge = 9 * sharp;
   pen.font = `bold ${13 * sharp}px sans-serif`;
   Object.assign(pen, { textAlign: "center", textBaseline: "middle", lineWidth: 3 * sharp });

@@ -67,7 +67,7 @@ def draw_cohort(
 ) -> list[Axes]:
     """Sizes, spacings, intensity ranges and labels of a cohort, one mark per scan."""
     read = [row for row in rows if "shape" in row]
-    fig, axes = plt.subplots(1, 4, figsize=(12, 2.9), dpi=72, layout="constrained", width_ratios=(1, 1, 1.7, 1.3))
+    fig, axes = plt.subplots(1, 4, figsize=(12, 2.9), dpi=130, layout="constrained", width_ratios=(1, 1, 1.7, 1.3))
     for ax, key, label in zip(axes, ("shape", "spacing"), ("voxels along the axis", "spacing (mm)")):
         for axis in range(len(read[0][key]) if read else 0):
             values = sorted(row[key][axis] for row in read if len(row[key]) > axis)
@@ -118,7 +118,7 @@ def training_curve(
     """Against the step: loss, where it was logged accuracy beside chance, what was observed, a rate that changes."""
     scored, rated = "accuracy" in log, "lr" in log and len(set(log["lr"])) > 1
     panels = 1 + scored + (observed is not None) + rated + more
-    fig, grid = plt.subplots(1, panels, figsize=((3.4 if panels < 3 else 2.8) * panels, 2.4), dpi=72,
+    fig, grid = plt.subplots(1, panels, figsize=((3.4 if panels < 3 else 2.8) * panels, 2.4), dpi=130,
                              layout="constrained", squeeze=False)
     axes = list(grid[0])
     _draw_steps(axes[0], log, "loss", mean)

@@ -98,7 +98,10 @@ def class_legend(fig: Figure, classes: dict[int, str] | None) -> None:
     if classes:
         named = [Patch(color=CLASS_COLOURS[(value - 1) % len(CLASS_COLOURS)], label=name)
                  for value, name in classes.items() if value]
-        fig.legend(handles=named, loc="outside lower center", ncols=len(named), frameon=False, fontsize=9)
+        longest = max((len(name) for value, name in classes.items() if value), default=0)
+        fits = int(fig.get_figwidth() * 12 / (longest + 5))  # about twelve letters in an inch
+        fig.legend(handles=named, loc="outside lower center", ncols=max(1, min(len(named), fits)), frameon=False,
+                   fontsize=9)
 
 # %% ../../nbs/20_slices.ipynb #82d4ee2d
 def planes(
@@ -112,7 +115,7 @@ def planes(
     if np.ndim(volume) != 3 or mask is not None and np.shape(mask) != np.shape(volume):
         raise InputError(f"a volume of shape {np.shape(volume)} with a mask of {np.shape(mask)}: give (X, Y, Z), one "
                          "channel without its axis, and a mask on the same grid.")
-    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), dpi=72, layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(6.6, 2.5), dpi=130, layout="constrained")
     for ax, plane in zip(axes, PLANES):
         draw_slice(ax, volume, plane, None if mask is None else busiest(mask, plane), mask, anatomical)
         ax.set_title(plane if anatomical else f"across axis {PLANES[plane]}", fontsize=10)
@@ -136,7 +139,7 @@ def row(
     n = len(volumes)
     columns = columns or n
     rows = -(-n // columns)
-    fig, grid = plt.subplots(rows, columns, figsize=(1.75 * columns, 2.0 * rows), dpi=72, layout="constrained",
+    fig, grid = plt.subplots(rows, columns, figsize=(1.75 * columns, 2.0 * rows), dpi=130, layout="constrained",
                              squeeze=False)
     for i, ax in enumerate(grid.flat):
         if i >= n:

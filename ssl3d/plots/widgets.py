@@ -70,7 +70,7 @@ def _game_class() -> type:
         _esm = traitlets.Unicode().tag(sync=True)
         _css = (files("ssl3d") / "games" / "games.css").read_text(encoding="utf-8")
         state = traitlets.Dict().tag(sync=True)  # all that the game shows
-        answers = traitlets.List().tag(sync=True)  # of the player: {"question", "answer", "right"}, one after another
+        answers: Any = traitlets.List().tag(sync=True)  # {"question", "answer", "right"} of each answer
 
         @property
         def score(self) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def bumps(
     return field
 
 # %% ../../nbs/91_abdomens.ipynb #c2a17a5a
-def draw_person(
+def sample_person(
     rng: np.random.Generator,
 ) -> dict:  # name -> number; lengths in mm, sizes as factors
     "What is special about one subject."
@@ -77,7 +77,7 @@ ARCH = 0.0008  # per mm: how quickly the back leaves a straight line, our own ch
 
 def bent_space(
     rng: np.random.Generator,
-    person: dict,  # from `draw_person`
+    person: dict,  # from `sample_person`
 ) -> tuple[np.ndarray, np.ndarray]:  # stiff and soft, float32 (3, X, Y, Z): the point of the plan at each voxel, mm
     "Where in the plan each fine voxel lies."
     x, y, z = grid_mm() - person["shift"].astype(np.float32).reshape(3, 1, 1, 1)
@@ -125,7 +125,7 @@ def curve(
 
 
 def box_around(
-    person: dict,  # from `draw_person`
+    person: dict,  # from `sample_person`
     points,  # (n, 3) or (3,), mm in the plan
     margin: float,  # mm; some 15 more are added for what bends and turns do
 ) -> tuple[slice, slice, slice]:  # of the fine grid, never empty
@@ -143,7 +143,7 @@ def box_around(
 
 def tube(
     where: np.ndarray,  # (3, X, Y, Z) point of the plan at each fine voxel
-    person: dict,  # from `draw_person`
+    person: dict,  # from `sample_person`
     points,  # (n, 3) that the tube passes, mm
     radii,  # one, or n, mm
     reach: float = 6.0,  # mm around the tube within which the distance is right
@@ -182,7 +182,7 @@ def new_scene(
     rng: np.random.Generator,
 ) -> dict:  # hu, organ, person, stiff, soft, and three random fields: fine, mid, slow
     "An empty scanner and a person who has not been painted yet."
-    person = draw_person(rng)
+    person = sample_person(rng)
     stiff, soft = bent_space(rng, person)
     empty = np.full(stiff.shape[1:], -1000, np.float32)
     fields = {name: bumps(rng, width) for name, width in (("fine", 5), ("mid", 9), ("slow", 50))}
@@ -381,7 +381,7 @@ def spleen(rng: np.random.Generator, scene: dict) -> None:
 
 # %% ../../nbs/91_abdomens.ipynb #6fe40622
 def height(
-    person: dict,  # from `draw_person`
+    person: dict,  # from `sample_person`
     points,  # (n, 3) of the plan, mm
 ) -> np.ndarray:  # (n,) mm to the front, in the scanner
     "How far above the couch points of the plan lie, up to the small bends."
@@ -517,7 +517,7 @@ def great_vessels(rng: np.random.Generator, scene: dict) -> None:
 # %% ../../nbs/91_abdomens.ipynb #4d6d3240
 def pancreas_line(
     rng: np.random.Generator,
-    person: dict,  # from `draw_person`
+    person: dict,  # from `sample_person`
 ) -> tuple[np.ndarray, np.ndarray]:  # points (m, 3), radii (m,), mm
     "The middle of the gland from the head to the tail."
     rise = rng.uniform(-8, 10)
@@ -591,7 +591,7 @@ def mesentery(rng: np.random.Generator, scene: dict) -> None:
         paint(scene, signed, 60 + 80 * scene["person"]["phase"], "vein", box)
 
 # %% ../../nbs/91_abdomens.ipynb #66945f48
-def shares(
+def filled_by(
     organ: np.ndarray,  # uint8 on the fine grid
     names: tuple[str, ...],  # of `ORGANS`
 ) -> np.ndarray:  # (*SHAPE), 0..1
@@ -648,7 +648,7 @@ def sample_abdomen(
     "Subject `index` of the cohort `seed`: the same whatever the size of the cohort."
     rng = np.random.default_rng([seed, index])
     scene = paint_abdomen(rng)
-    tumour, gland = shares(scene["organ"], ("tumour",)), shares(scene["organ"], ("pancreas", "tumour"))
+    tumour, gland = filled_by(scene["organ"], ("tumour",)), filled_by(scene["organ"], ("pancreas", "tumour"))
     mask = np.select([tumour >= 0.5, gland >= 0.5], [2, 1], 0).astype(np.uint8)
     return scan(rng, scene), mask
 

@@ -47,7 +47,7 @@ def smooth_noise(
     return ndimage.zoom(noise / noise.std(), n / m, order=1, mode="grid-wrap", grid_mode=True)
 
 # %% ../../nbs/92_retinas.ipynb #d36f0840
-def draw_eye(
+def sample_eye(
     rng: np.random.Generator,
 ) -> dict:  # eye ("right" or "left"), disc, fovea: (2,) places in a right eye; disc_diameter, cut, notch
     "The plan of one eye; lengths are in radii of the field."
@@ -75,7 +75,7 @@ def resample(
 
 def trunks(
     rng: np.random.Generator,
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
 ) -> list[np.ndarray]:  # four lines, (N, 2) each: temporal and nasal above, then below
     "The main arteries, or the main veins."
     way, lines = (eye["disc"] - eye["fovea"]) / np.hypot(*(eye["disc"] - eye["fovea"])), []
@@ -104,7 +104,7 @@ def turned(
 
 def walk(
     rng: np.random.Generator,
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
     start: np.ndarray,  # (2,), on the parent
     heading: np.ndarray,  # (2,), length 1
     length: float,  # at most, in radii of the field
@@ -148,7 +148,7 @@ def side_branches(
 
 def grow(
     rng: np.random.Generator,
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
     thick: float,  # radius of a trunk
     thin: float = 0.0026,  # radius of the finest branch
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # places (N, 2), parents (N,), radii of the ends (N,), else 0
@@ -200,7 +200,7 @@ def tapering(
 # %% ../../nbs/92_retinas.ipynb #fcba6da7
 def vessel_tree(
     rng: np.random.Generator,
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
     thick: float,  # radius of a trunk, in radii of the field
     twist: float,  # how far points are moved, in radii of the field
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # places (N, 2), parents (N,), radii (N,)
@@ -312,7 +312,7 @@ def blob(
 
 def spots(
     rng: np.random.Generator,
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
     n: int,
     inner: float = 0.35,  # at least so many disc diameters from the fovea
     middle: np.ndarray | None = None,  # (2,): places near this; anywhere if None
@@ -421,7 +421,7 @@ def beaded(
 # %% ../../nbs/92_retinas.ipynb #1414b27c
 def draw_lesions(
     rng: np.random.Generator,
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
     many: dict,  # from `amounts`
     n: int,  # pixels per side of the drawing
 ) -> dict[str, np.ndarray]:  # per kind float32 (n, n): shares in 0..1; of vessels, thickness in radii of the field
@@ -466,7 +466,7 @@ def filtered(image, thickness, absorption):
 def background(
     rng: np.random.Generator,
     base: np.ndarray,  # (3,) from `ground`
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
     n: int,  # pixels per side
 ) -> np.ndarray:  # float (n, n, 3)
     "Pigment in patches, in some eyes the stripes of the choroid, and the dark macula."
@@ -495,7 +495,7 @@ def nerve(
     rng: np.random.Generator,
     image: np.ndarray,  # (n, n, 3)
     base: np.ndarray,  # (3,)
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
 ) -> np.ndarray:  # (n, n, 3)
     "The disc, and the sheen of nerve fibres around it."
     n, d, (x, y) = len(image), eye["disc_diameter"], positions(len(image))
@@ -545,7 +545,7 @@ def take_photograph(
     rng: np.random.Generator,
     image: np.ndarray,  # (n, n, 3)
     base: np.ndarray,  # (3,)
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
 ) -> np.ndarray:  # (n, n, 3)
     "Uneven light, stray light and blur."
     n, (x, y), (way, veiled) = len(image), positions(len(image)), rng.uniform(0, 2 * np.pi, 2)
@@ -565,7 +565,7 @@ def take_photograph(
 def develop(
     rng: np.random.Generator,
     image: np.ndarray,  # (n, n, 3)
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
 ) -> np.ndarray:  # uint8 (n / FINE, n / FINE, 3); 0 outside the field
     "Cut out the field, average to the pixels of the picture, add grain."
     n, (x, y) = len(image), positions(len(image))
@@ -590,7 +590,7 @@ SHARES = (0.40, 0.13, 0.24, 0.11, 0.12)  # of the grades 0 to 4
 
 def draw_vessels(
     rngs: list[np.random.Generator],  # of the plan, the vessels and the lesions
-    eye: dict,  # from `draw_eye`
+    eye: dict,  # from `sample_eye`
     n: int,  # pixels per side of the drawing
     maps: dict[str, np.ndarray],  # from `draw_lesions`; beading is filled in
 ) -> dict[str, np.ndarray]:  # arteries and veins: float32 (n, n), thickness; reflex: 0 or 1
@@ -621,7 +621,7 @@ def fundus(
     in the picture: x to the right and y down, in radii of the field, which is FIELD half widths.
     """
     rngs, n = [np.random.default_rng([seed, index, part]) for part in range(5)], size * FINE
-    eye = draw_eye(rngs[0])
+    eye = sample_eye(rngs[0])
     eye["grade"] = int(rngs[4].choice(5, p=SHARES)) if grade is None else grade
     eye["lesions"] = amounts(rngs[2], eye["grade"])
     maps = draw_lesions(rngs[2], eye, eye["lesions"], n)

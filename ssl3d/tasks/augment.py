@@ -312,7 +312,7 @@ LIGHT = Augmentation(
 AUGMENTATIONS: dict[str, Augmentation | None] = {"none": None, "light": LIGHT, "full": FULL}
 
 # %% ../../nbs/45_augment.ipynb #9d1614ef
-class _Drawn(NamedTuple):
+class _Sampled(NamedTuple):
     """Everything random about a batch."""
 
     strengths: dict[str, tuple[list[int], torch.Tensor]]  # which images it happens to, and (rows, columns) how strongly
@@ -322,7 +322,7 @@ class _Drawn(NamedTuple):
     seed: int  # of the noise
 
 
-def _draw(how: Augmentation, image: torch.Tensor, generator: torch.Generator, mirror: Sequence[int]) -> _Drawn:
+def _sample(how: Augmentation, image: torch.Tensor, generator: torch.Generator, mirror: Sequence[int]) -> _Sampled:
     """Draw what happens to a batch: always as many numbers, for a batch of this shape."""
     n, dims, names = len(image), image.ndim - 2, [f.name for f in fields(how)]
     numbers = torch.rand(n, len(names), 1 + max(4, image.shape[1]), generator=generator, dtype=torch.float64)
@@ -335,43 +335,44 @@ def _draw(how: Augmentation, image: torch.Tensor, generator: torch.Generator, mi
     which = (torch.rand(n, dims, generator=generator) < 0.5) & allowed
     pulls = 2 * torch.rand(n, dims, *[BENDS] * dims, generator=generator) - 1
     field = 2 * torch.rand(n, 1, *[4] * dims, generator=generator) - 1
-    return _Drawn(strengths, which, pulls, field, int(torch.randint(2**62, (), generator=generator)))
+    return _Sampled(strengths, which, pulls, field, int(torch.randint(2**62, (), generator=generator)))
 
 # %% ../../nbs/45_augment.ipynb #e23faccf
-def _moved(image: torch.Tensor, mask: torch.Tensor | None, drawn: _Drawn) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _moved(image: torch.Tensor, mask: torch.Tensor | None,
+           sampled: _Sampled) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The images of a batch where they are rotated, scaled, sheared, shifted, bent or mirrored, with their masks."""
     space, dims, n = image.shape[2:], image.ndim - 2, len(image)
     still = {"rotation": [0.0] * 3, "scale": [1.0], "shear": [0.0] * 3, "shift": [0.0] * dims, "elastic": [0.0]}
     found = {name: np.array([values] * n) for name, values in still.items()}
     for name, values in found.items():
-        rows, strengths = drawn.strengths[name]
+        rows, strengths = sampled.strengths[name]
         values[rows] = strengths[:, : values.shape[1]].numpy()
-    rows = sorted({row for name in still for row in drawn.strengths[name][0]})
+    rows = sorted({row for name in still for row in sampled.strengths[name][0]})
     if rows:
         matrices = [affine_matrix(found["rotation"][i], found["scale"][i, 0], found["shear"][i], dims) for i in rows]
-        pulls = torch.tensor(found["elastic"], dtype=torch.float32).reshape(-1, *[1] * (dims + 1)) * drawn.pulls
+        pulls = torch.tensor(found["elastic"], dtype=torch.float32).reshape(-1, *[1] * (dims + 1)) * sampled.pulls
         bend = elastic_field(pulls[rows].to(image), space) if found["elastic"].any() else None
         moved, classes = warp(image[rows], None if mask is None else mask[rows], matrices,
                               found["shift"][rows] * np.array(space), bend)
         image[rows] = moved
         if mask is not None and classes is not None:
             mask[rows] = classes
-    return mirrored(image, mask, drawn.mirror)
+    return mirrored(image, mask, sampled.mirror)
 
 
-def _regraded(image: torch.Tensor, drawn: _Drawn, photographs: bool) -> torch.Tensor:
+def _regraded(image: torch.Tensor, sampled: _Sampled, photographs: bool) -> torch.Tensor:
     """The images of a batch with other grey values; what is 0 stays 0."""
-    grains = torch.Generator(image.device).manual_seed(drawn.seed)
+    grains = torch.Generator(image.device).manual_seed(sampled.seed)
     own = 1 if photographs else image.shape[1]  # how many channels have a strength of their own
     changes: dict[str, tuple[int, Callable]] = {
         "low_resolution": (1, low_resolution), "blur": (1, blur), "gamma": (own, gamma),
         "inverted_gamma": (own, lambda x, s: gamma(x, s, inverted=True)),
-        "bias_field": (1, lambda x, s: bias_field(x, s, drawn.field[drawn.strengths["bias_field"][0]])),
+        "bias_field": (1, lambda x, s: bias_field(x, s, sampled.field[sampled.strengths["bias_field"][0]])),
         "brightness": (own, lambda x, s: x * _wide(s, x)),
         "contrast": (own, lambda x, s: contrast(x.clone(), _wide(s, x)) * (x > 0)),
         "colour": (4, colour), "noise": (1, lambda x, s: noise(x, s, grains) * (x > 0))}
     for name, (columns, change) in changes.items():
-        rows, strengths = drawn.strengths[name]
+        rows, strengths = sampled.strengths[name]
         if rows and (photographs or name != "colour"):
             image[rows] = change(image[rows], strengths[:, :columns])
     return image.clamp_(0, 1)
@@ -396,9 +397,9 @@ def augment(
         raise InputError(f"masks are of shape {tuple(mask.shape)}, and the images of {tuple(image.shape)}: give one "
                          "mask of one channel an image, of its size.")
     with torch.autocast(image.device.type, enabled=False):
-        drawn = _draw(how, image, generator, mirror)
-        changed, classes = _moved(image.float().clone(), None if mask is None else mask.clone(), drawn)
-        return _regraded(changed, drawn, photographs).to(image.dtype), classes
+        sampled = _sample(how, image, generator, mirror)
+        changed, classes = _moved(image.float().clone(), None if mask is None else mask.clone(), sampled)
+        return _regraded(changed, sampled, photographs).to(image.dtype), classes
 
 
 def check_axes(mirror: Sequence[int], dims: int, slices: bool = False) -> None:

@@ -69,7 +69,8 @@ def draw_progress(
     labels = ["loss, mean of 10 steps"] + ["accuracy (dotted: chance)"] * answered
     scored = any(log_so_far(run, "observed.csv") for run in runs.values())
     n = len(labels) + scored
-    fig, axes = plt.subplots(1, n, figsize=(min(7.4, 0.4 + 3.5 * n), 2.8), dpi=130, layout="constrained", squeeze=False)
+    size = min(7.4, 0.4 + 3.5 * n), 2.8
+    fig, axes = plt.subplots(1, n, figsize=size, dpi=130, layout="constrained", squeeze=False)
     looks = arm_looks(list(runs)) if len(runs) > 1 else {name: {"color": COLOURS[5], "ls": "-"} for name in runs}
     for name, log in logs.items():
         _draw_log(axes[0], log, looks[name], name)
@@ -325,6 +326,12 @@ def _only_one(watched: dict[str, _Watched]) -> None:
             _STARTED.pop(one).stop()
 
 # %% ../../nbs/54_monitor.ipynb #eb6de33f
+def _end(watched: dict[str, _Watched]) -> None:
+    """Stop all runs."""
+    for each in watched.values():
+        each.stop()
+
+
 @needing("notebooks")
 def live(
     commands: dict[str, str],  # name -> "ssl3d pretrain TASK STORE --out RUN ...", or finetune
@@ -341,7 +348,7 @@ def live(
     from ipywidgets import HBox, VBox
 
     panel.start.on_click(lambda _: _begin(panel))
-    panel.stop.on_click(lambda _: [each.stop() for each in watched.values()])
+    panel.stop.on_click(lambda _: _end(watched))
     _refresh(panel)
     lines = [HBox([panel.bars[name], panel.words[name]]) for name in commands]
     more = [panel.extra, panel.note] if picture else []

@@ -224,9 +224,9 @@ def _of_another(places: list[int], n: int, subject_of: Callable[[int], Any], gen
     return found
 
 
-def _crops(store: Store, names: list[str], side: int, generator: torch.Generator) -> list[Window]:
+def _crops(store: Store, case_ids: list[str], side: int, generator: torch.Generator) -> list[Window]:
     """The crops of the images in one step."""
-    return [random_crop(store.content(name), side, generator, store.unit) for name in names]
+    return [random_crop(store.content(name), side, generator, store.unit) for name in case_ids]
 
 
 def _of_store(place: Folder, how: Pretraining) -> Images:
@@ -239,11 +239,11 @@ def _of_store(place: Folder, how: Pretraining) -> Images:
     def named(step: int) -> list[str]:
         return [case_ids[i] for i in images_of_step(len(case_ids), n, how.seed, step)]
 
-    def look(names: list[str], step: int, whose: str = "") -> Batch:
+    def look(chosen: list[str], step: int, whose: str = "") -> Batch:
         height = generator_for(how.seed, f"{whose}slices", step) if how.slices else None
         crops = None if how.patch is None else \
-            _crops(store, names, how.patch, generator_for(how.seed, f"{whose}crops", step))
-        return read_batch(store, names, content=True, slices=height, where=crops)
+            _crops(store, chosen, how.patch, generator_for(how.seed, f"{whose}crops", step))
+        return read_batch(store, chosen, content=True, slices=height, where=crops)
 
     def read(step: int) -> Batch:
         return look(named(step), step)
