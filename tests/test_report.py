@@ -260,11 +260,11 @@ def test_an_effect_size_has_the_interval_of_its_difference():
     [
         ("Dice", 0.5, {}, ""),
         ("Dice", 0.5, {"position": 0.4}, ""),
-        ("Dice", 0.5, {"position": 0.4, "other": 0.5}, "not above the floor of 0.500 that other"),
-        ("Dice", 0.5, {"position": 0.6}, "not above the floor of 0.600 that position"),
+        ("Dice", 0.5, {"position": 0.4, "other": 0.5}, "not above the floor that needs no network (other: 0.500)"),
+        ("Dice", 0.5, {"position": 0.6}, "not above the floor that needs no network (position: 0.600)"),
         ("Dice", 0.11, {}, ""),
         ("Dice", 0.1, {}, "which is near 0"),
-        ("Dice", 0.02, {"position": 0.3}, "which is near 0 and not above the floor of 0.300 that position reaches"),
+        ("Dice", 0.02, {"position": 0.3}, "near 0 and not above the floor that needs no network (position: 0.300)"),
     ],
 )
 def test_a_poor_baseline_is_told(tmp_path, metric, score, floors, said):

@@ -252,7 +252,7 @@ def poor_baseline(
     (scores,) = score_matrices(arm_rows(mine, baseline, fraction))
     score, (name, floor) = round(float(scores.mean()), 6) if scores.size else np.nan, _best_floor(floors, fraction)
     reasons = ["near 0"] * (score <= POOR)
-    reasons += [f"not above the floor of {floor:.3f} that {name} reaches without a network"] * (score <= floor)
+    reasons += [f"not above the floor that needs no network ({name}: {floor:.3f})"] * (score <= floor)
     if not reasons:
         return ""
     return f"Caution: {baseline} itself is poor. With {100 * fraction:g} % of the labels, the most in this " \
@@ -271,6 +271,7 @@ img { max-width: 100%; display: block; margin: 0.6rem 0; }
 .caution { border-color: #D55E00; background: #fdf1ea; }
 table { border-collapse: collapse; font-size: 0.82rem; } th, td { padding: 0.3rem 0.5rem; text-align: right; }
 .wide { overflow-x: auto; } td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+td:last-child { min-width: 7.5rem; }
 th { border-bottom: 2px solid #222; vertical-align: bottom; } td { border-bottom: 1px solid #ddd; }
 .word { text-align: left; white-space: normal; }
 .tag { border-radius: 0.6rem; padding: 0.1rem 0.55rem; background: #e8e8e8; display: inline-block; }
@@ -334,9 +335,11 @@ def _cells(a: dict) -> dict[str, str]:
 
 
 def _table(answers: list[dict]) -> str:
-    """The answers of `verdict` as a table, without columns in which nothing is known."""
+    """The answers of `verdict` as a table, without columns that tell nothing: seeds and people where all are alike."""
     lines = [_cells(a) for a in answers]
-    head = [name for name in lines[0] if any(line[name] != "none" for line in lines)]
+    found = {name: {line[name] for line in lines} for name in lines[0]}
+    head = [name for name in found if found[name] != {"none"}
+            and (name not in ("seeds", "people") or len(found[name]) > 1)]
     whole = {name: html.escape(name).replace("95 % ", "95&nbsp;%&nbsp;") for name in head}
     text = "".join(f"<th{' class=word' * (name in ('arm', 'verdict'))}>{whole[name]}</th>" for name in head)
     for line in lines:

@@ -77,13 +77,14 @@ function viewer(name) {
     const enlarged = pictures.length === 1 || k === large;
     shown.classList.toggle("large", enlarged);
     shown.setAttribute("aria-pressed", String(enlarged));
+    shown.disabled = enlarged; // it is large already
     paint(shown.firstChild, slice(pictures[k]), { side: enlarged ? 300 : 148 });
   });
   const fill = (images) => {
     [pictures, large] = [images.map(unpack), 0];
     slices.replaceChildren(...pictures.map((_, k) => {
       const words = pictures.length === 1 ? name : `${name}, slice ${k + 1} of ${pictures.length}: make it large`;
-      const shown = button("", () => { large = k; draw(); }, { "aria-label": words, disabled: pictures.length === 1 });
+      const shown = button("", () => { large = k; draw(); }, { "aria-label": words });
       shown.append(make("canvas"));
       return shown;
     }));

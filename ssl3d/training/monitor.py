@@ -258,7 +258,7 @@ class _Panel:
         self.curves, self.extra = (Image(layout=Layout(align_self="flex-start", display="none")) for _ in range(2))
         self.start, self.stop = Button(description="start", icon="play"), Button(description="stop", icon="stop")
         self.stop.disabled = True
-        self.note = HTML("The picture of a case comes with the first checkpoint: after 50 steps, or by a stop.")
+        self.note = HTML("The picture comes with the first checkpoint: after 50 steps, or when you press stop.")
         self.seen: dict[Path, float] = {}
 
 # %% ../../nbs/54_monitor.ipynb #6aa0517d

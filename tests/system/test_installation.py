@@ -75,7 +75,10 @@ def test_wheel_holds_the_package_only(user):
     assert all(n.startswith(("ssl3d/", f"ssl3d-{ssl3d.__version__}.dist-info/")) for n in names), names
     typed = ("ssl3d/py.typed", "ssl3d/__init__.pyi")
     others = [n for n in names if n.startswith("ssl3d/") and not n.endswith(".py") and n not in typed]
-    assert others and all(n.startswith("ssl3d/demo_scans/") for n in others), "the scans of the demo, and no more"
+    games = [n for n in others if n.startswith("ssl3d/games/")]
+    assert {n.rpartition(".")[2] for n in games} == {"js", "css"} and "ssl3d/games/slices.js" in games
+    rest = [n for n in others if n not in games]
+    assert rest and all(n.startswith("ssl3d/demo_scans/") for n in rest), "the scans of the demo, games, and no more"
 
 
 # Blocks every distribution that is not needed, directly or through others, by ssl3d without extras.
