@@ -434,6 +434,7 @@ def add_cells(file, *codes):
     file.write_text(json.dumps(notebook), encoding="utf-8")
 
 
+@pytest.mark.lab  # minutes long: each part of each game is pressed
 def test_games_of_every_kind_answer_while_the_kernel_is_busy(lab):
     write_notebook(lab[2] / "play.ipynb", PLAY)
     _, times = browse(lab, lambda page: shown(page, lab, "play.ipynb", 240))
