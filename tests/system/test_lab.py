@@ -83,7 +83,7 @@ SHOWN = {  # in all other notebooks nothing
     "lessons/brain_tumour.ipynb": Seen(games=2, live=2, niivue=1),
     "lessons/pancreas.ipynb": Seen(games=2, live=2),
     "lessons/retinopathy.ipynb": Seen(games=2, live=1),
-    "lessons/your_own_scans.ipynb": Seen(games=1, live=1),
+    "lessons/your_own_scans.ipynb": Seen(games=1, live=1, niivue=1),
 }
 BUSY = """# this cell keeps the kernel busy
 import pathlib, time
