@@ -456,7 +456,7 @@ def draw_triplet(
     from ssl3d.plots.slices import draw_slice, drawable
 
     three = torch.stack([image, transform(image, view, torch.empty_like(image)), other])
-    fig, axes = plt.subplots(1, 3 + (task is not None), figsize=(5.4 + 2.6 * (task is not None), 2.2), dpi=130,
+    fig, axes = plt.subplots(1, 3 + (task is not None), figsize=(5.7 + 2.3 * (task is not None), 2.3), dpi=130,
                              layout="constrained")
     for ax, one, name in zip(axes, three, ("anchor", "positive", "negative")):
         draw_slice(ax, drawable(one), anatomical=False, limits=(0, 1))
