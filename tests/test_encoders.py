@@ -313,7 +313,8 @@ def test_quick_convolutions_say_what_pytorchs_say(name, rows):
     torch.testing.assert_close(network(images), plain(images), rtol=1e-3, atol=1e-4)
 
     # in double precision: in single, a ReLU at the edge of zero may open in one of the two and not in the other
-    (answer, gradients), (wanted, theirs) = (answer_and_gradients(each.double(), images.double()) for each in (network, plain))
+    (answer, gradients), (wanted, theirs) = (answer_and_gradients(each.double(), images.double())
+                                             for each in (network, plain))
     torch.testing.assert_close(answer, wanted)
     for own, other in zip(gradients, theirs):
         torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-9 * float(other.abs().max()) + 1e-12)

@@ -20,7 +20,6 @@ from threading import Thread
 
 import torch
 from filelock import Timeout
-from tqdm.auto import tqdm
 
 from ..data.store import Store
 from ..downstream.metrics import ScoreRow
@@ -35,6 +34,8 @@ from ssl3d.evidence.experiments import (
     forecast_in_words,
     make_cell,
     open_experiment,
+    planned_steps,
+    progress_bar,
     read_diary,
     read_experiment,
     run_experiment,
@@ -183,9 +184,8 @@ def _deal_out(ray, experiment: Experiment, stores: dict[str, Store], out: Path, 
             encoders[first] = work.remote(experiment, first, shared, out, known, each["num_cpus"], True)
         before = [encoders[first]] if first is not None else []
         waiting.append(work.remote(experiment, cell, shared, out, known, each["num_cpus"], False, *before))
-    with tqdm(total=len(waiting), desc=out.name, unit="run", disable=not progress) as bar:
+    with progress_bar(out.name, planned_steps(experiment, stores, out), progress) as tell:
         while waiting:
             done, waiting = ray.wait(waiting)
             for finished in done:
-                bar.set_postfix_str(ray.get(finished))
-                bar.update()
+                tell(ray.get(finished))

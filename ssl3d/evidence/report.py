@@ -21,18 +21,22 @@ from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from filelock import FileLock
 
+from ..data.store import Store
 from ..downstream.extremes import draw_examples, read_examples
 from ..downstream.metrics import read_scores
 from ..errors import InputError
 from ssl3d.evidence.curves import (
+    accuracy_curves,
     convergence,
     convergence_per_method,
     data_efficiency,
     loss_curves,
     losses_of,
     per_method,
+    pretrained_for,
 )
 from .experiments import declared_in, example_arms, read_diary
 from ssl3d.evidence.statistics import (
@@ -59,6 +63,10 @@ from ssl3d.evidence.statistics import (
 )
 from ..files import read_table, say, write_whole
 from ..plots.charts import draw_answers
+from ..tasks import TASKS
+from ..training.loop import read_batch
+from ..training.pretrain import make_task
+from ..training.runs import Run, read_settings
 
 # %% ../../nbs/74_report.ipynb #18e4dfe0
 def in_words(answer: dict) -> str:
@@ -436,6 +444,49 @@ def _answered(out: Path, rows: Rows, arms: list[str]) -> list[str]:
         return _examples_in(out)
     return _answers_in(rows, arms) if {"predicted", "guess"} & {*rows[0]} else []
 
+# %% ../../nbs/74_report.ipynb #de778571
+_ABOUT_QUESTIONS = "Each proxy task makes questions of scans without labels. The encoder learns by answering them."
+_ABOUT_ACCURACY = """A thin line is one pretraining: the share of its questions that it answered as it should, the mean
+of a fortieth of its steps. A network that guesses stays at chance."""
+_TWO_ABOUT = 2  # people whose scans a question is drawn of: a task that compares people needs both
+
+
+def _draw_question(run: Run, store: Store) -> None:
+    """What the task of a run makes of a scan, as the task draws it."""
+    settings = read_settings(run)
+    task = make_task(settings["task"], run.encoder, options=settings["options"])
+    people: dict[str, str] = {}  # a scan of each
+    for name in store.split("train"):
+        people.setdefault(store.cases[name]["subject"], name)
+    heights = torch.Generator().manual_seed(0) if settings["slices"] else None
+    task.show(read_batch(store, [*people.values()][:_TWO_ABOUT], content=True, slices=heights))
+
+
+# %% ../../nbs/74_report.ipynb #dd561c42
+def _question(arm: str, runs: Sequence[Path], stores: Sequence[Path]) -> list[str]:
+    """The question of an arm as a picture; empty where it has none, or where the folder does not keep its run."""
+    kept = [run for run in runs if (run / "encoder.json").exists()]
+    if not kept or not stores or read_settings(kept[0])["task"] not in TASKS:
+        return []
+    title = f"<h3>{html.escape(arm)}</h3>"
+    try:
+        _draw_question(Run(kept[0]), Store(stores[0]))
+    except InputError as e:  # the run of an earlier version
+        return [title, _text(f"The question cannot be drawn: {e}", "note")]
+    return [title, _picture(f"the question of {arm} about one scan")]
+
+
+def _asked(out: Path, rows: Rows) -> list[str]:
+    """The question of each proxy task about one scan, and how often it was answered; empty where nothing is kept."""
+    stores = [out / name for name in ("store-pretraining", "store") if (out / name / "manifest.json").exists()]
+    page = []
+    for arm, runs in pretrained_for(rows).items():
+        page += _question(arm, [out / run for run in runs], stores)
+    if accuracy_curves(losses_of(out, rows)[0]):
+        page += [_picture("accuracy of the proxy tasks against the step"), _text(_ABOUT_ACCURACY, "note")]
+    return page and ["<h2>What was asked of the scans</h2>", _text(_ABOUT_QUESTIONS, "note"), *page]
+
+
 # %% ../../nbs/74_report.ipynb #f1a85d2e
 _WHOSE_CURVES = """Scores of validation people while the networks trained (of test people in experiments of earlier
 versions). Their labels were read by nobody; their images may have been among those that an encoder was pretrained
@@ -517,7 +568,7 @@ def html_report(out: str | Path, title: str, baseline: str | None = None) -> str
     arms = [baseline, *(arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != baseline)]
     page = [f"<h1>Does pretraining help? {html.escape(title)}</h1>", _text(_how_large(rows), "note"),
             *_found(rows, baseline, laid_down, _kept_table(out, "floors.csv")),
-            *_answered(out, rows, example_arms(arms, laid_down)),
+            *_answered(out, rows, example_arms(arms, laid_down)), *_asked(out, rows),
             *(_speed(learning_curves, rows, baseline) if learning_curves else []),
             *_losses(out, rows), *_how_done(out, read_diary(out))]
     head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>"
