@@ -36,7 +36,7 @@ DATA, OUT, RUNS = Path(os.environ.get("SSL3D_DATA", "")), Path("results/recipes/
 WIDTHS, STEPS, TRACK, BRAINS = (8, 16, 32, 64, 128), 1600, 100, RUNS / "hundred_brains"
 KEYS = ("cohort", "labels", "arm", "head_bias", "augment", "schedule", "seed")
 
-finetune_module.set_aside = lambda *_: []  # whom these stores keep for testing are validation people of the cohort
+finetune_module.set_aside = lambda store, *_: store.split("test")  # validation people of the cohort: they are tracked
 
 # part -> where the scans are, how they are read, scored people, numbers of labelled people, options of fine-tuning
 PARTS: dict[str, tuple[Path, dict, int, tuple[int, ...], dict]] = {

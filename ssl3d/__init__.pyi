@@ -134,17 +134,15 @@ def demo(
     scans: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] = 'runs/demo',
     *,
-    seeds: int = 3,
-    steps: int = 200,
-    epochs: int = 30,
+    seeds: int = 5,
+    steps: int = 300,
     progress: bool = True,
 ) -> list[dict]:
-    """Prepare, pretrain by rotation, fine-tune pretrained and from scratch, and say whether it helped.
+    """Prepare, pretrain by rotation, fine-tune pretrained and from scratch, and tell whether it helped.
 
     How long:
-        seeds: repetitions (from 1). Default: 3.
-        steps: optimiser steps, in place of epochs (from 1). Default: 200.
-        epochs: passes over the training cases; an incomplete last batch is left out (from 1). Default: 30.
+        seeds: repetitions (from 1). Default: 5.
+        steps: optimiser steps of each fine-tuning; a pretraining has half of them (from 2). Default: 300.
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.

@@ -200,10 +200,13 @@ def experiment_command(description: str, out: str, given: dict[str, Any]) -> Non
 
 
 def demo_command(scans: str | None, out: str, given: dict[str, Any]) -> None:
-    """From scans to a curve in a few minutes; takes the sample brains if no scans are named."""
-    settings_from(Demonstrating, given, "demo")
+    """From scans to an answer in about five minutes; takes the sample brains if no scans are named."""
+    how = settings_from(Demonstrating, given, "demo")
     if scans is not None:
         open_cohort(scans)
+    if how.progress:
+        say(f"ssl3d demo: does pretraining help? {how.seeds} repetitions, about five minutes for five on two cores. "
+            "Loading PyTorch ...")
     from ssl3d.demo_cohort import demo
 
     demo(scans, out, **given)

@@ -858,34 +858,40 @@ def progress_bar(
     every: float = 2,  # seconds between two looks at the logs
 ) -> Iterator[Callable[[str], None]]:  # call it with what is made now
     """While in here, a bar follows the logs of all runs, whoever makes them, and tells the time left."""
-    unfinished, begun, over = dict(planned), 0, threading.Event()
+    made, what, over = dict.fromkeys(planned, 0), "", threading.Event()
 
-    def made() -> int:
-        nonlocal begun
-        counted = {run: _steps_made(run, n_steps) for run, n_steps in unfinished.items()}
-        for run in [run for run, n in counted.items() if n == planned[run]]:
-            begun += unfinished.pop(run)
-        return begun + sum(counted[run] for run in unfinished)
+    def count() -> int:
+        for run, n_steps in planned.items():
+            if made[run] < n_steps:
+                made[run] = _steps_made(run, n_steps)
+        return sum(made.values())
 
-    bar = tqdm(total=sum(planned.values()), initial=made(), desc=title, unit="step", disable=not shown)
+    bar = tqdm(total=sum(planned.values()), initial=count(), desc=title, unit="step", disable=not shown)
 
     def look() -> None:
-        bar.n = made()
-        bar.refresh()
+        bar.n = count()
+        n_runs = sum(made[run] == n_steps for run, n_steps in planned.items())
+        bar.set_postfix_str(f"{n_runs} of {len(planned)} runs made{what}")
 
     def follow() -> None:
         while not over.wait(every):
             look()
 
+    def tell(now: str) -> None:
+        nonlocal what
+        what = f", {now}"
+
     watcher = threading.Thread(target=follow, daemon=True)
     if shown:
+        look()
         watcher.start()
     try:
-        yield lambda what: bar.set_postfix_str(f"{len(planned) - len(unfinished)} of {len(planned)} runs made, {what}")
+        yield tell
     finally:
         over.set()
         if shown:
             watcher.join()
+            what = ""
             look()
         bar.close()
 
