@@ -31,7 +31,7 @@ def find_samples() -> Path:
                      "of scans with masks, such as a Medical Segmentation Decathlon task.")
 
 # %% ../nbs/80_demo_cohort.ipynb #6b5617f2
-_LEAST = 4  # people: two to pretrain on, one to learn from, and one to test on
+_LEAST = 6  # people: three to pretrain on, one to learn from, one to watch while it learns, and one to test on
 
 
 def demo_experiment(
@@ -42,14 +42,14 @@ def demo_experiment(
     """Rotation against scratch on half of the people, after pretraining on the other half."""
     people = {case.subject for case in cohort.cases if case.mask}
     if len(people) < _LEAST:
-        raise InputError(f"{source}: the demo needs {_LEAST} people with masks at least, and found {len(people)}: two "
-                         "to pretrain on, one to learn from, and one to test on.")
+        raise InputError(f"{source}: the demo needs {_LEAST} people with masks at least, and found {len(people)}: three "
+                         "to pretrain on, one to learn from, one to watch while it learns, and one to test on.")
     recipe = {"optimiser": "adamw", "schedule": "polynomial", "augment": "light"}
     return Experiment(
         {"source": str(source), "size": 32}, {"scratch": {}, "rotation": {"task": "rotation"}}, label_fractions=[1.0],
-        seeds=how.seeds, halves=max(1, len(people) * 3 // 8), network={"widths": [8, 16, 32, 64]},
+        seeds=how.seeds, halves=max(1, len(people) * 5 // 16), network={"widths": [8, 16, 32, 64]},
         pretraining={"steps": max(1, how.steps // 2), "batch_size": 4, "lr": 2e-3, **recipe},
-        finetuning={"steps": how.steps, "lr": 5e-3, **recipe})
+        finetuning={"steps": how.steps, "lr": 5e-3, "track": max(1, how.steps // 6), **recipe})
 
 # %% ../nbs/80_demo_cohort.ipynb #ad009fbd
 _NEXT = """Next:
