@@ -1,4 +1,4 @@
-# make demo   the whole path on the sample scans, in a few minutes
+# make demo   the whole path on the sample scans, in about five minutes
 # make quick  lint, types, structure, and the tests that tell most, in under 3 minutes
 # make test   everything that CI checks
 # make lab    JupyterLab at the index; with options: make lab ARGS="--port 9999"
@@ -74,7 +74,7 @@ results: $(READY)
 	rm -rf runs/demo
 	$(BIN)/ssl3d demo --out runs/demo
 	mkdir -p results/demo
-	cd runs/demo && cp cells.csv results.csv learning_curves.csv examples.npz summary.txt curves.png case.png ../../results/demo/
+	cd runs/demo && cp cells.csv results.csv learning_curves.csv examples.npz summary.txt curves.png ../../results/demo/
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -172,10 +172,10 @@ def test_the_demo_needs_no_clone(user):
     assert "nilearn is blocked" in blocked.stderr
     online = run(user, str(bin / "python"), "-c", "import urllib.request as r; r.urlopen('http://example.org')")
     assert "the network is blocked" in online.stderr
-    demo = run(user, str(bin / "ssl3d"), "demo", "--out", "demo", "--seeds", "1", "--steps", "2", "--epochs", "1")
+    demo = run(user, str(bin / "ssl3d"), "demo", "--out", "demo", "--seeds", "1", "--steps", "2")
     assert demo.returncode == 0, demo.stderr
     assert "demo_scans" in demo.stdout and "32 cases of 32 subjects" in demo.stdout
-    assert (user / "demo" / "results.csv").exists() and (user / "demo" / "case.png").exists()
+    assert (user / "demo" / "results.csv").exists() and (user / "demo" / "report.html").exists()
 
 
 def test_the_notice_of_the_scans_comes_with_them(user):
