@@ -44,12 +44,13 @@ def demo_experiment(
     if len(people) < _LEAST:
         raise InputError(f"{source}: the demo needs {_LEAST} people with masks at least, and found {len(people)}: "
                          "three to pretrain on, one to learn from, one to watch while it learns, and one to test on.")
+    joined = {"regions": {"whole": [code for code in cohort.classes if code]}} if len(cohort.classes) > 2 else {}
     return Experiment(
         {"source": str(source), "size": 32}, {"scratch": {}, "rotation": {"task": "rotation"}}, label_fractions=[1.0],
         seeds=how.seeds, halves=max(1, len(people) * 5 // 16), network={"widths": [8, 16, 32, 64]},
         pretraining={"steps": max(1, how.steps // 2), "batch_size": 4},
         finetuning={"steps": how.steps, "track": max(1, how.steps // 8), "patch": 24, "lr": 5e-3, "optimiser": "adamw",
-                    "schedule": "polynomial", "augment": "light"})
+                    "schedule": "polynomial", "augment": "light", **joined})
 
 # %% ../nbs/80_demo_cohort.ipynb #ad009fbd
 _NEXT = """Next:
