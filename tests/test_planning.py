@@ -158,7 +158,7 @@ def test_names_of_every_kind_are_kept(unmeasured, tmp_path, name):
 
 def test_time_is_measured(tmp_path):
     file = plan_experiment(people(tmp_path / "scans", 9), tmp_path / "my.yaml", progress=False)
-    said = re.search(r"What it takes: (\d+) runs, about (\S+) hours one after the other", file.read_text())
+    said = re.search(r"What it takes: (\d+) runs, about (\S+) (?:minutes|hours) one after the other", file.read_text())
     planned = read_experiment(file)
     cells = 5 * 3 * len(planned.arms) * len(planned.label_fractions)
     assert int(said[1]) == cells + 5 * 3 * 2 and 0 < float(said[2]) < 1000, "every training, and two pretrainings"

@@ -726,7 +726,7 @@ def forecast_in_words(experiment: Experiment, stores: dict[str, Store]) -> str:
     try:
         found = forecast(experiment, stores)
         hours = float(format(found["hours"], ".2g"))
-        long = f"{hours:g} hours" if hours >= 1 else f"{max(1, round(60 * found['hours']))} min"
+        long = f"{hours:g} hours" if hours >= 1 else f"{max(1, round(60 * found['hours']))} minutes"
         return f"{found['runs']} runs, about {long} one after the other on this machine"
     except InputError as e:
         return f"how long it takes cannot be said, since a run cannot begin: {e}"
