@@ -555,10 +555,10 @@ class Embedding(Reading, Running):
 class Exporting(Settings):
     """Options of a run's `export`."""
 
-    licence: str | None = option(None, "licence of the weights by its SPDX identifier, as the scans allow it; if none is "
-                                 "named, nobody else may use them", "what to write", example="cc-by-4.0")
-    data: str | None = option(None, "what the scans are, in a sentence for others to read, without names", "what to write",
-                              example="'T1 of 120 heads, two scanners'")
+    licence: str | None = option(None, "licence of the weights by its SPDX identifier, as the scans allow it; if none "
+                                 "is named, nobody else may use them", "what to write", example="cc-by-4.0")
+    data: str | None = option(None, "what the scans are, in a sentence for others to read, without names",
+                              "what to write", example="'T1 of 120 heads, two scanners'")
     store: str | os.PathLike[str] | None = option(
         None, "prepared store on whose validation people the encoder is probed, so that its page has a score with an "
         "interval (hub)", "what to write")
@@ -571,8 +571,8 @@ class Sending(Exporting):
     """Options of `ssl3d export` in a shell."""
 
     to: Literal["monai", "hub", "nnunet"] | None = option(
-        None, "who is to read it: monai, a MONAI bundle of a run for masks; hub, a folder for the Hugging Face Hub with "
-        "the encoder of any run; nnunet, weights with which nnU-Net begins", "what to write")
+        None, "who is to read it: monai, a MONAI bundle of a run for masks; hub, a folder for the Hugging Face Hub "
+        "with the encoder of any run; nnunet, weights with which nnU-Net begins", "what to write")
 
 
 @dataclass(frozen=True)

@@ -38,20 +38,20 @@ from ..training.runs import Run, log_so_far, score_name
 def _segmenting(run: Run) -> tuple[dict, nn.Module]:
     """The card and the network of a run that can become a bundle; raises `InputError` for any other."""
     if run.settings["command"] == "pretrain":
-        raise InputError(f"{run}: is a pretraining run, which has nothing to predict, and a bundle predicts. Fine-tune it "
-                         "first (ssl3d.finetune(store, out, encoder=run)), or hand its encoder on: "
+        raise InputError(f"{run}: is a pretraining run, which has nothing to predict, and a bundle predicts. "
+                         "Fine-tune it first (ssl3d.finetune(store, out, encoder=run)), or hand its encoder on: "
                          "run.export('hub', folder), in a shell --to hub.")
     card = read_network_card(run)
     if not card["facts"].get("classes"):
         raise InputError(f"{run}: its goal is {card['goal']}, and a bundle is written for masks. run.predict makes its "
                          "table here; its encoder goes out by run.export('hub', folder), in a shell --to hub.")
     if card["spatial_dims"] == 2:
-        raise InputError(f"{run}: its network sees pictures or slices, and a bundle is written for networks of volumes. "
-                         "run.predict makes its masks here; run.export('hub', folder) hands its encoder on.")
+        raise InputError(f"{run}: its network sees pictures or slices, and a bundle is written for networks of "
+                         "volumes. run.predict makes its masks here; run.export('hub', folder) hands its encoder on.")
     if card["architecture"] not in ("unet", "dynunet") or len(card["widths"]) < 3:
-        raise InputError(f"{run}: its network is '{card['architecture']}' of {len(card['widths'])} levels with the decoder "
-                         "of ssl3d, which MONAI cannot build by name. Train with architecture='unet' or 'dynunet' and "
-                         "three widths at least, or hand the encoder on: run.export('hub', folder).")
+        raise InputError(f"{run}: its network is '{card['architecture']}' of {len(card['widths'])} levels with the "
+                         "decoder of ssl3d, which MONAI cannot build by name. Train with architecture='unet' or "
+                         "'dynunet' and three widths at least, or hand the encoder on: run.export('hub', folder).")
     whole = run.network
     return card, whole if not card["patch"] else whole.network
 
@@ -96,22 +96,22 @@ def _is_plain(preparation: Preparation) -> bool:
 def _plain_steps(preparation: Preparation) -> list[dict]:
     """Resize and scale a scan, its axes in RAS, by MONAI's own transforms."""
     window = _window(preparation)
-    linear = {"_target_": "ScaleIntensityd", **_IMAGE, "minv": 0.0, "maxv": 1.0, "channel_wise": True} if window is None \
-        else {"_target_": "ScaleIntensityRanged", **_IMAGE, "a_min": window[0], "a_max": window[1], "b_min": 0.0,
-              "b_max": 1.0, "clip": False}
+    unit = {"b_min": 0.0, "b_max": 1.0}
+    linear = last = {"_target_": "ScaleIntensityd", **_IMAGE, "minv": 0.0, "maxv": 1.0, "channel_wise": True}
+    if window is not None:
+        linear = {"_target_": "ScaleIntensityRanged", **_IMAGE, "a_min": window[0], "a_max": window[1], **unit}
+        last = {"_target_": "ScaleIntensityRanged", **_IMAGE, "a_min": 0.0, "a_max": 1.0, **unit, "clip": True}
     resized = {"_target_": "Resized", **_IMAGE, "spatial_size": [preparation.size] * 3, "mode": "trilinear",
                "anti_aliasing": True}
-    last = linear if window is None else {"_target_": "ScaleIntensityRanged", **_IMAGE, "a_min": 0.0, "a_max": 1.0,
-                                          "b_min": 0.0, "b_max": 1.0, "clip": True}
     return [linear, resized, last]
 
 # %% ../../nbs/67_export.ipynb #0ed80d61
-_CUT = (grids.cut_out, grids._weights, grids._even_order, grids._ranks, grids._filled, grids.Contest, scans.content_box,
-        scans._blurred, scans._interpolated, scans.resize, scans.Frame, scans.frame_of, scans.framed, scans._without_specks,
-        scans.most_probable, scans.on_whole, scans._border, scans._otsu, scans._tissue, scans.foreground,
-        scans.limits_of, scans.scale)  # what prepares a scan, and what brings a mask back
+_CUT = (grids.cut_out, grids._weights, grids._even_order, grids._ranks, grids._filled, grids.Contest,
+        scans.content_box, scans._blurred, scans._interpolated, scans.resize, scans.Frame, scans.frame_of, scans.framed,
+        scans._without_specks, scans.most_probable, scans.on_whole, scans._border, scans._otsu, scans._tissue,
+        scans.foreground, scans.limits_of, scans.scale)  # what prepares a scan, and what brings a mask back
 
-_SCRIPT = '''"""How ssl3d {version} prepares a scan and brings a mask back, where MONAI has no transform that says the same.
+_SCRIPT = '''"""How ssl3d {version} prepares a scan and brings a mask back, where MONAI has no transform for it.
 
 Cut from the source of ssl3d; needs MONAI, SciPy and NumPy.
 """
@@ -158,7 +158,7 @@ class Prepared(MapTransform):
 
 
 class OnScan(MapTransform):
-    """Probabilities (K, *size) as a mask (1, *space) of the whole scan, its axes in RAS; each class keeps its volume."""
+    """Probabilities (K, *size) as a mask (1, *space) of the whole scan, axes in RAS; each class keeps its volume."""
 
     def __call__(self, data):
         data = dict(data)
@@ -168,7 +168,8 @@ class OnScan(MapTransform):
                 grid, begin, whole = ([int(n) for n in image.meta[name]] for name in ("grid", "begin", "whole"))
                 found = on_whole(found, {{"resampled": grid, "offset": begin}})
             else:
-                whole = next([*map(int, step["orig_size"])] for step in image.applied_operations if step["class"] == "Resize")
+                resized = next(step for step in image.applied_operations if step["class"] == "Resize")
+                whole = [int(n) for n in resized["orig_size"]]
             mask = torch.from_numpy(most_probable(found, whole))[None].float()
             data[key] = MetaTensor(mask, affine=image.affine)
         return data
@@ -190,8 +191,10 @@ def _prepared(preparation: Preparation) -> list[dict]:
                           "labels": [["L", "R"], ["P", "A"], ["I", "S"]]}]
     own = {"_target_": "scripts.transforms.Prepared", **_IMAGE, "size": preparation.size,
            "spacing": preparation.spacing and list(preparation.spacing),
-           "percentiles": preparation.percentiles and list(preparation.percentiles), "windows": preparation.window or []}
-    return [*begin, *(_plain_steps(preparation) if _is_plain(preparation) else [own]), {"_target_": "EnsureTyped", **_IMAGE}]
+           "percentiles": preparation.percentiles and list(preparation.percentiles),
+           "windows": preparation.window or []}
+    steps = _plain_steps(preparation) if _is_plain(preparation) else [own]
+    return [*begin, *steps, {"_target_": "EnsureTyped", **_IMAGE}]
 
 
 def _written(codes: list[int]) -> list[dict]:
@@ -287,8 +290,8 @@ The last step, `OnScan` in `scripts/transforms.py`, enlarges a mask so that each
 steps alone take it out of `postprocessing`, set `nearest_interp` of `Invertd` to false, and put `AsDiscreted` with
 `argmax` behind it: voxels at the borders change.
 
-Beside `ssl3d`, which made it, masks are the same up to a voxel at a border here and there: ssl3d keeps prepared images in
-{dtype}, this in float32{blur}.
+Beside `ssl3d`, which made it, masks are the same up to a voxel at a border here and there: ssl3d keeps prepared images
+in {dtype}, this in float32{blur}.
 A file that says nothing of its axes is taken as it lies by ssl3d, and as LAS by MONAI.
 
 For research. This is no medical device. Licence: {licence}.
@@ -298,11 +301,12 @@ For research. This is no medical device. Licence: {licence}.
 def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting) -> str:
     """What a user of a bundle has to know."""
     names = ", ".join(preparation.names)
-    many = f"A file holds the {card['in_channels']} channels ({names or 'not named'}) along its fourth axis, in this order." \
-        if card["in_channels"] > 1 else f"It shows {names or 'what the training scans showed'}."
+    many = f"It shows {names or 'what the training scans showed'}."
+    if card["in_channels"] > 1:
+        many = f"It holds {card['in_channels']} channels ({names or 'not named'}) along its fourth axis, in this order."
     plain = _is_plain(preparation)
     said = "Scans are prepared by MONAI's own transforms." if plain else \
-        "`scripts/transforms.py` prepares the scans, cut from the source of ssl3d: MONAI has no transforms that say the same."
+        "`scripts/transforms.py` prepares the scans, cut from ssl3d: MONAI has no transforms that say the same."
     blur = ", and MONAI blurs a scan that shrinks with another kernel and with zeros around it" if plain else ""
     classes = ", ".join(f"{code} {name}" for code, name in card["facts"]["classes"].items())
     return _BUNDLE.format(channels=many, classes=classes, preparation=said, dtype=preparation.dtype, blur=blur,
@@ -320,10 +324,10 @@ def _free(folder: Folder) -> Path:
 def export_monai(
     run: Folder,  # a finished run for masks of volumes, with a U-Net; or its folder
     folder: Folder,  # that is not there yet, or is empty
-    how: Exporting = Exporting(),
+    how: Exporting | None = None,  # what only the owner can say: licence, data
 ) -> Path:
     """Write a run as a MONAI bundle, which predicts without ssl3d; raises `InputError` for a run of another kind."""
-    opened, place = run if isinstance(run, Run) else Run(run), _free(folder)
+    opened, place, how = run if isinstance(run, Run) else Run(run), _free(folder), how or Exporting()
     card, network = _segmenting(opened)
     preparation = preparation_of(opened)
     config = inference_config(network, preparation, [int(code) for code in card["facts"]["classes"]], card["patch"])
@@ -344,9 +348,10 @@ def _probed(run: Run, store: Folder) -> dict:
     if run.card.get("store") not in (None, opened.hash):
         warn(f"{opened.folder}: is not the store that {run} was trained on. Its people are probed; make sure that the "
              "encoder has not seen them.")
-    known = {"mask": any(case["classes"] for case in opened.cases.values())} | {
-        target: any(case[target] is not None for case in opened.cases.values()) for target in TARGETS if target != "mask"}
-    target = run.settings.get("probe") or next((name for name in known if known[name]), None)
+    cases, asked = [*opened.cases.values()], run.settings.get("probe")
+    known = ["mask"] * any(case["classes"] for case in cases)
+    known += [name for name in TARGETS if name != "mask" and any(case[name] is not None for case in cases)]
+    target = asked or next(iter(known), None)
     if target is None:
         raise InputError(f"{opened.folder}: has no masks, grades, sexes or ages, so nothing can be probed. Leave store "
                          "(--store) out.")
@@ -380,10 +385,10 @@ def _last_look(run: Run) -> dict | None:
 def export_hub(
     run: Folder,  # a finished run, or its folder
     folder: Folder,  # that is not there yet, or is empty
-    how: Exporting = Exporting(),
+    how: Exporting | None = None,  # what only the owner can say: licence, data; and the store to probe on
 ) -> Path:
     """Write the encoder of a run as a hub folder: weights, a card without names, and a page that says what it is."""
-    opened, place = run if isinstance(run, Run) else Run(run), _free(folder)
+    opened, place, how = run if isinstance(run, Run) else Run(run), _free(folder), how or Exporting()
     card = opened.card
     found = [_probed(opened, how.store)] if how.store is not None else [_last_look(opened)]
     scores = [row for row in (*found, _reached(opened)) if row is not None]
@@ -414,11 +419,12 @@ def export(
     for f in fields(how):
         if getattr(how, f.name) is not None and f.name not in _OPTIONS[to]:
             known = ", ".join(name for name, options in _OPTIONS.items() if f.name in options)
-            raise InputError(f"{f.name} (--{f.name}) is for an export to {known}, and this one is to {to}. Leave it out.")
+            raise InputError(f"{f.name} (--{f.name}) is for an export to {known}, and this one is to {to}. Leave it "
+                             "out.")
     if to == "monai":
         return export_monai(run, folder, how)
     if to == "hub":
         return export_hub(run, folder, how)
-    from ssl3d.downstream.nnunet import export_nnunet
+    from ssl3d.downstream.nnunet import export_nnunet  # type: ignore[import-not-found,unused-ignore]
 
     return export_nnunet(run if isinstance(run, Run) else Run(run), _free(folder), plans=how.plans)

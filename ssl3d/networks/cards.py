@@ -48,6 +48,9 @@ def encoder_file(folder: Path) -> Path:
     return folder / ("model.safetensors" if is_hub_folder(folder) else "encoder.safetensors")
 
 # %% ../../nbs/32_cards.ipynb #30f64829
+_PREPARED = ("size", "percentiles", "window", "dtype")  # what a card says of how images were prepared, at least
+
+
 def _counts(value: Any, most: int) -> bool:
     """Whether a value is a whole number from 1 to `most`."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
@@ -65,7 +68,7 @@ def _checked_card(card: Any, file: Path) -> dict:
             "widths": isinstance(widths, list) and bool(widths) and all(_counts(each, 2**16) for each in widths),
             "architecture": isinstance(card.get("architecture"), str),
             "task": isinstance(card.get("task"), str),
-            "preparation": how is None or isinstance(how, dict) and {"size", "percentiles", "window", "dtype"} <= {*how},
+            "preparation": how is None or isinstance(how, dict) and {*_PREPARED} <= {*how},
             "channel_names": isinstance(names, list) and all(isinstance(name, str) for name in names),
             "sealed": isinstance(seals, list) and all(map(_is_seal, seals))}
     if wrong := [name for name, fits in good.items() if not fits]:
@@ -148,7 +151,8 @@ def provenance(
             "image_dims": store.spatial_dims, "image_channels": store.channels,
             "channel_names": list(store.channel_names),
             "fold": store.fold and list(store.fold), "n_cases": len(cases),
-            "n_people": len({case["subject"] for case in cases}), "scans": ranges_of(cases), "voxel_mm": _voxel_mm(store, case_ids),
+            "n_people": len({case["subject"] for case in cases}), "scans": ranges_of(cases),
+            "voxel_mm": _voxel_mm(store, case_ids),
             **{what: sorted(keys | set((before or {}).get(what, ()))) for what, keys in seen.items()},
             **({"sealed": before["sealed"]} if before and before.get("sealed") else {})}
 

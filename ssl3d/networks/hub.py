@@ -45,7 +45,7 @@ class About(NamedTuple):
     licence: str | None = None  # by its SPDX identifier, as "cc-by-4.0"; None where the owner has named none
     data: str | None = None  # what the scans are, in a sentence or two; no names of people
     seed: int | None = None
-    scores: Sequence[Mapping[str, Any]] = ()  # what, metric, score, low and high (95 % interval; None if not measured), people
+    scores: Sequence[Mapping[str, Any]] = ()  # what, metric, score, low and high (95 % interval, or None), people
 
 
 _LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0",
@@ -112,12 +112,12 @@ def _scores_in_words(about: About) -> list[str]:
 
 # %% ../../nbs/39_hub.ipynb #e9da90a3
 _LIMITS = """- For research. It is no medical device, and was tested for no clinical purpose.
-- It knows scans of the kind above, from the scanners and people above. Elsewhere it may be worse than no pretraining: compare.
+- It knows scans of the kind above, of the people above. Elsewhere it may be worse than no pretraining: compare.
 - A score of a probe is no score of a finished network."""
 
-_SEEN_BY = """`config.json` holds salted hashes of the scans and the names that it was trained on, so that `ssl3d` refuses to test it on
-one of them. Nobody can read a scan from them. Who has a scan, or guesses a name, can ask whether it is among them: that
-is what they are for, and what they cost. Copies that were rescaled or resampled are no longer found by their look."""
+_SEEN_BY = """`config.json` holds salted hashes of the scans and the names that it was trained on, so that `ssl3d`
+refuses to test it on one of them. Nobody can read a scan from them. Who has a scan, or guesses a name, can ask whether
+it is among them: that is what they are for, and what they cost. Copies that were rescaled or resampled are no longer found by their look."""
 
 
 def model_card(
@@ -130,7 +130,8 @@ def model_card(
     options = ", ".join(f"{name} {value}" for name, value in (card.get("options") or {}).items()) or "none"
     verdict = (card.get("health") or {}).get("verdict")
     trained = f"Task *{card['task']}* (options: {options}), {card.get('steps', 'not known how many')} steps, seed " \
-        f"{'not known' if about.seed is None else about.seed}." + (f" Verdict on the training: {verdict}." if verdict else "")
+        f"{'not known' if about.seed is None else about.seed}."
+    trained += f" Verdict on the training: {verdict}." if verdict else ""
     shape = f"{card['architecture']} in {card['spatial_dims']}D, {card['in_channels']} channel(s) in, maps of " \
         f"{', '.join(map(str, card['widths']))} channels out."
     use = '```python\nimport ssl3d\n\nencoder = ssl3d.load_encoder("FOLDER")  # or "org/name", revision="COMMIT"\n' \
@@ -139,8 +140,8 @@ def model_card(
     parts = [("", [shape, rights]), ("Use", [use]), ("Data and people", [_people_in_words(card, about)]),
              ("Preparation", _preparation_in_words(card)), ("Training", [trained]),
              ("Scores", _scores_in_words(about)),
-             ("Intended use", ["A start for networks that segment, classify or regress scans of this kind, and features "
-                               "of such scans, for research."]),
+             ("Intended use", ["A start for networks that segment, classify or regress scans of this kind, and "
+                               "features of such scans, for research."]),
              ("Limits", [_LIMITS]), ("Whom it has seen", [_SEEN_BY])]
     text = "\n\n".join("\n\n".join([f"## {title}"] * bool(title) + [*lines]) for title, lines in parts)
     header = yaml.safe_dump(_header(card, about), sort_keys=False, allow_unicode=True)
@@ -151,13 +152,13 @@ def write_hub(
     weights: Path,  # an encoder's file, in safetensors
     card: Mapping[str, Any],  # of the encoder, from `ssl3d.networks.cards.read_card`
     folder: Path,  # that is not there yet, or is empty
-    about: About = About(),
+    about: About | None = None,  # what only the owner can say
 ) -> Path:
     """Write an encoder for other houses; raises `InputError` for a folder that is taken."""
     if not is_free(folder):
         raise InputError(f"{folder}: is not empty. Name a new folder for the export.")
     leaves = travelling_card(card, weights.read_bytes())
-    page = model_card(leaves, about)
+    page = model_card(leaves, about or About())
     with open(weights, "rb") as source:
         write_whole(folder / "model.safetensors", lambda f: shutil.copyfileobj(source, f))
     write_whole(folder / "README.md", lambda f: f.write(page.encode()))

@@ -166,8 +166,9 @@ def hub_snapshot(
     try:
         files = [Path(hf_hub_download(name, file, revision=revision)) for file in ("config.json", "model.safetensors")]
     except Exception as e:  # of many kinds: no network, no such repository, no right to read it
-        raise InputError(f"{name}: cannot be fetched ({type(e).__name__}: {str(e).strip().splitlines()[0]:.200}). Is "
-                         "there a network, are name and revision right, and does it hold an encoder of ssl3d?") from None
+        said = next(iter(str(e).split("\n")))
+        raise InputError(f"{name}: cannot be fetched ({type(e).__name__}: {said:.200}). Is there a network, are name and "
+                         "revision right, and does it hold an encoder of ssl3d?") from None
     return files[0].parent
 
 
