@@ -117,7 +117,8 @@ _LIMITS = """- For research. It is no medical device, and was tested for no clin
 
 _SEEN_BY = """`config.json` holds salted hashes of the scans and the names that it was trained on, so that `ssl3d`
 refuses to test it on one of them. Nobody can read a scan from them. Who has a scan, or guesses a name, can ask whether
-it is among them: that is what they are for, and what they cost. Copies that were rescaled or resampled are no longer found by their look."""
+it is among them: that is what they are for, and what they cost. Copies that were rescaled or resampled are no longer
+found by their look."""
 
 
 def model_card(

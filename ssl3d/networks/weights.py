@@ -167,8 +167,8 @@ def hub_snapshot(
         files = [Path(hf_hub_download(name, file, revision=revision)) for file in ("config.json", "model.safetensors")]
     except Exception as e:  # of many kinds: no network, no such repository, no right to read it
         said = next(iter(str(e).split("\n")))
-        raise InputError(f"{name}: cannot be fetched ({type(e).__name__}: {said:.200}). Is there a network, are name and "
-                         "revision right, and does it hold an encoder of ssl3d?") from None
+        raise InputError(f"{name}: cannot be fetched ({type(e).__name__}: {said:.200}). Is there a network, are name "
+                         "and revision right, and does it hold an encoder of ssl3d?") from None
     return files[0].parent
 
 
