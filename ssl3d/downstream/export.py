@@ -113,12 +113,13 @@ _CUT = (grids.cut_out, grids._weights, grids._even_order, grids._ranks, grids._f
 
 _SCRIPT = '''"""How ssl3d {version} prepares a scan and brings a mask back, where MONAI has no transform for it.
 
-Cut from the source of ssl3d; needs MONAI, SciPy and NumPy.
+Cut from the source of ssl3d; needs MONAI, nibabel, SciPy and NumPy.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -158,7 +159,7 @@ class Prepared(MapTransform):
 
 
 class OnScan(MapTransform):
-    """Probabilities (K, *size) as a mask (1, *space) of the whole scan, axes in RAS; each class keeps its volume."""
+    """Probabilities (K, *size) as a mask (1, *space) of the scan as it is stored; each class keeps its volume."""
 
     def __call__(self, data):
         data = dict(data)
@@ -170,8 +171,11 @@ class OnScan(MapTransform):
             else:
                 resized = next(step for step in image.applied_operations if step["class"] == "Resize")
                 whole = [int(n) for n in resized["orig_size"]]
-            mask = torch.from_numpy(most_probable(found, whole))[None].float()
-            data[key] = MetaTensor(mask, affine=image.affine)
+            stored = torch.as_tensor(image.meta["original_affine"]).numpy()
+            ras, axes = nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(stored)
+            mask = nib.apply_orientation(most_probable(found, whole), nib.orientations.ornt_transform(ras, axes))
+            meta = {{"filename_or_obj": image.meta["filename_or_obj"]}}
+            data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(mask))[None], affine=stored, meta=meta)
         return data
 '''
 
@@ -201,9 +205,7 @@ def _written(codes: list[int]) -> list[dict]:
     """From class scores to a mask in the grid of the scan."""
     pred = {"keys": "pred"}
     steps: list[dict] = [{"_target_": "Activationsd", **pred, "softmax": True},
-                         {"_target_": "scripts.transforms.OnScan", **pred},
-                         {"_target_": "Invertd", **pred, "transform": "@preprocessing", "orig_keys": "image",
-                          "nearest_interp": True, "to_tensor": True}]
+                         {"_target_": "scripts.transforms.OnScan", **pred}]
     if codes != [*range(len(codes))]:
         steps.append({"_target_": "MapLabelValued", **pred, "orig_labels": [*range(len(codes))], "target_labels": codes,
                       "dtype": "$np.uint8"})
@@ -286,10 +288,8 @@ configs/metadata.json --filepath schema.json`
 
 {preparation}
 
-The last step, `OnScan` in `scripts/transforms.py`, enlarges a mask so that each class keeps its volume. For MONAI's own
-steps alone take it out of `postprocessing`, set `nearest_interp` of `Invertd` to false, and put `AsDiscreted` with
-`argmax` behind it: voxels at the borders change.
-
+`OnScan` in `scripts/transforms.py` brings a mask back to the voxels of the scan so that each class keeps its volume.
+{instead}
 Beside `ssl3d`, which made it, masks are the same up to a voxel at a border here and there: ssl3d keeps prepared images
 in {dtype}, this in float32{blur}.
 A file that says nothing of its axes is taken as it lies by ssl3d, and as LAS by MONAI.
@@ -307,10 +307,12 @@ def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting) -
     plain = _is_plain(preparation)
     said = "Scans are prepared by MONAI's own transforms." if plain else \
         "`scripts/transforms.py` prepares the scans, cut from ssl3d: MONAI has no transforms that say the same."
+    instead = "MONAI's own `Invertd` (`nearest_interp` false) and `AsDiscreted` (`argmax`) can stand in its place:\n" \
+        "voxels at the borders change, and small structures with them.\n" if plain else ""
     blur = ", and MONAI blurs a scan that shrinks with another kernel and with zeros around it" if plain else ""
     classes = ", ".join(f"{code} {name}" for code, name in card["facts"]["classes"].items())
-    return _BUNDLE.format(channels=many, classes=classes, preparation=said, dtype=preparation.dtype, blur=blur,
-                          licence=how.licence or "none was named, so nobody else may use it yet")
+    return _BUNDLE.format(channels=many, classes=classes, preparation=said, dtype=preparation.dtype,
+                          blur=blur, instead=instead, licence=how.licence or "none was named, so nobody else may use it yet")
 
 # %% ../../nbs/67_export.ipynb #bc6b35d1
 def _free(folder: Folder) -> Path:
