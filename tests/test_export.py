@@ -192,27 +192,32 @@ def exports(run, folder):
     made = [run.export("hub", folder / "hub", licence="cc-by-4.0", data="Two ellipsoids.")]
     if run.settings["command"] == "finetune":
         made.append(run.export("monai", folder / "monai"))
-    if has("ssl3d.downstream.nnunet"):
+    if run.settings["architecture"] == "plainunet":
         made.append(run.export("nnunet", folder / "nnunet"))
     return made
 
 
-def test_nothing_that_leaves_names_anybody(store, pretrained, few, ward, tmp_path):
-    words = {WARD, HOUSE, "DOE_JANE", "MRN77", "cases.csv", str(tmp_path), str(ward.parent), store.folder.name,
+def names_nobody(runs, store, ward, folder):
+    """Look for every name, path and hash of the house in every byte of what leaves."""
+    words = {WARD, HOUSE, "DOE_JANE", "MRN77", "cases.csv", str(folder), str(ward.parent), store.folder.name,
              store.folder.parent.name, *store.cases, *store.subjects, store.hash[:16]}
     keys = {person_key(patient(i)) for i in range(12)}
     for case in store.cases.values():
         keys |= {case["fingerprint"], case["mask_fingerprint"], *case["arrays"].values()}
         keys |= {*case["voxel_digests"], *case["signatures"], *case["pieces"]}
-    for run in (pretrained, few):
-        made = exports(run, tmp_path / run.name)
+    for run in runs:
+        made = exports(run, folder / run.name)
         files = [file for folder in made for file in folder.rglob("*") if file.is_file()]
         assert {file.name for file in files} >= {"config.json", "README.md", "model.safetensors"}
         for file in files:
             content = file.read_bytes().lower()
             found = [word for word in words | keys if word.lower().encode() in content]
             assert not found, (file, found)
-            assert not [word for word in words if word.lower() in str(file.relative_to(tmp_path)).lower()]
+            assert not [word for word in words if word.lower() in str(file.relative_to(folder)).lower()]
+
+
+def test_nothing_that_leaves_names_anybody(store, pretrained, few, ward, tmp_path):
+    names_nobody([pretrained, few], store, ward, tmp_path)
 
 
 def test_the_search_would_find_a_name(pretrained, ward, store):
@@ -381,9 +386,11 @@ def test_the_shell(few, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not has("ssl3d.downstream.nnunet"), reason="ssl3d.downstream.nnunet is not there yet")
-def test_the_door_to_nnunet(few, tmp_path):
-    made = few.export("nnunet", tmp_path / "nnunet")
-    assert made is not None and any((tmp_path / "nnunet").iterdir())
+def test_what_goes_to_nnunet_names_nobody(store, ward, tmp_path):
+    plain = pretrain("rotation", store, tmp_path / "plain", steps=1, architecture="plainunet", widths=SMALL, **FAST)
+    (tmp_path / "out").mkdir()
+    names_nobody([plain], store, ward, tmp_path / "out")
+    assert any((tmp_path / "out/plain/nnunet").iterdir())
 
 
 def test_fingerprints_are_those_of_the_store(store):

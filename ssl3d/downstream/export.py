@@ -311,8 +311,9 @@ def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting) -
         "voxels at the borders change, and small structures with them.\n" if plain else ""
     blur = ", and MONAI blurs a scan that shrinks with another kernel and with zeros around it" if plain else ""
     classes = ", ".join(f"{code} {name}" for code, name in card["facts"]["classes"].items())
+    rights = how.licence or "none was named, so nobody else may use it yet"
     return _BUNDLE.format(channels=many, classes=classes, preparation=said, dtype=preparation.dtype,
-                          blur=blur, instead=instead, licence=how.licence or "none was named, so nobody else may use it yet")
+                          blur=blur, instead=instead, licence=rights)
 
 # %% ../../nbs/67_export.ipynb #bc6b35d1
 def _free(folder: Folder) -> Path:
