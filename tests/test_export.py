@@ -204,7 +204,7 @@ def names_nobody(runs, store, ward, folder):
     keys = {person_key(patient(i)) for i in range(12)}
     for case in store.cases.values():
         keys |= {case["fingerprint"], case["mask_fingerprint"], *case["arrays"].values()}
-        keys |= {*case["voxel_digests"], *case["signatures"], *case["pieces"]}
+        keys |= {*case["voxel_digests"], *case["signatures"], *case["pieces"]} - {""}
     for run in runs:
         made = exports(run, folder / run.name)
         files = [file for folder in made for file in folder.rglob("*") if file.is_file()]
