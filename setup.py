@@ -51,6 +51,8 @@ setup(
         "ray": RAY,
         "watch": requirements("watch_requirements"),
         "formats": FORMATS,
+        "hub": requirements("hub_requirements"),
+        "bundle": requirements("bundle_requirements"),
         "itk": requirements("itk_requirements"),
         "dev": NOTEBOOKS + RAY + FORMATS + requirements("dev_requirements"),
     },

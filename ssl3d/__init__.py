@@ -13,9 +13,10 @@ From arrays to an encoder
     pretrain          train an encoder by a proxy task
     make_encoder      a fresh encoder by its name, from a seed
     as_encoder        any torch module of your own as an encoder
-    load_encoder      the encoder of a pretraining run
+    load_encoder      the encoder of a pretraining run, of a hub folder, or of the Hugging Face Hub
     live              watch runs while they train, in JupyterLab
-    Run               a run folder, opened: summary(), plot(), encoder, features(scans), predict(scans, out)
+    Run               a run folder, opened: summary(), plot(), encoder, features(scans), predict(scans, out),
+                      export("monai" | "hub" | "nnunet", folder)
     read_log          the log of a run, column by column
 
 From an encoder and a few labels to predictions

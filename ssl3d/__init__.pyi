@@ -587,3 +587,26 @@ class Run(_Run):
             accelerator: device, by Lightning's name: cpu, gpu, mps or auto. Default: 'auto'.
         """
         ...
+
+    def export(
+        self,
+        to: str,
+        folder: str | os.PathLike[str],
+        *,
+        licence: str | None = None,
+        data: str | None = None,
+        store: str | os.PathLike[str] | None = None,
+        plans: str | os.PathLike[str] | None = None,
+    ) -> Path:
+        """Write it in the form that MONAI, the Hugging Face Hub or nnU-Net read, without a name of anybody in it.
+
+        What to write:
+            licence: licence of the weights by its SPDX identifier, as the scans allow it; if none is named, nobody
+                else may use them. Default: None.
+            data: what the scans are, in a sentence for others to read, without names. Default: None.
+            store: prepared store on whose validation people the encoder is probed, so that its page has a score
+                with an interval (hub). Default: None.
+            plans: plans.json of your data set, which nnU-Net wrote, to compare the network with (nnunet). Default:
+                None.
+        """
+        ...

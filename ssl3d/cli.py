@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['prepare_command', 'check_command', 'download_command', 'pretrain_command', 'finetune_command', 'predict_command',
-           'features_command', 'show_command', 'init_command', 'experiment_command', 'demo_command', 'Command',
-           'commands', 'main']
+           'features_command', 'export_command', 'show_command', 'init_command', 'experiment_command', 'demo_command',
+           'Command', 'commands', 'main']
 
 # %% ../nbs/81_cli.ipynb #ffac95b2
 import argparse
@@ -37,12 +37,14 @@ from ssl3d.settings import (
     Demonstrating,
     Describing,
     Embedding,
+    Exporting,
     Finetuning,
     Planning,
     Predicting,
     Preparing,
     Pretraining,
     Reading,
+    Sending,
     Settings,
     Spreading,
     check_option,
@@ -135,6 +137,19 @@ def features_command(run: str, scans: list[str], file: str, given: dict[str, Any
         writer.writerows([name, *map(str, vector)] for name, vector in zip(ids, features))
         write_whole(place, lambda f: f.write(text.getvalue().encode(errors="surrogateescape")))
     print(f"{file}: {len(ids)} vectors of {features.shape[1]} numbers")
+
+
+def export_command(run: str, out: str, given: dict[str, Any]) -> None:
+    """Write what a run has learned for MONAI, for the Hugging Face Hub, or for nnU-Net."""
+    to, given = given.get("to"), {name: value for name, value in given.items() if name != "to"}
+    if to is None:
+        raise InputError(f"{run}: who is to read it? Give --to monai, --to hub or --to nnunet.")
+    settings_from(Exporting, given, "export")
+    read_card(run)
+    from ssl3d.training.runs import Run
+
+    made = Run(run).export(to, out, **given)
+    print(f"{made}: written, read its README.md first")
 
 # %% ../nbs/81_cli.ipynb #14c763bd
 def show_command(folder: str, picture: str, given: dict[str, Any]) -> None:
@@ -238,6 +253,7 @@ def commands() -> dict[str, Command]:
                            "runs/few NEW_SCANS --out masks"),
         "features": Command(features_command, {"run": None, "scans": "+"}, (Embedding,), "file", None,
                             "runs/rotation NEW_SCANS --out features.csv"),
+        "export": Command(export_command, {"run": None}, (Sending,), "out", None, "runs/few --to monai --out bundle"),
         "init": Command(init_command, {"scans": None, "description": None}, (Describing,), None, None,
                         "SCANS my.yaml"),
         "experiment": Command(experiment_command, {"description": None}, (Spreading,), "out", None,

@@ -7,7 +7,7 @@ __all__ = ['GROUPS', 'PLACES', 'option', 'again', 'Logger', 'plain', 'check_opti
            'settings_from', 'takes', 'from_text', 'Seeded', 'Shown', 'Running', 'Reading', 'Preparing', 'Optimising',
            'Training', 'Pretraining', 'Finetuning', 'architecture_of', 'other_size', 'SegmentationOptions',
            'ImageOptions', 'ClassificationOptions', 'RegressionOptions', 'Planning', 'Predicting', 'Embedding',
-           'Spreading', 'Describing', 'Demonstrating']
+           'Exporting', 'Sending', 'Spreading', 'Describing', 'Demonstrating']
 
 # %% ../nbs/04_settings.ipynb #276b2a30
 import difflib
@@ -549,6 +549,30 @@ class Predicting(Reading, Running):
 @dataclass(frozen=True)
 class Embedding(Reading, Running):
     """Options of a run's `features`."""
+
+
+@dataclass(frozen=True)
+class Exporting(Settings):
+    """Options of a run's `export`."""
+
+    licence: str | None = option(None, "licence of the weights by its SPDX identifier, as the scans allow it; if none "
+                                 "is named, nobody else may use them", "what to write", example="cc-by-4.0")
+    data: str | None = option(None, "what the scans are, in a sentence for others to read, without names",
+                              "what to write", example="'T1 of 120 heads, two scanners'")
+    store: str | os.PathLike[str] | None = option(
+        None, "prepared store on whose validation people the encoder is probed, so that its page has a score with an "
+        "interval (hub)", "what to write")
+    plans: str | os.PathLike[str] | None = option(
+        None, "plans.json of your data set, which nnU-Net wrote, to compare the network with (nnunet)", "what to write")
+
+
+@dataclass(frozen=True)
+class Sending(Exporting):
+    """Options of `ssl3d export` in a shell."""
+
+    to: Literal["monai", "hub", "nnunet"] | None = option(
+        None, "who is to read it: monai, a MONAI bundle of a run for masks; hub, a folder for the Hugging Face Hub "
+        "with the encoder of any run; nnunet, weights with which nnU-Net begins", "what to write")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def main(root: Path = ROOT) -> None:
                 (old / name).rename(package / name)
         try:
             subprocess.run([str(Path(sys.executable).parent / "nbdev_export")], cwd=root, check=True)
-        except (subprocess.CalledProcessError, KeyboardInterrupt):
+        except BaseException:  # whatever it is, the package stays as it was
             for name in KEPT:
                 if (package / name).exists():
                     (package / name).rename(old / name)

@@ -53,7 +53,7 @@ from ssl3d.files import (
     write_table,
     write_whole,
 )
-from ..networks.cards import image_keys, person_keys, read_card
+from ..networks.cards import image_keys, met, person_keys, read_card
 from ..networks.encoders import WIDTHS
 from ..networks.floors import floors_of
 from ..networks.weights import encoder_origin
@@ -767,7 +767,7 @@ def _read_with_labels(experiment: Experiment, arm: dict, stores: dict[str, Store
     if "encoder" in arm:
         try:
             folder = _given_encoder(experiment, arm, stores)
-            return set() if folder is None else labels_of_card(read_card(folder), folder)
+            return set() if folder is None else labels_of_card(read_card(folder), folder, stores["cohort"])
         except InputError:  # it is not there, or does not fit; its cells say so
             return set()
     if other is None or arm.get("task") != "supervised" and ("task" not in arm or target is None):
@@ -777,10 +777,15 @@ def _read_with_labels(experiment: Experiment, arm: dict, stores: dict[str, Store
     return {mark for case in cases if case[what] not in (None, [], {}) for mark in image_keys(case) | person_keys(case)}
 
 
-def labels_of_card(card: dict, folder: Path) -> set[str]:
-    """What stands for the scans and people whose labels an encoder (its card) has learned from, in all its runs."""
+def labels_of_card(card: dict, folder: Path, store: Store) -> set[str]:
+    """What stands for the scans and people whose labels an encoder (its card) has learned from, in all its runs.
+
+    Of a sealed card, those of the store are told; others stay sealed.
+    """
     if "labelled" in card:
-        return {*card["labelled"]}
+        keys = [key for case in store.cases.values() for key in image_keys(case) | person_keys(case)]
+        others = {key for seal in card.get("sealed", ()) for key in seal.get("labelled", ())}
+        return {*card["labelled"]} | others | met(card, ["labelled"], keys)
     probed = (folder / "settings.yaml").exists() and read_settings(folder).get("probe")  # made by an earlier version
     return {*card["trained_on"], *card.get("voxel_digests", ())} if probed or card["task"] in GOALS else set()
 
@@ -1034,7 +1039,7 @@ def _labels_before(experiment: Experiment, cell: Cell, stores: dict[str, Store],
         here = card["store"] == stores["cohort"].hash
         return (set(card["trained_on"]), 0) if here else (set(), len(card["trained_on"]))
     probe = read_settings(folder).get("probe") if (folder / "settings.yaml").exists() else None
-    read = labels_of_card(read_card(folder), folder)
+    read = labels_of_card(read_card(folder), folder, stores["cohort"])
     if first is None or probe is None:  # of people elsewhere the number is not known
         here = {*met_with_labels(experiment, cell.arm, stores["cohort"], read)} if read else set()
         return here, "some" if read and not here else 0

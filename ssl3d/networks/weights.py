@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['broken_weight', 'save_weights', 'save_encoder', 'read_weights', 'check_fit', 'load_weights', 'check_own',
-           'empty_encoder', 'load_encoder', 'given_card', 'own_module', 'given_encoder', 'check_shape', 'encoder_name',
-           'encoder_origin', 'input_convolutions', 'widen', 'decoder_file', 'decoder_origin', 'load_decoder']
+           'empty_encoder', 'hub_snapshot', 'load_encoder', 'given_card', 'own_module', 'given_encoder', 'check_shape',
+           'encoder_name', 'encoder_origin', 'input_convolutions', 'widen', 'decoder_file', 'decoder_origin',
+           'load_decoder']
 
 # %% ../../nbs/33_weights.ipynb #4f43d1c9
 import copy
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
@@ -23,7 +25,7 @@ from torch import nn
 from ..data.voxels import fingerprint
 from ..errors import InputError
 from ..files import Folder, as_folder, read_json, write_json, write_whole
-from .cards import read_card
+from .cards import encoder_file, is_hub_folder, read_card
 from .encoders import ENCODERS, UNetEncoder, make_encoder, maps_of
 from .unet import HEAD, READERS
 from ..settings import Training
@@ -125,17 +127,68 @@ def empty_encoder(
         widen(encoder, card["in_channels"], sources=(0,) * card["in_channels"])
     return encoder
 
+# %% ../../nbs/33_weights.ipynb #1ec4c22e
+def _check_size(card: dict, file: Path) -> None:
+    """Refuse a card that claims widths for which its file of weights is too small."""
+    kernel = 3 ** card["spatial_dims"]
+    steps = zip([card["in_channels"], *card["widths"]], card["widths"])
+    claimed = 4 * kernel * sum(before * after for before, after in steps)  # bytes of one convolution at each level
+    if card["architecture"] in ("unet", "dynunet") and claimed > file.stat().st_size:
+        raise InputError(f"{file}: has {file.stat().st_size} bytes, and a network of widths {card['widths']} has more. "
+                         "Was config.json changed, or is the file not whole? Get both again.")
 
-def load_encoder(
-    folder: Folder,  # a run, or its folder
-    own: nn.Module | None = None,  # an encoder of your own, where the run was trained with it; it is copied
-) -> nn.Module:
-    """The encoder of a run, with its weights and its `card`; raises `InputError` where anything does not fit."""
-    card = read_card(folder)
-    encoder = empty_encoder(card, own, folder)
-    load_weights(encoder, as_folder(folder, "encoder") / "encoder.safetensors")
+
+def _load_encoder(place: Path, own: nn.Module | None = None) -> nn.Module:
+    """The encoder in a folder."""
+    card = read_card(place)
+    if is_hub_folder(place) and own is None:
+        _check_size(card, encoder_file(place))
+    encoder = empty_encoder(card, own, place)
+    load_weights(encoder, encoder_file(place))
     encoder.card = card
     return encoder
+
+# %% ../../nbs/33_weights.ipynb #3da125ad
+def hub_snapshot(
+    name: str,  # of a repository, as "org/name"
+    revision: str | None,  # the commit, 40 hexadecimal digits
+) -> Path:  # a folder with its card and its weights, in the cache of `huggingface_hub`
+    """Fetch an encoder from the Hugging Face Hub, or find it in the cache; raises `InputError` where it cannot be."""
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise InputError(f"{name}: revision is {revision!r}, and has to be the full hash of a commit (40 digits and "
+                         "letters), so that the weights are the same tomorrow. It stands on the page of the repository "
+                         f"under \"Files\", History; or huggingface_hub.HfApi().model_info({name!r}).sha tells it.")
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise InputError(f"{name}: is fetched by huggingface_hub, which is not installed: pip install 'ssl3d[hub]'. Or "
+                         "download config.json and model.safetensors by hand, and give their folder.") from None
+    try:
+        files = [Path(hf_hub_download(name, file, revision=revision)) for file in ("config.json", "model.safetensors")]
+    except Exception as e:  # of many kinds: no network, no such repository, no right to read it
+        said = next(iter(str(e).split("\n")))
+        raise InputError(f"{name}: cannot be fetched ({type(e).__name__}: {said:.200}). Is there a network, are name "
+                         "and revision right, and does it hold an encoder of ssl3d?") from None
+    return files[0].parent
+
+
+def load_encoder(
+    folder: Folder,  # a run, or its folder; a hub folder; or "org/name" on the Hugging Face Hub
+    own: nn.Module | None = None,  # an encoder of your own, where the run was trained with it; it is copied
+    revision: str | None = None,  # of "org/name": the commit, 40 hexadecimal digits
+) -> nn.Module:
+    """The encoder of a run, or one that was shared, with its weights and its `card`.
+
+    Of a shared one nothing is run and nothing unpickled. Raises `InputError` where anything does not fit.
+    """
+    place = as_folder(folder, "encoder")
+    named = isinstance(folder, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", folder) and not place.exists()
+    if revision is not None and not named:
+        raise InputError(f"{place}: revision is about a repository of the Hugging Face Hub, as org/name, and this is a "
+                         "folder. Leave it out.")
+    if named and (revision is not None or not place.parent.is_dir()):
+        place = hub_snapshot(str(folder), revision)
+    return _load_encoder(place, own)
 
 # %% ../../nbs/33_weights.ipynb #bb2716f9
 def given_card(encoder: Folder | Callable | None) -> dict:
@@ -184,7 +237,7 @@ def encoder_origin(encoder: Folder | Callable | None) -> str | None:
         return None
     if not isinstance(encoder, nn.Module):
         folder = as_folder(encoder, "encoder")
-        return f"{read_card(folder)['task']} {fingerprint((folder / 'encoder.safetensors',))}"
+        return f"{read_card(folder)['task']} {fingerprint((encoder_file(folder),))}"
     digest = hashlib.sha256()
     for name, weight in encoder.state_dict().items():
         digest.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())

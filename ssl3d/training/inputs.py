@@ -12,7 +12,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from ..data.formats import is_scan_name, is_series, stem
 from ..data.layouts import open_cohort
 from ..data.prepare import as_kept
 from ..data.scans import prepare_scan
-from ..data.splits import near_cases, person_key
+from ..data.splits import person_key
 from ..data.store import UNITS, Store
 from ..data.voxels import fingerprint
 from ..errors import InputError, warn
 from ..files import Folder, as_folder, write_whole
-from ..networks.cards import SEEN, is_grey, is_placed
+from ..networks.cards import SEEN, is_grey, is_placed, met, near_known
 from ..networks.windows import window_of
 from ..settings import Embedding, Reading, Shown
 from ..tasks.base import check_images, check_range
@@ -165,7 +165,7 @@ class Preparation:
     channels: int
     names: tuple[str, ...]  # of the modalities, in their order, where the scans say them
     ranges: dict | None  # what the scans were like, see `ssl3d.networks.cards.ranges_of`; None where that is not known
-    seen: dict[str, frozenset[str]]  # what the card says of who was trained on, see `ssl3d.networks.cards.SEEN`
+    seen: dict[str, Any]  # what the card says of who was trained on: `ssl3d.networks.cards.SEEN`, and `sealed`
     spacing: tuple[float, ...] | None = None  # mm per voxel; if None, every scan was stretched to a cube of `size`
 
     def __call__(self, files: tuple[Path, ...]) -> torch.Tensor:  # the files of one case
@@ -180,11 +180,11 @@ class Preparation:
     def compare(self, files: tuple[Path, ...], facts: dict) -> dict[str, str]:  # kind -> what is seen
         """In what a scan is unlike those of the training; raises `InputError` where it is of another kind."""
         found = {}
-        if self.seen["voxel_digests"] & {*facts.get("voxel_digests", ())}:
+        if met(self.seen, ["voxel_digests"], facts.get("voxel_digests", ())):
             found["trained on"] = "its voxels are those of a scan that was trained on"
-        elif self.seen["trained_on"] and (facts.get("fingerprint") or fingerprint(files)) in self.seen["trained_on"]:
+        elif met(self.seen, ["trained_on"], [facts.get("fingerprint") or fingerprint(files)]):
             found["trained on"] = "its file was trained on"
-        elif near_cases({"": facts}, self.seen):
+        elif near_known({"": facts}, self.seen):
             found["looks trained on"] = "it looks like a scan that was trained on"
         if self.ranges is None:
             return found
@@ -220,7 +220,7 @@ def preparation_of(run: Folder) -> Preparation:
     percentiles = how["percentiles"] and tuple(how["percentiles"])
     return Preparation(how["size"], percentiles, how.get("window"), how["dtype"], content,
                        card["image_dims"], card["image_channels"], tuple(card["channel_names"]), card.get("scans"),
-                       {what: frozenset(card.get(what, ())) for what in SEEN},
+                       {what: frozenset(card.get(what, ())) for what in SEEN} | {"sealed": card.get("sealed", [])},
                        how.get("spacing") and tuple(how["spacing"]))
 
 # %% ../../nbs/55_inputs.ipynb #e044136f
@@ -272,7 +272,7 @@ class Scans(NamedTuple):
             image, facts = read_batch(self.store, [case.id], content=self.preparation.content).image[0], \
                 self.store.cases[case.id]
         found = self.preparation.compare(case.images, facts)
-        if "trained on" not in found and person_key(case.subject) in self.preparation.seen["people"]:
+        if "trained on" not in found and met(self.preparation.seen, ["people"], [person_key(case.subject)]):
             found["same subject"] = case.subject
         for kind, note in found.items():
             self.notes.add(case.id, kind, note)

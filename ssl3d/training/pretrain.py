@@ -279,7 +279,7 @@ def _unknown(what: str, how: Pretraining) -> dict:
     """What a card says of images that did not come from a store; who was seen before is known."""
     before = given_card(how.encoder)
     return {"ssl3d": __version__, "torch": version("torch"), "store": None, "preparation": None, "fold": None,
-            **{what: before.get(what, []) for what in SEEN},
+            **{what: before.get(what, []) for what in (*SEEN, "sealed")},
             "unknown": f"who was seen and how images were prepared: they came from {what}"}
 
 

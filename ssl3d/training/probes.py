@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'pool', 'pool_windows', 'pooled_features', 'rank_me', 'spread_of', 'told_apart', 'all_alike', 'probe_cases',
-           'probe_images', 'probe_voxels', 'probe']
+           'probe_images', 'probe_voxels', 'probe', 'bootstrap_ends', 'probe_interval']
 
 # %% ../../nbs/52_probes.ipynb #fdfd7f02
 from collections.abc import Callable, Iterator, Sequence
@@ -196,18 +196,9 @@ def _maps(encoder: nn.Module, store: Store, name: str,
 
 # %% ../../nbs/52_probes.ipynb #31a9f151
 @torch.no_grad()
-def probe_voxels(
-    encoder: nn.Module,  # of as many dimensions as the store
-    store: Store,
-    fit: list[str],
-    held: list[str],
-    n_voxels: int = 200,  # of each class and case (or window), at most
-    patch: int | None = None,  # voxels per axis of the windows that it was trained on; whole images if None
-) -> dict[str, float]:
-    """Mean Dice (`linear`) of a linear segmentation from an encoder's maps, and the rank of its pooled features.
-
-    `floor` is the Dice of the place alone: of a mask that is the same for everybody, see `ssl3d.networks.floors`.
-    """
+def _voxel_dice(encoder: nn.Module, store: Store, fit: list[str], held: list[str], n_voxels: int = 200,
+                patch: int | None = None) -> tuple[list[float], tuple[int, ...]]:
+    """The Dice of a linear segmentation from an encoder's maps for each case that is held, and the grid of a map."""
     from sklearn.linear_model import LogisticRegression
 
     if encoder.spatial_dims != store.spatial_dims:
@@ -239,7 +230,24 @@ def probe_voxels(
                      for maps, mask in _maps(encoder, store, name, patch)]
             both = [F.one_hot(torch.cat(each)[None], n_classes).movedim(-1, 1) for each in zip(*looks)]
             dice.append(compute_dice(*both, include_background=False, ignore_empty=False).mean().item())
-    grid = None if patch is not None or store.own_shapes else tuple(mask.shape[1:])
+    return dice, tuple(mask.shape[1:])
+
+
+@torch.no_grad()
+def probe_voxels(
+    encoder: nn.Module,  # of as many dimensions as the store
+    store: Store,
+    fit: list[str],
+    held: list[str],
+    n_voxels: int = 200,  # of each class and case (or window), at most
+    patch: int | None = None,  # voxels per axis of the windows that it was trained on; whole images if None
+) -> dict[str, float]:
+    """Mean Dice (`linear`) of a linear segmentation from an encoder's maps, and the rank of its pooled features.
+
+    `floor` is the Dice of the place alone: of a mask that is the same for everybody, see `ssl3d.networks.floors`.
+    """
+    dice, shape = _voxel_dice(encoder, store, fit, held, n_voxels, patch)
+    grid = None if patch is not None or store.own_shapes else shape
     return {"linear": round(float(np.mean(dice)), 6),
             "rank": rank_me(pooled_features(encoder, store, [*fit, *held], patch)),
             "floor": position_dice(store, fit, held, grid)}
@@ -260,3 +268,46 @@ def probe(
     if target == "mask":
         return probe_voxels(encoder, store, fit, held, patch=patch)
     return probe_images(encoder, store, target, fit, held, patch)
+
+# %% ../../nbs/52_probes.ipynb #ebd3bd00
+def bootstrap_ends(
+    score: Callable[[np.ndarray], float],  # places of those who are drawn -> their score
+    n: int,  # people
+    draws: int = 2000,
+) -> tuple[float, float]:
+    """The 95 % interval of a score over people, by drawing them anew; always the same for the same score."""
+    rng = np.random.default_rng(0)
+    scores = [score(rng.integers(n, size=n)) for _ in range(draws)]
+    low, high = np.percentile(scores, [2.5, 97.5])
+    return round(float(low), 6), round(float(high), 6)
+
+
+def probe_interval(
+    encoder: nn.Module,
+    store: Store,
+    target: str,  # grade, sex, age or mask
+    patch: int | None = None,  # voxels per axis of the windows that it was trained on; whole images if None
+) -> dict:  # metric, score, low, high, people
+    """What a probe reads from an encoder about the validation people, with its 95 % interval over them."""
+    fit, held = probe_cases(store, target)
+    whose = np.unique([store.cases[name]["subject"] for name in held], return_inverse=True)[1]
+    rows = [np.flatnonzero(whose == person) for person in range(whose.max() + 1)]  # eyes of one person stay together
+    if target == "mask":
+        values, metric = np.array(_voxel_dice(encoder, store, fit, held, patch=patch)[0]), "mean Dice"
+
+        def score(places: np.ndarray) -> float:
+            return float(values[places].mean())
+    else:
+        number, truth = target == "age", np.array([store.cases[name][target] for name in held])
+        x, z = (pooled_features(encoder, store, names, patch) for names in (fit, held))
+        said = read_off([x], [z], [store.cases[name][target] for name in fit], number)
+        right, metric = said.answers == truth, "R²" if number else "accuracy"
+
+        def score(places: np.ndarray) -> float:
+            if not number:
+                return float(right[places].mean())
+            error, spread = said.said[places] - truth[places], truth[places] - truth[places].mean()
+            return float(1 - (error**2).sum() / max((spread**2).sum(), 1e-12))
+    low, high = bootstrap_ends(lambda drawn: score(np.concatenate([rows[i] for i in drawn])), len(rows))
+    return {"metric": metric, "score": round(score(np.arange(len(held))), 6), "low": low, "high": high,
+            "people": len(rows)}

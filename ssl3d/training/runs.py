@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from ..errors import InputError
 from ..files import Folder, as_folder, is_free, read_json, read_table, refuse_difference, say, sweep, write_whole
 from ..networks.cards import read_card
-from ..settings import Embedding, Predicting, takes
+from ..settings import Embedding, Exporting, Predicting, takes
 
 if TYPE_CHECKING:
     import torch
@@ -377,6 +377,18 @@ class Run(os.PathLike[str]):
         from ssl3d.downstream.predict import predict
 
         return predict(self, scans, out, **vars(how))
+
+    @takes(Exporting)
+    def export(
+        self,
+        to: str,  # "monai" (a bundle of a run for masks), "hub" (the encoder of any run) or "nnunet"
+        folder: Folder,  # that is not there yet, or is empty
+        how: Exporting,
+    ) -> Path:
+        """Write it in the form that MONAI, the Hugging Face Hub or nnU-Net read, without a name of anybody in it."""
+        from ssl3d.downstream.export import export
+
+        return export(self, to, folder, **vars(how))
 
 # %% ../../nbs/50_runs.ipynb #14e407ea
 def _so_far(run: Run) -> str:

@@ -1,0 +1,398 @@
+"""What leaves the house: MONAI bundles and hub folders say the same as the run, and name nobody."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import types
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, python, write_nifti
+from test_predict import oblique, phantom
+
+from ssl3d.cli import main
+from ssl3d.data.prepare import prepare
+from ssl3d.data.splits import person_key
+from ssl3d.data.voxels import fingerprint
+from ssl3d.downstream.export import as_dynunet, export, export_monai, transforms_script
+from ssl3d.downstream.finetune import finetune
+from ssl3d.errors import InputError
+from ssl3d.networks.cards import met, read_card
+from ssl3d.networks.encoders import make_encoder
+from ssl3d.networks.unet import Segmenter
+from ssl3d.networks.weights import load_encoder
+from ssl3d.training.pretrain import pretrain
+
+WARD, HOUSE = "Ward-Zebra-7", "StKilda-Hospital"  # folders that nobody outside may read
+FAST = {"progress": False, "accelerator": "cpu"}
+
+
+def has(*modules):
+    return all(importlib.util.find_spec(module) for module in modules)
+
+
+def patient(i):
+    return f"MRN77419{i:02d}"
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory):
+    """Twelve scans of twelve people with telling names: two ellipsoids, of another brightness in each."""
+    folder = tmp_path_factory.mktemp(HOUSE) / WARD
+    image, mask = phantom((30, 26, 22))
+    rng = np.random.default_rng(0)
+    lines = ["image,mask,subject"]
+    for i in range(12):
+        (folder / patient(i)).mkdir(parents=True)
+        affine = oblique("RAS", (1.0, 1.2, 1.5))
+        noisy = (0.8 + i / 20) * image + 5 * rng.random(image.shape)
+        write_nifti(folder / patient(i) / f"DOE_JANE_{i}_t1.nii.gz", noisy.astype(np.float32), affine)
+        write_nifti(folder / patient(i) / f"DOE_JANE_{i}_seg.nii.gz", mask, affine)
+        lines.append(f"{patient(i)}/DOE_JANE_{i}_t1.nii.gz,{patient(i)}/DOE_JANE_{i}_seg.nii.gz,{patient(i)}")
+    (folder / "cases.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(ward, tmp_path_factory):
+    return prepare(ward / "cases.csv", tmp_path_factory.mktemp("stores") / "phantoms", size=24, progress=False)
+
+
+@pytest.fixture(scope="module")
+def pretrained(store, tmp_path_factory):
+    return pretrain("rotation", store, tmp_path_factory.mktemp("runs") / "rotation", steps=4, widths=SMALL, **FAST)
+
+
+@pytest.fixture(scope="module")
+def few(store, pretrained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "few"
+    return finetune(store, out, encoder=pretrained, steps=60, lr=5e-3, augment="none", **FAST)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """An anisotropic, oblique scan of somebody new, stored with its first axis to the back."""
+    image, _ = phantom((44, 20, 60))
+    folder = tmp_path_factory.mktemp("new")
+    return write_nifti(folder / "new.nii.gz", (image + 3).astype(np.float32), oblique("PSR", (0.8, 3.0, 0.7)))
+
+
+def configured(bundle, scans, out, monkeypatch):
+    """The configuration of a bundle, its steps made; as `monai.bundle run` makes them, but without its two packages."""
+    from monai.bundle import ConfigParser
+
+    monkeypatch.syspath_prepend(str(bundle))
+    for name in ("scripts", "scripts.transforms"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs/inference.json")
+    parser.update({"bundle_root": str(bundle), "dataset_dir": str(scans), "output_dir": str(out)})
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(torch.load(bundle / "models/model.pt", weights_only=True))
+    return parser, network
+
+
+def masks_of(run, scan, tmp_path, monkeypatch, image=None):
+    """What a run marks in a scan, and what its bundle does; the bundle may be shown an image that is prepared."""
+    run.predict(scan, tmp_path / "ours", progress=False)
+    if not (tmp_path / "bundle").exists():
+        export_monai(run, tmp_path / "bundle")
+    parser, network = configured(tmp_path / "bundle", scan.parent, tmp_path / "theirs", monkeypatch)
+    item = parser.get_parsed_content("preprocessing")({"image": str(scan)})
+    if image is not None:
+        item["image"].copy_(image)
+    with torch.no_grad():
+        item["pred"] = parser.get_parsed_content("inferer")(item["image"][None], network)[0]
+    parser.get_parsed_content("postprocessing")(item)
+    ours, theirs = nib.load(tmp_path / "ours/new.nii.gz"), nib.load(tmp_path / "theirs/new_seg.nii.gz")
+    assert np.allclose(ours.affine, theirs.affine, atol=1e-4) and theirs.get_data_dtype() == np.uint8
+    return np.asarray(ours.dataobj), np.asarray(theirs.dataobj)
+
+
+def dice(a, b, code):
+    return 2 * ((a == code) & (b == code)).sum() / ((a == code).sum() + (b == code).sum())
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("architecture", ["unet", "dynunet"])
+def test_the_network_is_monais(architecture):
+    network = Segmenter(make_encoder(architecture, 3, 2, SMALL, seed=1), 3).eval()
+    image = torch.rand(1, 2, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(as_dynunet(network)(image), network(image), atol=1e-5)
+
+
+def test_a_bundle_marks_what_the_run_marks(few, scan, tmp_path, monkeypatch):
+    ours, theirs = masks_of(few, scan, tmp_path, monkeypatch)
+    assert {*np.unique(ours)} == {0, 1, 4}, "the codes of the training masks"
+    scores = [dice(ours, theirs, code) for code in (1, 4)]
+    assert np.mean(scores) >= 0.99 and min(scores) >= 0.98, scores
+    # what remains comes from how MONAI blurs a scan that shrinks, and from float16: of the image that the run sees, the
+    # same steps after it make the same mask, voxel for voxel
+    ours, theirs = masks_of(few, scan, tmp_path, monkeypatch, image=few.prepare(scan))
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("how, trained", [
+    ({"spacing": (1.5, 1.5, 1.5), "size": 24}, {}),
+    ({"spacing": (1.5, 1.5, 1.5)}, {"patch": 16}),
+    ({"size": 24, "percentiles": (1.0, 99.0)}, {}),
+    ({"size": 24, "window": (0.0, 120.0)}, {}),
+])  # fmt: skip
+def test_other_preparations_say_the_same(ward, scan, tmp_path, monkeypatch, how, trained):
+    store = prepare(ward / "cases.csv", tmp_path / "store", progress=False, **how)
+    run = finetune(store, tmp_path / "run", steps=30, lr=5e-3, widths=SMALL, augment="none", **trained, **FAST)
+    ours, theirs = masks_of(run, scan, tmp_path, monkeypatch)
+    assert ours.any() and dice(ours > 0, theirs > 0, True) >= 0.99
+
+
+@pytest.mark.skipif(not has("fire", "ignite", "jsonschema"), reason="fire and pytorch-ignite are not installed")
+def test_monais_own_command_runs_a_bundle(few, scan, tmp_path):
+    few.predict(scan, tmp_path / "ours", progress=False)
+    bundle = few.export("monai", tmp_path / "bundle")
+    tensor = ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]
+    io = {"type": "object", "additionalProperties": {"type": "object", "required": tensor}}
+    texts = ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors",
+             "copyright")  # what MONAI's specification asks for; the schema itself is behind a network
+    schema = {"type": "object", "required": [*texts, "required_packages_version", "network_data_format"],
+              "properties": {name: {"type": "string"} for name in texts} | {
+                  "required_packages_version": {"type": "object"},
+                  "network_data_format": {"required": ["inputs", "outputs"],
+                                          "properties": {"inputs": io, "outputs": io}}}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+
+    def monai(*words):
+        said = subprocess.run([sys.executable, "-m", "monai.bundle", *map(str, words)], cwd=bundle, text=True,
+                              capture_output=True, env={"PATH": "", "OMP_NUM_THREADS": "1"})
+        assert said.returncode == 0, said.stderr[-2000:]
+        return said.stdout + said.stderr
+
+    told = monai("verify_metadata", "--meta_file", "configs/metadata.json", "--filepath", tmp_path / "schema.json")
+    assert "metadata is verified with no error" in told
+    monai("verify_net_in_out", "--net_id", "network_def", "--config_file", "configs/inference.json", "--meta_file",
+          "configs/metadata.json", "--device", "cpu")
+    monai("run", "--config_file", "configs/inference.json", "--bundle_root", ".", "--dataset_dir", scan.parent,
+          "--output_dir", tmp_path / "theirs")
+    files = (tmp_path / "ours/new.nii.gz", tmp_path / "theirs/new_seg.nii.gz")
+    ours, theirs = (np.asarray(nib.load(file).dataobj) for file in files)
+    assert np.mean([dice(ours, theirs, code) for code in (1, 4)]) >= 0.99
+
+
+@pytest.mark.quick
+def test_the_script_of_a_bundle_needs_no_ssl3d():
+    lines = [line for line in transforms_script().splitlines() if line.startswith(("import ", "from "))]
+    assert lines and not [line for line in lines if "ssl3d" in line]
+
+
+def exports(run, folder):
+    """All that leaves of a run, each form in its folder."""
+    made = [run.export("hub", folder / "hub", licence="cc-by-4.0", data="Two ellipsoids.")]
+    if run.settings["command"] == "finetune":
+        made.append(run.export("monai", folder / "monai"))
+    if run.settings["architecture"] == "plainunet":
+        made.append(run.export("nnunet", folder / "nnunet"))
+    return made
+
+
+def names_nobody(runs, store, ward, folder):
+    """Look for every name, path and hash of the house in every byte of what leaves."""
+    words = {WARD, HOUSE, "DOE_JANE", "MRN77", "cases.csv", str(folder), str(ward.parent), store.folder.name,
+             store.folder.parent.name, *store.cases, *store.subjects, store.hash[:16]}
+    keys = {person_key(patient(i)) for i in range(12)}
+    for case in store.cases.values():
+        keys |= {case["fingerprint"], case["mask_fingerprint"], *case["arrays"].values()}
+        keys |= {*case["voxel_digests"], *case["signatures"], *case["pieces"]} - {""}
+    for run in runs:
+        made = exports(run, folder / run.name)
+        files = [file for folder in made for file in folder.rglob("*") if file.is_file()]
+        assert {file.name for file in files} >= {"config.json", "README.md", "model.safetensors"}
+        for file in files:
+            content = file.read_bytes().lower()
+            found = [word for word in words | keys if word.lower().encode() in content]
+            assert not found, (file, found)
+            assert not [word for word in words if word.lower() in str(file.relative_to(folder)).lower()]
+
+
+def test_nothing_that_leaves_names_anybody(store, pretrained, few, ward, tmp_path):
+    names_nobody([pretrained, few], store, ward, tmp_path)
+
+
+def test_the_search_would_find_a_name(pretrained, ward, store):
+    run = (pretrained / "encoder.json").read_text()
+    assert WARD in run and person_key(patient(0)) in run, "inside the house both are there"
+
+
+def test_a_hub_folder_loads_where_nothing_is_unpickled_and_nothing_fetched(pretrained, tmp_path):
+    hub = pretrained.export("hub", tmp_path / "hub", licence="mit")
+    torch.manual_seed(0)
+    images = torch.rand(1, 1, 24, 24, 24)
+    with torch.no_grad():
+        maps = pretrained.encoder.eval()(images)
+    np.savez(tmp_path / "known.npz", images=images, **{f"map{k}": each for k, each in enumerate(maps)})
+    code = (
+        "import os, pickle, socket, sys\n"
+        "os.environ['HF_HUB_OFFLINE'] = '1'\n"
+        "import numpy as np, torch, ssl3d, ssl3d.networks.weights\n"
+        "def never(*a, **k): raise AssertionError('unpickled, or fetched')\n"
+        "torch.load = pickle.load = pickle.loads = pickle.Unpickler = never\n"
+        "socket.socket.connect = socket.create_connection = never\n"
+        "encoder = ssl3d.load_encoder(sys.argv[1]).eval()\n"
+        "known = np.load(sys.argv[2], allow_pickle=False)\n"
+        "with torch.no_grad():\n"
+        "    maps = encoder(torch.from_numpy(known['images']))\n"
+        "assert all(np.array_equal(m, known[f'map{k}']) for k, m in enumerate(maps))\n"
+        "print(encoder.card['task'], len(maps))\n"
+    )
+    assert python(code, hub, tmp_path / "known.npz").stdout.split() == ["rotation", "3"]
+
+
+def test_the_leak_check_knows_people_through_their_seals(store, pretrained, ward, tmp_path):
+    hub = pretrained.export("hub", tmp_path / "hub", licence="mit")
+    trained = {store.cases[name]["subject"] for name in store.split("train")}
+    other = next(split for split in (prepare(ward / "cases.csv", tmp_path / f"split {seed}", size=24, seed=seed,
+                                             progress=False) for seed in range(1, 9))
+                 if trained & {split.cases[name]["subject"] for name in split.split("test")})
+    tested = [other.cases[name] for name in other.split("test")]
+    known = [case for case in tested if case["subject"] in trained]
+    with pytest.raises(InputError, match=rf"pretrained on {len(known)} image\(s\).*'{known[0]['id']}'"):
+        finetune(other, tmp_path / "leak", encoder=hub, steps=1, **FAST)
+    with pytest.raises(InputError, match="pretrained on"):
+        finetune(other, tmp_path / "leak", encoder=load_encoder(hub), steps=1, **FAST)
+
+    next_run = finetune(store, tmp_path / "next", encoder=load_encoder(hub), steps=1, **FAST)  # its test people are new
+    again = next_run.export("hub", tmp_path / "again", licence="mit")
+    card = read_card(again)
+    assert len(card["sealed"]) == 2, "its own people, and those of the encoder that it began with"
+    first = [store.cases[name]["fingerprint"] for name in store.split("train")]
+    assert met(card, ["trained_on"], first) == {*first} and not card["trained_on"]
+    labelled = met(card, ["labelled"], first)
+    assert labelled == {*first} and not met(read_card(hub), ["labelled"], first)
+    with pytest.raises(InputError, match="pretrained on"):
+        finetune(other, tmp_path / "leak", encoder=again, steps=1, **FAST)
+
+
+def test_a_scan_that_was_trained_on_is_noticed_after_a_hub(store, pretrained, tmp_path):
+    hub = pretrained.export("hub", tmp_path / "hub", licence="mit")
+    run = finetune(store, tmp_path / "run", encoder=hub, labels=0.2, steps=1, **FAST)
+    card = json.loads((run / "encoder.json").read_text())
+    only_before = next(name for name in store.split("train")
+                       if store.cases[name]["fingerprint"] not in card["trained_on"])
+    with pytest.warns(UserWarning, match="were trained on, by this run or before it"):
+        run.features(store.cases[only_before]["files"][0], progress=False)
+
+
+@pytest.mark.quick
+def test_the_hub_is_asked_for_one_commit_and_two_files(pretrained, tmp_path, monkeypatch):
+    hub, asked = pretrained.export("hub", tmp_path / "cache", licence="mit"), []
+
+    def download(name, file, revision):
+        asked.append((name, file, revision))
+        return str(hub / file)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(hf_hub_download=download))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    encoder = load_encoder("some-org/some-encoder", revision=commit)
+    assert encoder.card["task"] == "rotation"
+    assert asked == [("some-org/some-encoder", file, commit) for file in ("config.json", "model.safetensors")]
+    for revision in (None, "main", "v1.0", commit[:12]):
+        with pytest.raises(InputError, match="full hash of a commit"):
+            load_encoder("some-org/some-encoder", revision=revision)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match=r"ssl3d\[hub\]"):
+        load_encoder("some-org/some-encoder", revision=commit)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("change, said", [
+    ({"library_name": "transformers"}, "no card of ssl3d"),
+    ({"architecture": "os.system"}, "network of your own"),
+    ({"widths": [8, 16, 65536]}, "has more"),
+    ({"widths": [8, 16, 64]}, "does not fit this network|has more"),
+    ({"sealed": "all"}, "its sealed is 'all'"),
+    ({"in_channels": -1}, "its in_channels is -1"),
+])  # fmt: skip
+def test_a_changed_card_is_refused(pretrained, tmp_path, change, said):
+    hub = pretrained.export("hub", tmp_path / "hub", licence="mit")
+    config = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(InputError, match=said):
+        load_encoder(hub)
+
+
+def test_the_page_of_an_encoder(store, few, tmp_path):
+    hub = few.export("hub", tmp_path / "hub", licence="cc-by-4.0", data="Two ellipsoids.", store=store)
+    page = (hub / "README.md").read_text()
+    n = len(store.split("train"))
+    for words in ("license: cc-by-4.0", f"{n} cases of {n} people", "stretched to 24 x 24 x 24 voxels", "seed 0",
+                  "linear probe of mask, validation people", "fine-tuned network, test people", "Intended use",
+                  "Limits"):
+        assert words in page, words
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| linear probe")]
+    low, high = map(float, rows[0][4].split(" to "))
+    assert low <= float(rows[0][3]) <= high
+    with pytest.warns(UserWarning, match="without a licence"):
+        assert "license: unknown" in (few.export("hub", tmp_path / "free") / "README.md").read_text()
+
+
+@pytest.mark.skipif(not has("huggingface_hub"), reason="huggingface_hub is not installed")
+def test_the_hub_reads_the_header(store, few, tmp_path):
+    from huggingface_hub import ModelCard, metadata_load
+
+    hub = few.export("hub", tmp_path / "hub", licence="CC-BY-4.0", data="Two ellipsoids.", store=store)
+    card = ModelCard((hub / "README.md").read_text())
+    assert card.data.license == "cc-by-4.0" and card.data.library_name == "ssl3d"
+    found = card.data.eval_results
+    assert len(found) == 2 and all("95 % interval" in row.metric_name for row in found)
+    assert metadata_load(hub / "README.md")["tags"][0] == "medical-imaging"
+    # ModelCard.validate asks the Hub itself, which a test does not
+
+
+def test_the_same_run_gives_the_same_bytes(pretrained, tmp_path):
+    one, two = (pretrained.export("hub", tmp_path / name, licence="mit") for name in ("one", "two"))
+    for file in one.iterdir():
+        assert file.read_bytes() == (two / file.name).read_bytes(), file.name
+
+
+def test_what_cannot_go_there_is_refused(store, pretrained, few, tmp_path):
+    small = finetune(store, tmp_path / "small", widths=(8, 16), steps=1, **FAST)
+    for run, to, more, said in (
+        (pretrained, "monai", {}, "nothing to predict"),
+        (small, "monai", {}, "cannot build by name"),
+        (few, "onnx", {}, "has to be one of monai, hub, nnunet"),
+        (few, "monai", {"store": store}, "is for an export to hub"),
+        (few, "hub", {"plans": "plans.json"}, "is for an export to nnunet"),
+    ):
+        with pytest.raises(InputError, match=said):
+            export(run, to, tmp_path / "out", **more)
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/thesis.txt").write_text("mine")
+    for to in ("monai", "hub"):
+        with pytest.raises(InputError, match="is not empty"):
+            few.export(to, tmp_path / "taken", licence="mit")
+
+
+def test_the_shell(few, tmp_path, capsys):
+    main(["export", str(few), "--to", "hub", "--out", str(tmp_path / "hub"), "--licence", "mit"])
+    assert load_encoder(tmp_path / "hub").card["task"] == "segmentation"
+    main(["export", str(few), "--to", "monai", "--out", str(tmp_path / "bundle")])
+    assert (tmp_path / "bundle/configs/inference.json").exists()
+    with pytest.raises(SystemExit):
+        main(["export", str(few), "--out", str(tmp_path / "else")])
+    assert "Give --to monai, --to hub or --to nnunet" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not has("ssl3d.downstream.nnunet"), reason="ssl3d.downstream.nnunet is not there yet")
+def test_what_goes_to_nnunet_names_nobody(store, ward, tmp_path):
+    plain = pretrain("rotation", store, tmp_path / "plain", steps=1, architecture="plainunet", widths=SMALL, **FAST)
+    (tmp_path / "out").mkdir()
+    names_nobody([plain], store, ward, tmp_path / "out")
+    assert any((tmp_path / "out/plain/nnunet").iterdir())
+
+
+def test_fingerprints_are_those_of_the_store(store):
+    case = next(iter(store.cases.values()))
+    assert fingerprint((type(store.folder)(case["files"][0]),)) == case["fingerprint"], "what the search looks for"
