@@ -142,7 +142,7 @@ def demo(
 
     How long:
         seeds: repetitions (from 1). Default: 5.
-        steps: optimiser steps of each fine-tuning; a pretraining has half of them (from 2). Default: 300.
+        steps: optimiser steps, in place of epochs (from 1). Default: 300.
 
     Machine:
         progress: show a progress bar, and a line about the result. Default: True.

@@ -599,7 +599,7 @@ class Demonstrating(Shown):
     """Options of `ssl3d.demo`."""
 
     seeds: int = option(5, "repetitions", "how long", least=1)
-    steps: int = option(300, "optimiser steps of each fine-tuning; a pretraining has half of them", "how long", least=2)
+    steps: int = again(Training, "steps", 300)
 
 # %% ../nbs/04_settings.ipynb #91f32060
 PLACES = {
