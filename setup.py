@@ -52,6 +52,7 @@ setup(
         "watch": requirements("watch_requirements"),
         "formats": FORMATS,
         "itk": requirements("itk_requirements"),
+        "nnunet": requirements("nnunet_requirements"),
         "dev": NOTEBOOKS + RAY + FORMATS + requirements("dev_requirements"),
     },
     options={"editable_wheel": {"mode": "compat"}},  # so that a clone's own folder name does not shadow the package
