@@ -137,7 +137,8 @@ def test_fine_tuning_with_the_decoder_of_nnunet(store, tmp_path):
     origins = json.loads((more / "origins.json").read_text())
     assert "decoder.transpconvs.0.weight" in origins["loaded"] and "decoder.out.weight" in origins["new"]
     usual = finetune(store, tmp_path / "usual", architecture="resenc", **how)
-    assert "upward" not in usual.settings and "decoder.ups.0.transp_conv.conv.weight" in load_network(usual).state_dict()
+    assert "upward" not in usual.settings
+    assert "decoder.ups.0.transp_conv.conv.weight" in load_network(usual).state_dict()
     with pytest.raises(InputError, match="this one is 'unet'"):
         finetune(store, tmp_path / "wrong", upward="nnunet", **how)
 
