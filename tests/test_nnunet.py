@@ -250,8 +250,13 @@ def test_nnunet_trains_from_a_file_of_ours(nnunet_python, real_data, tmp_path):
     work["trainers"].mkdir()
     (work["trainers"] / "TrainerOfOneEpoch.py").write_text(TRAINER)
     env = os.environ | {
-        "nnUNet_raw": str(raw), "nnUNet_preprocessed": str(work["preprocessed"]), "nnUNet_def_n_proc": "1",
-        "nnUNet_results": str(work["results"]), "nnUNet_extTrainer": str(work["trainers"]), "nnUNet_n_proc_DA": "0"}  # fmt: skip
+        "nnUNet_raw": str(raw),
+        "nnUNet_preprocessed": str(work["preprocessed"]),
+        "nnUNet_results": str(work["results"]),
+        "nnUNet_extTrainer": str(work["trainers"]),
+        "nnUNet_def_n_proc": "1",
+        "nnUNet_n_proc_DA": "1",
+    }
     env = {name: value for name, value in env.items() if name != "PYTHONPATH"}
 
     def nnunet(command, *args, cwd=tmp_path):

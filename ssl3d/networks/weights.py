@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['broken_weight', 'weights_of', 'save_weights', 'save_encoder', 'read_weights', 'check_fit', 'load_weights',
            'check_own', 'empty_encoder', 'load_encoder', 'given_card', 'own_module', 'given_encoder', 'check_shape',
-           'encoder_name', 'encoder_origin', 'input_convolutions', 'widen', 'decoder_file', 'decoder_origin',
-           'load_decoder']
+           'encoder_name', 'encoder_origin', 'input_convolutions', 'channels_copied', 'widen', 'decoder_file',
+           'decoder_origin', 'load_decoder']
 
 # %% ../../nbs/33_weights.ipynb #4f43d1c9
 import copy
@@ -226,7 +226,7 @@ def input_convolutions(encoder: nn.Module) -> dict[str, nn.Module]:  # name -> c
     return found
 
 # %% ../../nbs/33_weights.ipynb #767628b3
-def _copied(weight: torch.Tensor, sources: tuple[int, ...], scaled: bool) -> torch.Tensor:
+def channels_copied(weight: torch.Tensor, sources: tuple[int, ...], scaled: bool) -> torch.Tensor:
     """A convolution's weight (out, in, *kernel) for other input channels, each copied from one of the old ones."""
     copied = weight.detach()[:, list(sources)].clone()
     if scaled:
@@ -260,7 +260,7 @@ def widen(
                          "channels yourself, and wrap it again by ssl3d.as_encoder.")
     before = [(layer, layer.weight) for layer in layers.values()]
     for layer in layers.values():
-        layer.weight, layer.in_channels = nn.Parameter(_copied(layer.weight, sources, scaled)), in_channels
+        layer.weight, layer.in_channels = nn.Parameter(channels_copied(layer.weight, sources, scaled)), in_channels
         changed += [each for each, p in encoder.named_parameters(remove_duplicate=False) if p is layer.weight]
     encoder.in_channels = in_channels
     try:
@@ -310,7 +310,7 @@ def load_decoder(
     for name in [name for name in there if name in here and name.startswith(READERS)]:
         old = there[name].shape[1]
         if old != new or sources is not None:
-            there[name] = _copied(there[name], sources or tuple(k % old for k in range(new)), scaled)
+            there[name] = channels_copied(there[name], sources or tuple(k % old for k in range(new)), scaled)
             origins[name] = "widened"
     check_fit(file, there, here)
     if broken := broken_weight(there, network):
