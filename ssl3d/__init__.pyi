@@ -24,6 +24,7 @@ from ssl3d.evidence.experiments import Experiment as Experiment
 from ssl3d.evidence.experiments import read_experiment as read_experiment
 from ssl3d.evidence.experiments import run_experiment as run_experiment
 from ssl3d.evidence.statistics import verdict as verdict
+from ssl3d.networks.checkpoints import read_checkpoint as read_checkpoint
 from ssl3d.networks.encoders import as_encoder as as_encoder
 from ssl3d.networks.encoders import make_encoder as make_encoder
 from ssl3d.networks.unet import Segmenter as Segmenter

@@ -61,8 +61,8 @@ def test_networks_of_others_are_read_whatever_stands_before_their_names(name, be
     for row in made.imported.rows:
         assert torch.equal(made.state_dict()[row["name"]], weights[row["from"]]), row
     assert all(torch.equal(fresh[k], v) for k, v in encoder.state_dict().items()), "the one that was given is as it was"
-    sums = [float(v.double().sum()) for v in made.parameters()]
-    assert sums != [float(v.double().sum()) for v in encoder.parameters()]
+    sums = [float(v.detach().double().sum()) for v in made.parameters()]
+    assert sums != [float(v.detach().double().sum()) for v in encoder.parameters()]
 
 
 def test_what_an_encoder_answers_is_what_the_network_answers(tmp_path):
@@ -83,7 +83,7 @@ def test_batch_normalisation_without_a_place_is_told(tmp_path):
 def test_of_two_networks_in_one_file_the_other_can_be_taken(tmp_path):
     first, second = (make_encoder("unet", 3, 1, SMALL, seed=k).state_dict() for k in (1, 2))
     torch.save({"student": first, "teacher": second}, tmp_path / "a.pth")
-    with pytest.warns(UserWarning, match="as much is found under 'teacher.'|As much is found under 'teacher.'"):
+    with pytest.warns(UserWarning, match="As much is found under 'teacher.'"):
         made = read_checkpoint(tmp_path / "a.pth", make_encoder("unet", 3, 1, SMALL))
     assert all(torch.equal(first[k], v) for k, v in made.state_dict().items())
     with warnings.catch_warnings(record=True):
@@ -135,7 +135,7 @@ def test_too_little_is_refused_with_a_report_and_rename_closes_the_gap(tmp_path)
     assert re.search(r"covers \d% of the encoder, and least is 90%", str(e.value)) and ": missing" in str(e.value)
     assert "network.down_layers.0.1.conv1.conv.weight" in str(e.value) and "rename={old: new}" in str(e.value)
     assert read_checkpoint(tmp_path / "a.pth", encoder, rename={"down.": "down_layers."}).imported.covered == 1
-    part = read_checkpoint(tmp_path / "a.pth", encoder, least=0.0001)
+    part = read_checkpoint(tmp_path / "a.pth", encoder, least=0)
     assert 0 < part.imported.covered < 0.1 and "missing" in str(part.imported)
     with pytest.raises(InputError, match="no name in it has 'dwon', which rename replaces"):
         read_checkpoint(tmp_path / "a.pth", encoder, rename={"dwon": "down"})
@@ -194,13 +194,15 @@ def test_an_imported_encoder_is_kept_fine_tuned_and_compared(store, tmp_path):
     with pytest.raises(InputError, match="not empty"):
         read_checkpoint(tmp_path / "a.pth", make_encoder("dynunet", 3, 1, SMALL), out=tmp_path / "kept")
     how = {"steps": 1, "progress": False}
-    runs = [finetune(store, tmp_path / str(k), encoder=each, **how) for k, each in enumerate([encoder, tmp_path / "kept"])]
+    starts = {"module": encoder, "folder": tmp_path / "kept"}
+    runs = [finetune(store, tmp_path / name, encoder=each, **how) for name, each in starts.items()]
     pair = [run.encoder.state_dict() for run in runs]
     assert all(torch.equal(a, b) for a, b in zip(*(each.values() for each in pair)))
 
     arms = {"scratch": {}, "theirs": {"encoder": str(tmp_path / "kept")}}
-    what = Experiment(cohort={"source": str(store)}, arms=arms, label_fractions=[1.0], seeds=1, finetuning={"steps": 1},
-                      network={"architecture": "dynunet", "widths": list(SMALL)})  # fmt: skip
+    network = {"architecture": "dynunet", "widths": list(SMALL)}
+    what = Experiment(cohort={"source": str(store.folder)}, arms=arms, label_fractions=[1.0], seeds=1, network=network,
+                      finetuning={"steps": 1})  # fmt: skip
     rows = run_experiment(what, tmp_path / "experiment", progress=False)
     assert {row["arm"] for row in rows} == {"scratch", "theirs"}
 
