@@ -19,6 +19,7 @@ from ssl3d.data.scans import orient, read_scan
 from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.downstream.nnunet import axes_in, export_nnunet
 from ssl3d.errors import InputError
+from ssl3d.networks.checkpoints import read_checkpoint
 from ssl3d.networks.encoders import make_encoder, nnunet_kind, nnunet_network
 from ssl3d.networks.exchange import nnunet_weights, shape_for_nnunet
 from ssl3d.networks.weights import save_encoder
@@ -291,6 +292,11 @@ def test_nnunet_trains_from_a_file_of_ours(nnunet_python, real_data, tmp_path):
     assert any(not torch.equal(before[name], after[name]) for name in ours), "and it has trained"
     assert any(not torch.equal(weight, weight.transpose(2, 4)) for weight in ours.values() if weight.ndim == 5)
     assert (fold / "validation" / "summary.json").is_file()
+
+    # and back: nnU-Net's checkpoint is read as an encoder, without executing anything in it
+    again = read_checkpoint(fold / "before.pth", make_encoder("resenc", 3, 1, run.encoder.channels), transpose=True)
+    assert again.imported.covered == 1 and again.imported.prefix == "network_weights.encoder."
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), run.encoder.parameters()))
 
     # nnU-Net's own reader gives our arrays, transposed, of a file that is turned and mirrored
     file = sorted((data / "imagesTr").iterdir())[1]

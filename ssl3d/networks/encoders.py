@@ -391,7 +391,8 @@ def _nnunet_library() -> ModuleType:
     except ImportError:
         raise InputError("architectures 'resenc' and 'plainunet' are nnU-Net's own, in the package "
                          "dynamic-network-architectures, which is not installed. To get it: pip install "
-                         "'ssl3d[nnunet]'.") from None
+                         "'ssl3d[nnunet]'. Beside a PyTorch for CPUs, without its torchvision, which would fail: pip "
+                         "install --no-deps dynamic-network-architectures==0.4.4") from None
     return unet
 
 
