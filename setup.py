@@ -54,6 +54,7 @@ setup(
         "hub": requirements("hub_requirements"),
         "bundle": requirements("bundle_requirements"),
         "itk": requirements("itk_requirements"),
+        "nnunet": requirements("nnunet_requirements"),
         "dev": NOTEBOOKS + RAY + FORMATS + requirements("dev_requirements"),
     },
     options={"editable_wheel": {"mode": "compat"}},  # so that a clone's own folder name does not shadow the package

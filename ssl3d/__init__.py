@@ -14,6 +14,7 @@ From arrays to an encoder
     make_encoder      a fresh encoder by its name, from a seed
     as_encoder        any torch module of your own as an encoder
     load_encoder      the encoder of a pretraining run, of a hub folder, or of the Hugging Face Hub
+    read_checkpoint   weights of somebody else's checkpoint, as an encoder
     live              watch runs while they train, in JupyterLab
     Run               a run folder, opened: summary(), plot(), encoder, features(scans), predict(scans, out),
                       export("monai" | "hub" | "nnunet", folder)
@@ -61,6 +62,7 @@ _MODULES = {  # for mypy and editors, tools/make_stub.py writes them into __init
     "evidence.experiments": ("Experiment", "read_experiment", "run_experiment"),
     "evidence.planning": ("plan_experiment",),
     "evidence.statistics": ("verdict",),
+    "networks.checkpoints": ("read_checkpoint",),
     "networks.encoders": ("as_encoder", "make_encoder"),
     "networks.unet": ("Segmenter",),
     "networks.weights": ("load_encoder",),

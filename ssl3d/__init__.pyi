@@ -24,6 +24,7 @@ from ssl3d.evidence.experiments import Experiment as Experiment
 from ssl3d.evidence.experiments import read_experiment as read_experiment
 from ssl3d.evidence.experiments import run_experiment as run_experiment
 from ssl3d.evidence.statistics import verdict as verdict
+from ssl3d.networks.checkpoints import read_checkpoint as read_checkpoint
 from ssl3d.networks.encoders import as_encoder as as_encoder
 from ssl3d.networks.encoders import make_encoder as make_encoder
 from ssl3d.networks.unet import Segmenter as Segmenter
@@ -159,7 +160,7 @@ def finetune(
     sources: Sequence[int] | None = None,
     scaled: bool | None = None,
     head_bias: Optional[Literal['frequency', 'zero']] = None,
-    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
+    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet', 'resenc', 'plainunet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     patch: int | None = None,
@@ -190,6 +191,7 @@ def finetune(
     class_weights: Sequence[float] | None = None,
     regions: dict[str, Sequence[int]] | None = None,
     tolerance: float | None = None,
+    upward: Literal['residual', 'nnunet'] = 'residual',
     target: Optional[Literal['grade', 'sex', 'age']] = None,
     head: Literal['hidden', 'linear'] = 'hidden',
     ordinal: bool = False,
@@ -222,9 +224,10 @@ def finetune(
             and with the paper's preset zero. Default: None.
 
     Network:
-        architecture: encoder (backbone) network; if not given unet, and with the paper's preset
-            densenet121-batchnorm for pictures. Default: None.
-        widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
+        architecture: encoder (backbone) network; resenc and plainunet are nnU-Net's; if not given unet, and
+            with the paper's preset densenet121-batchnorm for pictures. Default: None.
+        widths: filters (channels) per level of the encoders unet, dynunet, resenc and plainunet (from 2).
+            Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
         patch: side in voxels of the windows to train on, one of each image in a step, for volumes that do not
             fit into memory; whole images if not given (from 8). Default: None.
@@ -292,6 +295,8 @@ def finetune(
             layout. Default: None.
         tolerance: mm within which a surface counts as found (surface Dice); if not given, each scan's largest
             spacing (from 0). Default: None.
+        upward: decoder: residual blocks, for any encoder; or nnunet, nnU-Net's own, for resenc and plainunet.
+            Default: 'residual'.
 
     Classification and regression:
         target: what to tell of an image: grade (if not given, for classification), sex, or age (for
@@ -416,7 +421,7 @@ def pretrain(
     out: str | os.PathLike[str],
     *,
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
-    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet']] = None,
+    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet', 'resenc', 'plainunet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     patch: int | None = None,
@@ -456,9 +461,10 @@ def pretrain(
             which a copy is trained; random weights if not given. Default: None.
 
     Network:
-        architecture: encoder (backbone) network; if not given unet, and with the paper's preset
-            densenet121-batchnorm for pictures. Default: None.
-        widths: filters (channels) per level of a U-Net's encoder (from 2). Default: (32, 64, 128, 256, 512).
+        architecture: encoder (backbone) network; resenc and plainunet are nnU-Net's; if not given unet, and
+            with the paper's preset densenet121-batchnorm for pictures. Default: None.
+        widths: filters (channels) per level of the encoders unet, dynunet, resenc and plainunet (from 2).
+            Default: (32, 64, 128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
         patch: side in voxels of the windows to train on, one of each image in a step, for volumes that do not
             fit into memory; whole images if not given (from 8). Default: None.

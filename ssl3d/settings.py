@@ -379,11 +379,11 @@ class Training(Seeded, Optimising, Running):
         None, "what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of which "
         "a copy is trained; random weights if not given", "start from")
     architecture: Literal["unet", "dynunet", "densenet121", "densenet121-batchnorm", "resnet18", "resnet50",
-                          "swinunetr", "segresnet"] | None = option(
-        None, "encoder (backbone) network; if not given unet, and with the paper's preset densenet121-batchnorm for "
-        "pictures", "network")
-    widths: tuple[int, ...] = option((32, 64, 128, 256, 512), "filters (channels) per level of a U-Net's encoder",
-                                     "network", least=2, example="8,16,32,64,128")
+                          "swinunetr", "segresnet", "resenc", "plainunet"] | None = option(
+        None, "encoder (backbone) network; resenc and plainunet are nnU-Net's; if not given unet, and with the paper's "
+        "preset densenet121-batchnorm for pictures", "network")
+    widths: tuple[int, ...] = option((32, 64, 128, 256, 512), "filters (channels) per level of the encoders unet, "
+                                     "dynunet, resenc and plainunet", "network", least=2, example="8,16,32,64,128")
     slices: bool = option(False, "train a 2D network on axial slices of volumes", "network")
     patch: int | None = option(None, "side in voxels of the windows to train on, one of each image in a step, for "
                                "volumes that do not fit into memory; whole images if not given", "network", least=8)
@@ -505,6 +505,9 @@ class SegmentationOptions(Settings):
     tolerance: float | None = option(
         None, "mm within which a surface counts as found (surface Dice); if not given, each scan's largest spacing",
         "segmentation", least=0)
+    upward: Literal["residual", "nnunet"] = option(
+        "residual", "decoder: residual blocks, for any encoder; or nnunet, nnU-Net's own, for resenc and plainunet",
+        "segmentation")
 
 
 @dataclass(frozen=True)

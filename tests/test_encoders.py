@@ -2,8 +2,11 @@
 
 import copy
 import json
+import pickle
 import re
+import sys
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import prepare
 from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.errors import InputError
-from ssl3d.networks.encoders import ENCODERS, as_encoder, check_shown, make_encoder, quick_convolutions
+from ssl3d.networks.encoders import ANY_WIDTHS, ENCODERS, as_encoder, check_shown, make_encoder, quick_convolutions
 from ssl3d.networks.exchange import dynunet_names, load_dynunet
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import input_convolutions, load_encoder, save_encoder, widen
@@ -28,15 +31,19 @@ from ssl3d.training.pretrain import make_task, pretrain
 from ssl3d.training.runs import read_log
 
 SMALL = (4, 8, 16)
+NNUNET = ("resenc", "plainunet")
+HAS_NNUNET = find_spec("dynamic_network_architectures") is not None
+needs_nnunet = pytest.mark.skipif(not HAS_NNUNET, reason="dynamic-network-architectures is not installed")
+ALL = [pytest.param(name, marks=needs_nnunet) if name in NNUNET else name for name in ENCODERS]
 RNG = np.random.default_rng(0)
 
 
 def widths_of(name):
-    return {"widths": SMALL} if name in ("unet", "dynunet") else {}
+    return {"widths": SMALL} if name in ANY_WIDTHS else {}
 
 
 @pytest.mark.parametrize("task", NAMES)
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ALL)
 def test_every_encoder_learns_every_task(name, task):
     encoder = make_encoder(name, 2, 1, **widths_of(name))
     network = make_task(task, encoder, seed=0, options={"grid": 3, "overlap": 0.0} if task == "cpc" else None)
@@ -49,7 +56,7 @@ def test_every_encoder_learns_every_task(name, task):
     )
 
 
-@pytest.mark.parametrize("name", [n for n in ENCODERS if n != "resnet50"])
+@pytest.mark.parametrize("name", [n for n in ALL if n != "resnet50"])
 def test_every_encoder_works_in_3d_and_segments(name):
     encoder = make_encoder(name, 3, 2, **widths_of(name))
     network = Segmenter(encoder, n_classes=3)
@@ -64,7 +71,79 @@ def test_every_encoder_works_in_3d_and_segments(name):
         network(torch.rand(1, 2, side + 1, side, side))
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@needs_nnunet
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("task", NAMES)
+@pytest.mark.parametrize("name", NNUNET)
+def test_every_task_trains_the_encoders_of_nnunet(name, task, dims):
+    encoder = make_encoder(name, dims, 2, SMALL)
+    network = make_task(task, encoder, seed=0, options={"grid": 3, "overlap": 0.0} if task == "cpc" else None)
+    before = copy.deepcopy(encoder.state_dict())
+    images = torch.rand(2, 2, *[45 if dims == 2 else 33] * dims, generator=torch.Generator().manual_seed(0))
+    inputs, targets = network.make(Batch(images, torch.tensor([0, 1])), torch.Generator().manual_seed(0))
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    network.loss(network(inputs), targets).backward()
+    optimiser.step()
+    moved = [k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert any(k.startswith("network.stages.0") for k in moved) and any(k.startswith("network.stages.2") for k in moved)
+
+
+@needs_nnunet
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("name", NNUNET)
+def test_an_encoder_of_nnunet_is_theirs(name, dims):
+    """Their class with the same weights gives the same maps and, with their decoder, the same scores."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+
+    depth = {"n_blocks_per_stage": (1, 3, 4)} if name == "resenc" else {"n_conv_per_stage": 2}
+    theirs = (ResidualEncoderUNet if name == "resenc" else PlainConvUNet)(
+        2, 3, SMALL, nn.Conv2d if dims == 2 else nn.Conv3d, 3, (1, 2, 2), num_classes=3, conv_bias=True,
+        n_conv_per_stage_decoder=1 if name == "resenc" else 2, norm_op=(nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 2],
+        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, **depth).eval()  # fmt: skip
+    ours = Segmenter(make_encoder(name, dims, 2, SMALL), n_classes=3, upward="nnunet").eval()
+    renamed = {k.replace("encoder.network.", "encoder."): k for k in ours.state_dict()}
+    last = {f"decoder.seg_layers.1.{kind}": f"decoder.out.{kind}" for kind in ("weight", "bias")}
+    names = {k: renamed.get(k, last.get(k)) for k in theirs.state_dict()}
+    assert set(names.values()) - {None} == set(ours.state_dict()), "each weight of ours is one of theirs"
+    ours.load_state_dict({names[k]: v for k, v in theirs.state_dict().items() if names[k]})
+    x = torch.rand(2, 2, *[16] * dims)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+@needs_nnunet
+def test_an_encoder_of_nnunet_is_copied_pickled_and_takes_odd_sides():
+    encoder = make_encoder("resenc", 3, 1, SMALL)
+    again = pickle.loads(pickle.dumps(copy.deepcopy(encoder)))
+    assert [tuple(m.shape[2:]) for m in again(torch.rand(1, 1, 13, 11, 5))] == [(13, 11, 5), (7, 6, 3), (4, 3, 2)]
+    assert encoder.min_side == 5 and encoder.strides == ((1, 1, 1), (2, 2, 2), (4, 4, 4))
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dynamic_network_architectures", None)
+    monkeypatch.setitem(sys.modules, "dynamic_network_architectures.architectures", None)
+    with pytest.raises(InputError, match=r"pip install 'ssl3d\[nnunet\]'"):
+        make_encoder("resenc", 3, 1, SMALL)
+
+
+@needs_nnunet
+def test_fine_tuning_with_the_decoder_of_nnunet(store, tmp_path):
+    how = {"widths": SMALL, "steps": 2, "progress": False}
+    run = finetune(store, tmp_path / "run", architecture="plainunet", upward="nnunet", **how)
+    network = load_network(run)
+    assert "decoder.transpconvs.0.weight" in network.state_dict() and run.settings["upward"] == "nnunet"
+    more = finetune(store, tmp_path / "more", encoder=run, decoder=True, upward="nnunet", steps=1, progress=False)
+    origins = json.loads((more / "origins.json").read_text())
+    assert "decoder.transpconvs.0.weight" in origins["loaded"] and "decoder.out.weight" in origins["new"]
+    usual = finetune(store, tmp_path / "usual", architecture="resenc", **how)
+    assert "upward" not in usual.settings
+    assert "decoder.ups.0.transp_conv.conv.weight" in load_network(usual).state_dict()
+    with pytest.raises(InputError, match="this one is 'unet'"):
+        finetune(store, tmp_path / "wrong", upward="nnunet", **how)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_an_encoder_is_kept_and_comes_back(name, tmp_path):
     encoder = make_encoder(name, 2, 3, **widths_of(name), seed=1).eval()
     save_encoder(encoder, tmp_path, {"task": "none", "trained_on": [], "people": []})
@@ -74,7 +153,7 @@ def test_an_encoder_is_kept_and_comes_back(name, tmp_path):
 
 
 @pytest.mark.parametrize("old, new", [(1, 4), (2, 4), (2, 3), (3, 7), (2, 2)])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ALL)
 def test_widened_means_equal(name, old, new):
     encoder = make_encoder(name, 2, old, **widths_of(name)).eval()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}

@@ -81,5 +81,8 @@ def test_an_installation_that_fails_tells_why(tmp_path, monkeypatch, capsys):
     assert install.main(str(tmp_path / "venv")) == 3
     said = capsys.readouterr()
     assert "This is done once" in said.out and "no space left" in said.err and "install.log" in said.err
-    pip.write_text("#!/bin/sh\nexit 0\n")
+    pip.write_text("#!/bin/sh\necho asked: $@\nexit 0\n")
     assert install.main(str(tmp_path / "venv")) == 0 and "Installed in 0:0" in capsys.readouterr().out
+    asked = (tmp_path / "venv/install.log").read_text().splitlines()
+    assert len(asked) == 2 and asked[0].endswith("-e .[dev]")
+    assert asked[1].endswith("--no-deps dynamic-network-architectures"), "without timm and torchvision"

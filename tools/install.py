@@ -15,6 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FETCHING = 0.25  # the share of the time until all is fetched; unpacking takes the rest
 LATE = 2.5  # large packages are unpacked late: half of them take much less than half of that time
+# nnU-Net's networks. They ask for timm and torchvision, for transformers that ssl3d does not have; and torchvision for
+# CUDA beside PyTorch for CPUs fails when it is imported
+ALONE = "dynamic-network-architectures"
 
 
 class Progress:
@@ -66,15 +69,15 @@ def report(progress: Progress, begun: float, ended: threading.Event, count) -> N
     print("\r\x1b[K" if screen else "", end="", flush=True)
 
 
-def run_pip(venv: Path, log: Path) -> int:
-    """Install the package as it lies here with all that it needs; pip's exit status."""
+def run_pip(venv: Path, log: Path, *what: str) -> int:
+    """Install what pip is told, and keep what it says; pip's exit status."""
     expected = sum("==" in line for line in (ROOT / "constraints.txt").read_text().splitlines())
     progress, begun, ended, before = Progress(expected), time.monotonic(), threading.Event(), count_installed(venv)
     line = [str(venv / "bin" / "pip"), "install", "--disable-pip-version-check", "--progress-bar", "off",
-            "-c", "constraints.txt", "-e", ".[dev]"]
+            "-c", "constraints.txt", *what]
     teller = threading.Thread(target=report, args=(progress, begun, ended, lambda: count_installed(venv) - before))
     with subprocess.Popen(line, cwd=str(ROOT), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                          errors="replace") as pip, open(str(log), "w", errors="replace") as kept:
+                          errors="replace") as pip, open(str(log), "a", errors="replace") as kept:
         teller.start()
         try:
             for said in pip.stdout or ():
@@ -93,7 +96,9 @@ def main(folder: str) -> int:
     begun = time.monotonic()
     print("    making an empty environment ...", flush=True)
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    status = run_pip(venv, venv / "install.log")
+    log = venv / "install.log"
+    log.unlink(missing_ok=True)
+    status = run_pip(venv, log, "-e", ".[dev]") or run_pip(venv, log, "--no-deps", ALONE)
     if status:
         print("pip failed. Its last lines (all of them are in {}):".format(venv / "install.log"), file=sys.stderr)
         print(*(venv / "install.log").read_text(errors="replace").splitlines()[-15:], sep="\n", file=sys.stderr)

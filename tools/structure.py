@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 UPWARDS = {  # (module, what it imports inside a function) -> why
+    ("ssl3d.downstream.export", "ssl3d.downstream.nnunet"): "an export names the program that it is for",
     ("ssl3d.training.runs", "ssl3d.downstream.export"): "a Run is written in the form of other programs",
     ("ssl3d.training.runs", "ssl3d.downstream.finetune"): "a Run has a network, and says what it reached",
     ("ssl3d.training.runs", "ssl3d.downstream.predict"): "a Run is applied to other scans",

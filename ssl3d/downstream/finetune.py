@@ -229,6 +229,8 @@ def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: 
                 warmup_steps: int) -> dict:
     """Everything that makes a fine-tuning run."""
     own = {f.name: getattr(goal, f.name) for f in fields(goal_options(how.goal))}
+    if own.get("upward") == "residual":  # a run of an earlier version has no such setting
+        del own["upward"]
     shared = {f.name: getattr(how, f.name) for f in fields(how) if f.name not in _NOT_KEPT} | recipe_of(how)
     if how.track:
         shared["tracked"] = "validation people"  # an earlier version scored test people, and trained on these

@@ -142,7 +142,7 @@ def start_at(
     frequencies: np.ndarray,  # (K,) how frequent each class is, above 0
 ) -> None:
     """Set the bias of the last layer so that, without any feature, the probabilities are these frequencies."""
-    bias = network.decoder.out.conv.conv.bias
+    bias = next(p for name, p in network.decoder.out.named_parameters() if name.endswith("bias"))
     bias.copy_(torch.from_numpy(np.log(frequencies)).to(bias))
 
 # %% ../../nbs/62_segmentation.ipynb #cecb9415
@@ -183,7 +183,7 @@ class Segmentation(SegmentationOptions, Goal):
         return {"classes": {str(code): store.classes[code] for code in sorted(store.classes)}}
 
     def network(self, encoder: nn.Module, facts: dict, size: int) -> Segmenter:
-        network = Segmenter(encoder, n_classes=len(facts["classes"]))
+        network = Segmenter(encoder, n_classes=len(facts["classes"]), upward=self.upward)
         if (self.patch or size) % network.step:
             found = f"the patch is {self.patch}" if self.patch else f"holds images of {size} a side"
             raise InputError(f"{found}, and this network needs a multiple of "

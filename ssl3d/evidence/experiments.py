@@ -54,7 +54,7 @@ from ssl3d.files import (
     write_whole,
 )
 from ..networks.cards import image_keys, met, person_keys, read_card
-from ..networks.encoders import WIDTHS
+from ..networks.encoders import ANY_WIDTHS, WIDTHS
 from ..networks.floors import floors_of
 from ..networks.weights import encoder_origin
 from ssl3d.settings import (
@@ -408,8 +408,8 @@ def _given_encoder(experiment: Experiment, arm: dict, stores: dict[str, Store]) 
         return None
     folder = Path(_folder(arm["encoder"]))
     card, network = read_card(folder), {"widths": WIDTHS} | _network(experiment, stores)
-    wanted = [network["architecture"], *(network["widths"] if "unet" in network["architecture"] else ())]
-    has = [card["architecture"], *(card["widths"] if "unet" in card["architecture"] else ())]
+    wanted = [network["architecture"], *(network["widths"] if network["architecture"] in ANY_WIDTHS else ())]
+    has = [card["architecture"], *(card["widths"] if card["architecture"] in ANY_WIDTHS else ())]
     if has != wanted:
         raise InputError(f"{folder}: its encoder is {has}, and the network of this experiment is {wanted}. Give every "
                          "arm the same network.")
