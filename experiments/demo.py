@@ -15,6 +15,7 @@ import torch
 from ssl3d.data.layouts import open_cohort
 from ssl3d.demo_cohort import demo_experiment, find_samples
 from ssl3d.evidence.cluster import run_side_by_side
+from ssl3d.evidence.experiments import Experiment, declared
 from ssl3d.evidence.statistics import verdict
 from ssl3d.files import write_table
 from ssl3d.settings import Demonstrating
@@ -22,12 +23,12 @@ from ssl3d.settings import Demonstrating
 OUT, RUNS, GROUPS = Path("results/demo/stability.csv"), Path("runs/demo_stability"), 5
 
 
-def answers(rows: list, seeds: int, threads: int) -> list[dict]:
-    """The verdict of each group of so many seeds."""
-    found = []
+def answers(rows: list, asked: Experiment, threads: int) -> list[dict]:
+    """The verdict of each group of seeds, as many as the demo has."""
+    found, seeds = [], asked.seeds
     for first in range(0, len({row["seed"] for row in rows}), seeds):
         group = range(first, first + seeds)
-        (answer,) = verdict([row for row in rows if row["seed"] in group])
+        (answer,) = verdict([row for row in rows if row["seed"] in group], **declared(asked))
         numbers = {name: round(answer[name], 4) for name in ("score", "baseline_score", "difference", "low", "high")}
         found.append({"seeds": f"{group[0]} to {group[-1]}", "threads": threads} | numbers |
                      {"verdict": answer["verdict"]})
@@ -41,7 +42,7 @@ def main() -> None:
     often = run_side_by_side(replace(asked, seeds=GROUPS * how.seeds), RUNS / "one_thread")
     torch.set_num_threads(2)
     again = run_side_by_side(asked, RUNS / "two_threads", processes=1)
-    write_table(OUT, answers(often, how.seeds, 1) + answers(again, how.seeds, 2))
+    write_table(OUT, answers(often, asked, 1) + answers(again, asked, 2))
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def demo(
     steps: int = 300,
     progress: bool = True,
 ) -> list[dict]:
-    """Prepare, pretrain by rotation, fine-tune pretrained and from scratch, and tell whether it helped.
+    """Prepare, pretrain by location, fine-tune pretrained and from scratch, and tell whether it helped.
 
     How long:
         seeds: repetitions (from 1). Default: 5.

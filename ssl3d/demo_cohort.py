@@ -39,16 +39,16 @@ def demo_experiment(
     source: Path,  # where it lies
     how: Demonstrating,
 ) -> Experiment:
-    """Rotation against scratch on half of the people, after pretraining on the other half."""
+    """Location against scratch on half of the people, after pretraining on the other half."""
     people = {case.subject for case in cohort.cases if case.mask}
     if len(people) < _LEAST:
         raise InputError(f"{source}: the demo needs {_LEAST} people with masks at least, and found {len(people)}: "
                          "three to pretrain on, one to learn from, one to watch while it learns, and one to test on.")
     joined = {"regions": {"whole": [code for code in cohort.classes if code]}} if len(cohort.classes) > 2 else {}
     return Experiment(
-        {"source": str(source), "size": 32}, {"scratch": {}, "rotation": {"task": "rotation"}}, label_fractions=[1.0],
-        seeds=how.seeds, halves=max(1, len(people) * 5 // 16), network={"widths": [8, 16, 32, 64]},
-        pretraining={"steps": max(1, how.steps // 2), "batch_size": 4},
+        {"source": str(source), "size": 32}, {"scratch": {}, "location": {"task": "location"}}, label_fractions=[1.0],
+        seeds=how.seeds, halves=max(1, len(people) * 5 // 16), delta=0.05, network={"widths": [8, 16, 32, 64]},
+        pretraining={"steps": how.steps, "batch_size": 8},
         finetuning={"steps": how.steps, "track": max(1, how.steps // 8), "patch": 24, "lr": 5e-3, "optimiser": "adamw",
                     "schedule": "polynomial", "augment": "light", **joined})
 
@@ -64,13 +64,13 @@ def demo(
     scans: Folder | None = None,  # with masks, in any layout that has them; the sample brains if None
     out: Folder = "runs/demo",  # where everything goes
 ) -> list[dict]:  # the answers, see `ssl3d.evidence.statistics.verdict`
-    """Prepare, pretrain by rotation, fine-tune pretrained and from scratch, and tell whether it helped."""
+    """Prepare, pretrain by location, fine-tune pretrained and from scratch, and tell whether it helped."""
     source = find_samples() if scans is None else as_folder(scans, "scans")
     folder, cohort = as_folder(out, "out"), open_cohort(source)
     if not any(case.mask for case in cohort.cases) or read_scan(cohort.cases[0].images[0]).ndim != 4:
         raise InputError(f"{source}: the demo needs volumes with masks, and found {cohort}.")
     rows = run_side_by_side(demo_experiment(cohort, source, how), folder, progress=how.progress)
-    say(keep_answer(rows, folder, f"{source.name}: rotation against scratch", str(cohort), "scratch"))
+    say(keep_answer(rows, folder, f"{source.name}: location against scratch", str(cohort), "scratch"))
     show_page(folder / "report.html")
     if how.progress:
         say(_NEXT)
