@@ -61,7 +61,7 @@ def _header(card: Mapping[str, Any], about: About) -> dict:
     header = known | {"library_name": "ssl3d", "pipeline_tag": "image-feature-extraction",
                       "tags": ["medical-imaging", "self-supervised-learning", kind, card["task"]]}
     results = [{"task": {"type": "image-feature-extraction", "name": row["what"]},
-                "dataset": {"type": "private", "name": "people of the same cohort, not trained on"},
+                "dataset": {"type": "private", "name": "private scans"},
                 "metrics": [{"type": re.sub(r"\W+", "_", row["metric"].lower()), "value": row["score"],
                              "name": f"{row['metric']}{_interval(row)}"}]} for row in about.scores]
     return header | ({"model-index": [{"name": f"{card['task']} {card['architecture']}", "results": results}]}
