@@ -136,6 +136,20 @@ def test_a_bundle_marks_what_the_run_marks(few, scan, tmp_path, monkeypatch):
     assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("axes", ["PIR", "ASL", "SAR", "ILP"])
+def test_axes_in_another_order_are_no_trouble(few, axes, tmp_path, monkeypatch):
+    """Upright scans in sagittal or coronal order: their affines have nothing but zeros on the diagonal."""
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for i, letter in enumerate(axes):
+        row = next(k for k, ends in enumerate(("LR", "PA", "IS")) if letter in ends)
+        affine[row, i] = 2 if letter in "RAS" else -2
+    image, _ = phantom((24, 26, 28))
+    (tmp_path / "scans").mkdir()
+    scan = write_nifti(tmp_path / "scans" / "new.nii.gz", image.astype(np.float32), affine)
+    ours, theirs = masks_of(few, scan, tmp_path, monkeypatch)
+    assert ours.shape == theirs.shape == (24, 26, 28) and dice(ours > 0, theirs > 0, True) >= 0.98
+
+
 @pytest.mark.parametrize("how, trained", [
     ({"spacing": (1.5, 1.5, 1.5), "size": 24}, {}),
     ({"spacing": (1.5, 1.5, 1.5)}, {"patch": 16}),

@@ -117,6 +117,7 @@ Cut from the source of ssl3d; needs MONAI, nibabel, SciPy and NumPy.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -177,6 +178,26 @@ class OnScan(MapTransform):
             meta = {{"filename_or_obj": image.meta["filename_or_obj"]}}
             data[key] = MetaTensor(torch.from_numpy(np.ascontiguousarray(mask))[None], affine=stored, meta=meta)
         return data
+
+
+class SaveMask(MapTransform):
+    """Write a mask (1, *space) as NAME_seg.nii.gz, with its affine as it is.
+
+    MONAI's `SaveImage` takes the first axis for channels, and fails where the axes of a scan are permuted.
+    """
+
+    def __init__(self, keys, output_dir):
+        super().__init__(keys)
+        self.output_dir = Path(output_dir)
+
+    def __call__(self, data):
+        for key in self.key_iterator(data):
+            mask = data[key]
+            name = Path(mask.meta["filename_or_obj"]).name.removesuffix(".gz").removesuffix(".nii")
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            image = nib.Nifti1Image(mask[0].numpy().astype(np.uint8), mask.affine.numpy())
+            nib.save(image, self.output_dir / f"{{name}}_seg.nii.gz")
+        return dict(data)
 '''
 
 
@@ -209,8 +230,7 @@ def _written(codes: list[int]) -> list[dict]:
     if codes != [*range(len(codes))]:
         steps.append({"_target_": "MapLabelValued", **pred, "orig_labels": [*range(len(codes))], "target_labels": codes,
                       "dtype": "$np.uint8"})
-    return [*steps, {"_target_": "SaveImaged", **pred, "output_dir": "@output_dir", "output_postfix": "seg",
-                     "output_dtype": "$np.uint8", "resample": False, "separate_folder": False}]
+    return [*steps, {"_target_": "scripts.transforms.SaveMask", **pred, "output_dir": "@output_dir"}]
 
 # %% ../../nbs/67_export.ipynb #f7836534
 def inference_config(
