@@ -466,7 +466,7 @@ def _draw_question(run: Run, store: Store) -> None:
 def _question(arm: str, runs: Sequence[Path], stores: Sequence[Path]) -> list[str]:
     """The question of an arm as a picture; empty where it has none, or where the folder does not keep its run."""
     kept = [run for run in runs if (run / "encoder.json").exists()]
-    if not kept or not stores or read_settings(kept[0])["task"] not in TASKS:
+    if not kept or not stores or read_settings(kept[0]).get("task") not in TASKS:
         return []
     title = f"<h3>{html.escape(arm)}</h3>"
     try:
