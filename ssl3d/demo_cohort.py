@@ -14,7 +14,7 @@ from .data.layouts import open_cohort
 from .data.scans import read_scan
 from .errors import InputError
 from .evidence.cluster import run_side_by_side
-from .evidence.experiments import Experiment
+from .evidence.experiments import Experiment, declared
 from .evidence.report import keep_answer, show_page
 from .evidence.statistics import verdict
 from .files import Folder, as_folder, say
@@ -69,9 +69,10 @@ def demo(
     folder, cohort = as_folder(out, "out"), open_cohort(source)
     if not any(case.mask for case in cohort.cases) or read_scan(cohort.cases[0].images[0]).ndim != 4:
         raise InputError(f"{source}: the demo needs volumes with masks, and found {cohort}.")
-    rows = run_side_by_side(demo_experiment(cohort, source, how), folder, progress=how.progress)
+    experiment = demo_experiment(cohort, source, how)
+    rows = run_side_by_side(experiment, folder, progress=how.progress)
     say(keep_answer(rows, folder, f"{source.name}: location against scratch", str(cohort), "scratch"))
     show_page(folder / "report.html")
     if how.progress:
         say(_NEXT)
-    return verdict(rows)
+    return verdict(rows, **declared(experiment))

@@ -448,6 +448,6 @@ def export(
         return export_monai(run, folder, how)
     if to == "hub":
         return export_hub(run, folder, how)
-    from ssl3d.downstream.nnunet import export_nnunet  # type: ignore[import-not-found,unused-ignore]
+    from ssl3d.downstream.nnunet import export_nnunet
 
     return export_nnunet(run if isinstance(run, Run) else Run(run), _free(folder), plans=how.plans)

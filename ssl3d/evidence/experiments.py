@@ -863,6 +863,9 @@ def progress_bar(
     every: float = 2,  # seconds between two looks at the logs
 ) -> Iterator[Callable[[str], None]]:  # call it with what is made now
     """While in here, a bar follows the logs of all runs, whoever makes them, and tells the time left."""
+    if not shown:
+        yield lambda now: None
+        return
     made, what, over = dict.fromkeys(planned, 0), "", threading.Event()
 
     def count() -> int:
@@ -871,7 +874,7 @@ def progress_bar(
                 made[run] = _steps_made(run, n_steps)
         return sum(made.values())
 
-    bar = tqdm(total=sum(planned.values()), initial=count(), desc=title, unit="step", disable=not shown)
+    bar = tqdm(total=sum(planned.values()), initial=count(), desc=title, unit="step")
 
     def look() -> None:
         bar.n = count()
@@ -886,18 +889,16 @@ def progress_bar(
         nonlocal what
         what = f", {now}"
 
+    look()
     watcher = threading.Thread(target=follow, daemon=True)
-    if shown:
-        look()
-        watcher.start()
+    watcher.start()
     try:
         yield tell
     finally:
         over.set()
-        if shown:
-            watcher.join()
-            what = ""
-            look()
+        watcher.join()
+        what = ""
+        look()
         bar.close()
 
 
