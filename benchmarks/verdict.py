@@ -2,8 +2,8 @@
 
 Run as `SSL3D_DATA=FOLDER OMP_NUM_THREADS=1 python benchmarks/verdict.py` (about ten minutes of one core). It adds a
 line to results/bench/verdict.csv: CPU seconds of one thread for an experiment on hippocampus (rotation, location,
-jigsaw and scratch; a tenth of the labels and all; 5 seeds) with a few steps in each training. With `--quick` there is
-one seed and three steps. An older version of ssl3d is measured by its folder:
+jigsaw and scratch; a tenth of the labels and all; 5 seeds) with a few steps in each training, all made by one process.
+With `--quick` there is one seed and three steps. An older version of ssl3d is measured by its folder:
 
     git worktree add /tmp/before 343f97e
     python benchmarks/verdict.py --source /tmp/before --name before
@@ -14,6 +14,7 @@ steps: scores, masks and tables; `other` is the rest: opening stores, hashes, fo
 
 import argparse
 import csv
+import inspect
 import os
 import subprocess
 import sys
@@ -81,7 +82,8 @@ def measure(description: Path, out: Path) -> dict[str, float]:
             return made
         return call
     pretrain.train = kept(pretrain.train)
-    ssl3d.experiment(description, out, progress=False)
+    alone = {"processes": 1} if "processes" in inspect.signature(ssl3d.experiment).parameters else {}
+    ssl3d.experiment(description, out, progress=False, **alone)
     whole = time.process_time() - start
     waiting = spent["waiting"]
     parts = {"preparing": spent["preparing"], "pretraining": spent["pretraining"] - waited["pretraining"],
