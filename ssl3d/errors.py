@@ -32,7 +32,7 @@ def whole_number(least: int = 1, **option: int) -> int:
         raise InputError(f"{name} is {value!r}, and has to be a whole number from {least}.")
     return int(value)
 
-
+# %% ../nbs/01_errors.ipynb #646452bc
 def real_number(low: float = -math.inf, high: float = math.inf, **option: float) -> float:
     """The value of the one option given; raises `InputError` unless it is a finite number in this range."""
     (name, value), = option.items()
@@ -40,7 +40,7 @@ def real_number(low: float = -math.inf, high: float = math.inf, **option: float)
         raise InputError(f"{name} is {value!r}, and has to be a number from {low:g} to {high:g}.")
     return value
 
-
+# %% ../nbs/01_errors.ipynb #7a11b687
 def one_of(known: Iterable, **option: _Value) -> _Value:
     """The value of the one option given; raises `InputError` unless it is among the known ones."""
     (name, value), = option.items()

@@ -42,11 +42,11 @@ _TROUBLES = {
     errno.EPERM: ("you have no permission to write or read here", _GRANT),
 }  # what the system may say of a disk, in plain words; and what to do
 
-
+# %% ../nbs/02_files.ipynb #7eae516d
 class DiskError(InputError):
     """A disk that is full or can be read only: it stops whatever is being done, not one part of it."""
 
-
+# %% ../nbs/02_files.ipynb #46a8120e
 def disk_error(
     error: OSError,
     place: str | os.PathLike[str] | None = None,  # what was being written, where the error does not name it
@@ -61,7 +61,7 @@ def disk_error(
     kind = InputError if cure == _GRANT else DiskError  # who may not write here may do so elsewhere
     return kind(f"{file}: {said} ({error.strerror or os.strerror(error.errno)}). {cure}.")
 
-
+# %% ../nbs/02_files.ipynb #167caf2e
 @contextmanager
 def disk_troubles(place: str | os.PathLike[str] | None = None) -> Iterator[None]:
     """In here, or in a function that it decorates, what the system says of a disk becomes an `InputError`."""
@@ -106,7 +106,7 @@ class _Noting(io.BufferedIOBase):
     def flush(self) -> None:
         self.file.flush()
 
-
+# %% ../nbs/02_files.ipynb #f4b5c541
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside its place under a name of its own, then move it there in one step.
 
@@ -130,7 +130,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from None
         raise
 
-
+# %% ../nbs/02_files.ipynb #164d5f65
 def sweep(folder: Path) -> None:
     """Remove what writers that were killed have left in a folder; only for who alone writes there."""
     for left in folder.glob("*.part"):
@@ -141,12 +141,12 @@ def as_json(value: Any) -> Any:
     """A value as JSON and YAML know it: tuples as lists, paths as text."""
     return json.loads(json.dumps(value, default=os.fspath))
 
-
+# %% ../nbs/02_files.ipynb #2e33be22
 def write_json(path: Path, content: dict) -> None:
     """Write a dictionary as JSON, whole or not at all."""
     write_whole(path, lambda f: f.write((json.dumps(content, indent=1) + "\n").encode()))
 
-
+# %% ../nbs/02_files.ipynb #314967d7
 def read_json(path: Path) -> dict:
     """Read a JSON file that this kit wrote; raises `InputError` where it is damaged."""
     try:
@@ -161,7 +161,7 @@ def write_sealed(path: Path, content: dict) -> None:
     write_whole(path.with_suffix(".sha256"), lambda f: f.write(hashlib.sha256(text).hexdigest().encode()))
     write_whole(path, lambda f: f.write(text))
 
-
+# %% ../nbs/02_files.ipynb #9766be8d
 def read_sealed(path: Path) -> dict:
     """Read what `write_sealed` wrote; raises `InputError` where a byte of it has changed."""
     try:
@@ -200,7 +200,7 @@ Folder = str | os.PathLike[str]  # a path, or an object that stands for its fold
 _OR = {"store": ", or what `prepare` returned", "encoder": ", or what `pretrain` or `finetune` returned",
        "run": ", or what `pretrain` or `finetune` returned", "description": " of a YAML file, or an `Experiment`"}
 
-
+# %% ../nbs/02_files.ipynb #1b4aa92b
 def as_folder(given: object, what: str) -> Path:
     """The path of what stands for a folder; raises `InputError` for anything that does not."""
     if isinstance(given, (str, os.PathLike)) and os.fspath(given):
@@ -245,7 +245,7 @@ def write_table(
     content = gzip.compress(content, mtime=0) if Path(file).suffix == ".gz" else content
     write_whole(file, lambda f: f.write(content))
 
-
+# %% ../nbs/02_files.ipynb #aad87d18
 def read_table(file: Path) -> list[dict]:
     """The rows of a table, with scores, `label_fraction`, `seed`, `step` and the like as numbers; empty stays ""."""
     numbers: dict[str, Callable[[str], float]] = dict.fromkeys(
@@ -279,7 +279,7 @@ _Strict.add_implicit_resolver(
     re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?)$"),
     list("-+.0123456789"))
 
-
+# %% ../nbs/02_files.ipynb #b6818059
 def read_yaml(text: str) -> Any:
     """The content of a YAML text; raises `ValueError` in one line where it is none, or has a key twice."""
     try:
@@ -293,7 +293,7 @@ def read_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
-
+# %% ../nbs/02_files.ipynb #275e5e87
 def read_text(file: Path) -> str:
     """The text of a file that a user wrote, in UTF-8 or UTF-16; raises `InputError` for another encoding."""
     raw = Path(file).read_bytes()

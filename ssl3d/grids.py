@@ -23,7 +23,7 @@ def _overlaps(old: int, new: int) -> np.ndarray:  # (new, old), rows sum to 1
     shared = np.minimum(ends[1:], begin + 1) - np.maximum(ends[:-1], begin)
     return (shared.clip(min=0) * (new / old)).astype(np.float32)
 
-
+# %% ../nbs/05_grids.ipynb #8ac3fee8
 def _surroundings(old: int, new: int) -> np.ndarray:  # (new, old), rows sum to 1
     """Weights of old voxels around each new one, which fall to zero two new voxels from its middle."""
     middle = (np.arange(new)[:, None] + 0.5) * (old / new)
@@ -31,7 +31,7 @@ def _surroundings(old: int, new: int) -> np.ndarray:  # (new, old), rows sum to 
     weights = (1 - abs(middle - np.arange(old) - 0.5) / reach).clip(min=0)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
-
+# %% ../nbs/05_grids.ipynb #b8cea2bd
 def _along_axes(inside: np.ndarray, matrices: Sequence[np.ndarray]) -> np.ndarray:
     """Apply a matrix (new, old) along each axis."""
     for axis, matrix in enumerate(matrices):
@@ -100,13 +100,13 @@ def _weights(first: np.ndarray, second: np.ndarray, behind: np.ndarray, settled:
 # %% ../nbs/05_grids.ipynb #b2c34b5d
 _STEPS = {1: (0.6180339887,), 2: (0.7548776662, 0.5698402910), 3: (0.8191725134, 0.6710436067, 0.5497004779)}
 
-
+# %% ../nbs/05_grids.ipynb #65ab9820
 def _even_order(places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:  # a number in [0, 1) for each place
     """Numbers for voxels (places in the flat array); any range of them is spread evenly over space."""
     indices = np.stack(np.unravel_index(places, shape))
     return np.array(_STEPS[len(shape)]) @ indices % 1.0
 
-
+# %% ../nbs/05_grids.ipynb #8d9092a9
 def _ranks(groups: np.ndarray) -> np.ndarray:
     """The rank of each element within its group, in their order."""
     order = np.argsort(groups, kind="stable")
@@ -115,7 +115,7 @@ def _ranks(groups: np.ndarray) -> np.ndarray:
     ranks[order] = np.arange(len(groups)) - starts
     return ranks
 
-
+# %% ../nbs/05_grids.ipynb #ea9b3509
 def _filled(first: np.ndarray, second: np.ndarray, changed: np.ndarray, settled: np.ndarray, wanted: np.ndarray,
             order: np.ndarray) -> np.ndarray:
     """The labels of doubtful voxels after as many as are needed have changed sides, in this order."""
@@ -135,7 +135,7 @@ def _filled(first: np.ndarray, second: np.ndarray, changed: np.ndarray, settled:
 # %% ../nbs/05_grids.ipynb #4f0346d2
 _NEARBY = np.float32(1e-3)  # the weight of the surroundings beside the voxel itself
 
-
+# %% ../nbs/05_grids.ipynb #c7524f32
 def _part(box: tuple[slice, ...], old: Sequence[int], new: Sequence[int]) -> tuple[tuple[slice, ...], list, list]:
     """The new voxels around a box of old ones, and the matrices that lead there: of shares and of surroundings."""
     place, shares, surroundings = [], [], []
@@ -148,7 +148,7 @@ def _part(box: tuple[slice, ...], old: Sequence[int], new: Sequence[int]) -> tup
         shares.append(_overlaps(n_old, n_new)[rows, inside])
     return tuple(place), shares, surroundings
 
-
+# %% ../nbs/05_grids.ipynb #348283be
 def _codes(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """The mask as uint8; raises `InputError` where it holds no codes, or does not fit the size."""
     given = np.asarray(mask)
@@ -167,7 +167,7 @@ def _codes(mask: np.ndarray, size: Sequence[int]) -> np.ndarray:
         raise InputError(f"the mask holds {wrong:.9g}, which is no class code. Give whole numbers from 0 to 255.")
     return codes
 
-
+# %% ../nbs/05_grids.ipynb #5638981d
 def resize_labels(
     mask: np.ndarray,  # (*space) class codes, 0 to 255
     size: Sequence[int],  # voxels per axis

@@ -44,7 +44,7 @@ def option(
              "shell": shell}
     return field(default=default, metadata=about)
 
-
+# %% ../nbs/04_settings.ipynb #5aba7e4e
 def again(kind: type, name: str, default: Any) -> Any:
     """The option of another class with another default; its help and its check stay the same."""
     return field(default=default, metadata=next(f for f in fields(kind) if f.name == name).metadata)
@@ -85,7 +85,7 @@ _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: 
           Logger: "a logger of Lightning"}
 _MANY = {int: "whole numbers", float: "numbers", str: "texts"}
 
-
+# %% ../nbs/04_settings.ipynb #e1bf68a3
 def _in_words(kind: Any) -> str:
     """What fits a type, in words."""
     origin, parts = get_origin(kind), get_args(kind)
@@ -105,7 +105,7 @@ def _in_words(kind: Any) -> str:
         return "a module" if origin is Callable else "a path, a run"
     return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))
 
-
+# %% ../nbs/04_settings.ipynb #39387e09
 def _limits(about: Mapping[str, Any]) -> str:
     """The limits of a number, in words."""
     words = [f"{word} {about[name]:g}" for name, word in (("above", "above"), ("least", "from"), ("most", "up to"))
@@ -122,7 +122,7 @@ def _within(value: Any, about: Mapping[str, Any]) -> bool:
     least, above, most = about["least"], about["above"], about["most"]
     return (least is None or value >= least) and (above is None or value > above) and (most is None or value <= most)
 
-
+# %% ../nbs/04_settings.ipynb #9e9a44c5
 def plain(value: Any) -> Any:
     """A value with Python's numbers in place of NumPy's, inside lists, tuples and dictionaries, too."""
     if isinstance(value, list):
@@ -133,7 +133,7 @@ def plain(value: Any) -> Any:
         return {plain(name): plain(each) for name, each in value.items()}
     return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
 
-
+# %% ../nbs/04_settings.ipynb #26ada439
 def check_option(f: Field, kind: Any, value: Any) -> Any:
     """The value of an option, lists as tuples; raises `InputError` where it does not fit its type or its limits."""
     value = plain(value)
@@ -159,7 +159,11 @@ class Settings:
         for f in fields(self):
             object.__setattr__(self, f.name, check_option(f, kinds[f.name], getattr(self, f.name)))
 
+# %% ../nbs/04_settings.ipynb #0b242020
+GROUPS = ("what to read", "what is kept", "start from", "network", "what to learn", "how long", "watch",
+          "who is tested", "chance", "what to write", "machine")  # the headings of the help, in this order
 
+# %% ../nbs/04_settings.ipynb #733b5718
 def options_of(*kinds: type) -> dict[str, tuple[Field, Any]]:  # name -> field and type
     """The options of settings classes, in the order of their groups."""
     hints = {kind: get_type_hints(kind) for kind in kinds}
@@ -168,7 +172,7 @@ def options_of(*kinds: type) -> dict[str, tuple[Field, Any]]:  # name -> field a
     groups.sort(key=lambda group: GROUPS.index(group) if group in GROUPS else len(GROUPS))
     return {name: each for group in groups for name, each in found.items() if each[0].metadata["group"] == group}
 
-
+# %% ../nbs/04_settings.ipynb #8fa6fa6c
 def check_names(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
     """Refuse a name that is not known; raises `InputError` with the nearest one that is."""
     for name in given:
@@ -177,15 +181,11 @@ def check_names(what: str, given: Mapping[str, Any], known: Sequence[str]) -> No
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise InputError(f"{what} has no option '{name}'.{hint} It has: {', '.join(known) or 'none'}.")
 
-
+# %% ../nbs/04_settings.ipynb #4fa91c6a
 def settings_from(kind: type[_Made], given: Mapping[str, Any], what: str) -> _Made:
     """An object of a settings class from values by name; raises `InputError` for a wrong name or value."""
     check_names(what, given, [*options_of(kind)])
     return kind(**given)
-
-
-GROUPS = ("what to read", "what is kept", "start from", "network", "what to learn", "how long", "watch",
-          "who is tested", "chance", "what to write", "machine")  # the headings of the help, in this order
 
 # %% ../nbs/04_settings.ipynb #58a30651
 def _explained(kinds: tuple[type, ...]) -> str:
@@ -201,7 +201,7 @@ def _explained(kinds: tuple[type, ...]) -> str:
                                subsequent_indent="        ")
     return "\n".join(lines)
 
-
+# %% ../nbs/04_settings.ipynb #c2aa8e15
 def _place(given: Mapping[str, Any]) -> str | None:
     """The folder or file that a call writes, for what is said of its disk."""
     out = given.get("out")
@@ -210,7 +210,7 @@ def _place(given: Mapping[str, Any]) -> str | None:
 
 _Result = TypeVar("_Result")
 
-
+# %% ../nbs/04_settings.ipynb #ed951215
 def takes(
     kind: type[Settings],  # whose object the function gets as its last positional argument
     *more: type,  # further options, which the function gets as keywords, as far as they are given
@@ -248,7 +248,7 @@ def _named_texts(text: str) -> dict[str, str]:
     found = re.findall(r"""([\w .-]+?)\s*:\s*("[^"]*"|'[^']*'|[^,]+?)\s*(?:,|$)""", text.strip()[1:].removesuffix("}"))
     return {name.strip(): value.strip("'\"") for name, value in found}
 
-
+# %% ../nbs/04_settings.ipynb #f27e1ec9
 def from_text(kind: Any, text: str) -> Any:
     """The value that a text in a shell means for an option of a type; the text itself where it means none.
 
@@ -324,7 +324,7 @@ class Reading(Settings):
         "raise", "what to do about a file that cannot be used: stop, or go on and list it in left_out.csv",
         "what to read")
 
-
+# %% ../nbs/04_settings.ipynb #75aa2d56
 @dataclass(frozen=True)
 class Preparing(Reading, Seeded, Shown):
     """Options of `ssl3d.prepare`."""
@@ -425,7 +425,7 @@ class Training(Seeded, Optimising, Running):
         if len(self.widths) < 2:
             raise InputError(f"widths are {self.widths}: give two levels at least, as (32, 64, 128, 256, 512).")
 
-
+# %% ../nbs/04_settings.ipynb #c8b37742
 @dataclass(frozen=True)
 class Pretraining(Training):
     """Options of `ssl3d.pretrain`."""
@@ -440,7 +440,7 @@ class Pretraining(Training):
     keep: Literal["last", "probe"] = option("last", "which checkpoint is kept: the last, or the one with the best "
                                             "validation probe score", "watch")
 
-
+# %% ../nbs/04_settings.ipynb #41755f72
 @dataclass(frozen=True)
 class Finetuning(Training):
     """Options of `ssl3d.finetune` that all goals share."""
@@ -480,7 +480,7 @@ def architecture_of(how: Training, dims: int) -> str:  # 2 or 3, of the images t
     usual = "densenet121-batchnorm" if how.preset == "paper" and pictures else "unet"
     return how.architecture or usual
 
-
+# %% ../nbs/04_settings.ipynb #201846c8
 def other_size(how: Training, dims: int, size: int | None) -> str:  # of the store's images; None: of their own
     """What to say of images that are not of the size that the preset's values were found with; else empty."""
     paper, size = 224 if dims == 2 and not how.slices else 128, how.patch or size
@@ -509,7 +509,7 @@ class SegmentationOptions(Settings):
         "residual", "decoder: residual blocks, for any encoder; or nnunet, nnU-Net's own, for resenc and plainunet",
         "segmentation")
 
-
+# %% ../nbs/04_settings.ipynb #19943b1a
 @dataclass(frozen=True)
 class ImageOptions(Settings):
     """Options of the goals that tell something of a whole image."""
@@ -553,7 +553,7 @@ class Predicting(Reading, Running):
 class Embedding(Reading, Running):
     """Options of a run's `features`."""
 
-
+# %% ../nbs/04_settings.ipynb #f8ceb59d
 @dataclass(frozen=True)
 class Exporting(Settings):
     """Options of a run's `export`."""
@@ -577,7 +577,7 @@ class Sending(Exporting):
         None, "who is to read it: monai, a MONAI bundle of a run for masks; hub, a folder for the Hugging Face Hub "
         "with the encoder of any run; nnunet, weights with which nnU-Net begins", "what to write")
 
-
+# %% ../nbs/04_settings.ipynb #9fceff46
 @dataclass(frozen=True)
 class Spreading(Shown):
     """Options of `ssl3d.experiment`."""

@@ -114,7 +114,7 @@ class Findings:
     read: set[Path] = field(default_factory=set)  # tables and indexes that were read
     aside: dict[Path, str] = field(default_factory=dict)  # files left out on purpose -> what they are
 
-
+# %% ../../nbs/13_cohorts.ipynb #8e715f96
 def some_of(names: Iterable[object], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     listed = [str(name) for name in names]
@@ -126,7 +126,7 @@ def _there(path: Path) -> bool:
     """Whether a file, a series or an entry of an archive exists."""
     return exists(path) or is_series(path) or is_entry(path) and exists(path.parent.parent)
 
-
+# %% ../../nbs/13_cohorts.ipynb #90a09ce2
 def make_cohort(source: Path, layout: str, cases: Iterable[Case], problems: list[InputError],
                 **names: Any) -> Cohort:
     """Sort the cases by id; what cannot be used becomes a problem."""
@@ -162,6 +162,8 @@ _OCCASION = re.compile(  # when or how somebody was scanned, and not who
 _COUNTED = re.compile(r"ses|session|visit|tp|time|timepoint|scan|run|frame|month|year|day|week|fu|followup|round|phase",
                       re.IGNORECASE)  # and the number behind it, too
 _DATE = re.compile(r"(19|20)\d{6}|(19|20)\d\d")
+
+# %% ../../nbs/13_cohorts.ipynb #e9cefec9
 _MANY = re.compile(  # folders and prefixes that hold many people
     r"healthy|normal|abnormal|controls?|patients?|cases?|sick|disease|positive|negative|benign|malignant|ad|mci|cn|hc|"
     r"covid|tum(o|ou)rs?|gliomas?|data|scans?|images?|(images?|labels?)t[rs]|"
@@ -182,7 +184,7 @@ class _Word(NamedTuple):
         """How it is compared: without upper case, and zeros in front of numbers."""
         return re.sub(r"(?<!\d)0+(?=\d)", "", self.text.casefold())
 
-
+# %% ../../nbs/13_cohorts.ipynb #d74efaee
 _DATES = ((r"(?<!\d)((?:19|20)\d\d)[-._](\d\d)[-._](\d\d)(?!\d)", r"\1\2\3"),  # 2020-01-31 is one word
           (r"(?<!\d)(\d\d)[-._](\d\d)[-._]((?:19|20)\d\d)(?!\d)", r"\3\2\1"))  # and so is 31.01.2020
 
@@ -202,7 +204,7 @@ def _words(file: Path) -> list[_Word]:
         found += [_Word(text, is_folder and i == len(texts) - 1) for i, text in enumerate(texts)]
     return found
 
-
+# %% ../../nbs/13_cohorts.ipynb #aab05d97
 def _who(words: list[_Word]) -> list[_Word]:
     """The words without those that say when or how; all of them where none is left that can tell people apart."""
     before = ["", *("" if word.ends_folder else word.text for word in words)]
@@ -212,6 +214,54 @@ def _who(words: list[_Word]) -> list[_Word]:
     days = any(len(word.text) == 8 for word in kept if word not in undated)
     telling = any(re.search(r"[^\W\d]" + (r"|\d{3}" if days else ""), word.text) for word in undated)
     return (undated if telling else kept) or words
+
+# %% ../../nbs/13_cohorts.ipynb #a5e95c4f
+def _folders(words: list[_Word]) -> int:
+    """How many words of a path belong to its folders."""
+    return max((i + 1 for i, word in enumerate(words) if word.ends_folder), default=0)
+
+
+def _by_same_name(words: list[list[_Word]]) -> list[list[_Word]] | None:
+    """People by the names of their files, where these return in other folders, as arterial/P07 and venous/P07."""
+    files = [each[_folders(each):] for each in words]
+    ends = {each[_folders(each) - 1].text if _folders(each) else "" for each in words}
+    plain = not any(re.search(r"\d", end) or _MANY.fullmatch(end) for end in ends)
+    names = ["-".join(word.key for word in each) for each in files]
+    telling = all(re.search(r"[^\W\d]\d|\d{3}|[^\W\d]{3}", "".join(word.text for word in each)) for each in files)
+    shared = [n for n in Counter(names).values() if n > 1]
+    return files if plain and len(ends) > 1 and telling and sum(shared) > len(names) / 2 and max(shared) <= _FEW \
+        and len(shared) > len(ends) / 2 and len({*names}) >= len(ends) else None
+
+# %% ../../nbs/13_cohorts.ipynb #9a63a3a7
+def _is_person(members: list[list[_Word]], n: int, groups: int) -> bool:
+    """Whether paths that begin with the same n words are of one person."""
+    if len(members[0]) < n:  # nothing but when and how tells these apart
+        return True
+    last, size = members[0][n - 1], len(members)
+    numbered = bool(re.search(r"\d", last.text))
+    rest = [word.text for each in members for word in each[n:]]
+    if _MANY.fullmatch(last.text) or _DATE.fullmatch(last.text):
+        return False
+    if last.ends_folder and numbered:
+        return size <= _FEW or not re.fullmatch(r"\d{1,2}", last.text)
+    if last.ends_folder:
+        return size <= _FEW or not any(re.search(r"\d", text) for text in rest)
+    if numbered:
+        return size <= _FEW
+    return groups >= 5 and size <= 4 and all(text.isdigit() for text in rest)  # as anna_1, anna_2
+
+# %% ../../nbs/13_cohorts.ipynb #5598d5f1
+def _by_beginning(words: list[list[_Word]], n: int) -> list[list[_Word]] | None:
+    """People by the first words of their paths, where these may name a person."""
+    begin = [each[:n] for each in words]
+    keys = [tuple(word.key for word in each) for each in begin]
+    members = defaultdict(list)
+    for key, each in zip(keys, words):
+        members[key].append(each)
+    several = [found for found in members.values() if len(found) > 1]
+    if len(members) < 2 or not several:
+        return None
+    return begin if all(_is_person(found, n, len(members)) for found in several) else None
 
 # %% ../../nbs/13_cohorts.ipynb #a427a262
 def people_of(files: list[Path]) -> tuple[list[str], str]:  # relative paths, one per case
@@ -231,54 +281,6 @@ def people_of(files: list[Path]) -> tuple[list[str], str]:  # relative paths, on
         return [*map(str, range(len(files)))], ""
     examples = [file.as_posix() for file, key in zip(files, keys) if key == several[0]]
     return names, f"names, as {some_of(examples, 2)} for '{shown[several[0]]}'"
-
-
-def _by_same_name(words: list[list[_Word]]) -> list[list[_Word]] | None:
-    """People by the names of their files, where these return in other folders, as arterial/P07 and venous/P07."""
-    files = [each[_folders(each):] for each in words]
-    ends = {each[_folders(each) - 1].text if _folders(each) else "" for each in words}
-    plain = not any(re.search(r"\d", end) or _MANY.fullmatch(end) for end in ends)
-    names = ["-".join(word.key for word in each) for each in files]
-    telling = all(re.search(r"[^\W\d]\d|\d{3}|[^\W\d]{3}", "".join(word.text for word in each)) for each in files)
-    shared = [n for n in Counter(names).values() if n > 1]
-    return files if plain and len(ends) > 1 and telling and sum(shared) > len(names) / 2 and max(shared) <= _FEW \
-        and len(shared) > len(ends) / 2 and len({*names}) >= len(ends) else None
-
-
-def _folders(words: list[_Word]) -> int:
-    """How many words of a path belong to its folders."""
-    return max((i + 1 for i, word in enumerate(words) if word.ends_folder), default=0)
-
-
-def _by_beginning(words: list[list[_Word]], n: int) -> list[list[_Word]] | None:
-    """People by the first words of their paths, where these may name a person."""
-    begin = [each[:n] for each in words]
-    keys = [tuple(word.key for word in each) for each in begin]
-    members = defaultdict(list)
-    for key, each in zip(keys, words):
-        members[key].append(each)
-    several = [found for found in members.values() if len(found) > 1]
-    if len(members) < 2 or not several:
-        return None
-    return begin if all(_is_person(found, n, len(members)) for found in several) else None
-
-
-def _is_person(members: list[list[_Word]], n: int, groups: int) -> bool:
-    """Whether paths that begin with the same n words are of one person."""
-    if len(members[0]) < n:  # nothing but when and how tells these apart
-        return True
-    last, size = members[0][n - 1], len(members)
-    numbered = bool(re.search(r"\d", last.text))
-    rest = [word.text for each in members for word in each[n:]]
-    if _MANY.fullmatch(last.text) or _DATE.fullmatch(last.text):
-        return False
-    if last.ends_folder and numbered:
-        return size <= _FEW or not re.fullmatch(r"\d{1,2}", last.text)
-    if last.ends_folder:
-        return size <= _FEW or not any(re.search(r"\d", text) for text in rest)
-    if numbered:
-        return size <= _FEW
-    return groups >= 5 and size <= 4 and all(text.isdigit() for text in rest)  # as anna_1, anna_2
 
 # %% ../../nbs/13_cohorts.ipynb #2b0e05e1
 def with_people(
@@ -302,7 +304,7 @@ _NO_SCANS = ("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "SR", "PR", "KO", "REG", "OT
 _TAGS = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge",
          "SeriesDescription", "SeriesNumber", "Modality", "ImageType", "Rows")
 
-
+# %% ../../nbs/13_cohorts.ipynb #29cdfea1
 def _dicom_header(file: Path, problems: list[InputError]) -> dict[str, str] | None:
     """What names the series and the person of one slice; None for files without an image."""
     import pydicom
@@ -340,11 +342,17 @@ def dicom_series(files: list[Path], problems: list[InputError]) -> list[tuple[Pa
             del found[place, uid]
     return [(place, place / uid if several[place] > 1 else place, header) for (place, uid), header in found.items()]
 
-
+# %% ../../nbs/13_cohorts.ipynb #3aaed929
 def _sex(text: str) -> str | None:
     """"F" or "M", from how people write it (w: German)."""
     text = text.strip().lower()
     return "F" if text in ("f", "w", "female", "woman") else "M" if text in ("m", "male", "man") else None
+
+# %% ../../nbs/13_cohorts.ipynb #11acb69f
+def _age(text: str) -> float | None:
+    """PatientAge, as 061Y or 018M, in years."""
+    match = re.fullmatch(r"(\d{1,3})([YMWD])", text.strip().upper())
+    return float(match[1]) / {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}[match[2]] if match else None
 
 # %% ../../nbs/13_cohorts.ipynb #27aa0681
 def _series_name(series: list[tuple[Path, dict[str, str]]], shared: set[str]) -> dict[str, Path]:
@@ -362,12 +370,6 @@ def _series_name(series: list[tuple[Path, dict[str, str]]], shared: set[str]) ->
         named[f"{what} {len(copies) + 1}" if copies else what] = path
     return named
 
-
-def _age(text: str) -> float | None:
-    """PatientAge, as 061Y or 018M, in years."""
-    match = re.fullmatch(r"(\d{1,3})([YMWD])", text.strip().upper())
-    return float(match[1]) / {"Y": 1, "M": 12, "W": 52.18, "D": 365.25}[match[2]] if match else None
-
 # %% ../../nbs/13_cohorts.ipynb #be10d9ec
 def check_patients(place: Path, headers: Iterable[dict[str, str]], found: Findings) -> None:
     """A PatientID that stands for people of different sex or birth date is a problem."""
@@ -383,7 +385,7 @@ def check_patients(place: Path, headers: Iterable[dict[str, str]], found: Findin
                 "Say who is who by patterns (--images '{subject}/...'), or in a table with the columns id and subject "
                 "(--table)."))
 
-
+# %% ../../nbs/13_cohorts.ipynb #08ba73da
 def from_dicom(folder: Path, found: Findings) -> Cohort:
     """A tree of DICOM series: a case for each study, a modality for each SeriesDescription."""
     studies = defaultdict(list)
@@ -450,7 +452,7 @@ def _matches(root: Path, files: list[Path], text: str, problems: list[InputError
             found.setdefault(key, file)
     return found
 
-
+# %% ../../nbs/13_cohorts.ipynb #7616f534
 def cases_by_pattern(root: Path, files: list[Path], images: dict[str, str], mask: str | None,
                      problems: list[InputError]) -> list[Case]:
     """Cases from one pattern per modality, and one for the masks; a mask that fits no image is a problem."""
@@ -490,7 +492,7 @@ _NAMES = {"id": (), "image": ("image", "id_code", "image name"), "mask": ("mask"
           "grade": ("grade", "label", "diagnosis", "retinopathy grade"), "age": ("age",), "sex": ("sex", "gender")}
 _UNKNOWN = ("", "n/a", "na", "nan", "none", "null", "unknown", "-", "?")
 
-
+# %% ../../nbs/13_cohorts.ipynb #c8453479
 def table_rows(file: Path, columns: dict[str, str] | None = None) -> list[dict[str, str]]:
     """The rows of a CSV or TSV: lower-case names, no stray spaces, columns called as in `_NAMES` where known."""
     if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
@@ -538,20 +540,20 @@ def to_whole(text: str) -> int | None:
     number = to_number(text)
     return int(number) if number is not None and number.is_integer() and number >= 0 else None
 
-
+# %% ../../nbs/13_cohorts.ipynb #bf8101e9
 def _years(text: str) -> float | None:
     """An age that a person can have; None for anything else."""
     number = to_number(text)
     return number if number is not None and 0 <= number <= 130 else None
 
-
+# %% ../../nbs/13_cohorts.ipynb #70deebbb
 def _asked(rows: list[dict[str, str]], columns: dict[str, str] | None) -> set[str]:
     """What the user wants to know from a table: columns that he named, and a grade unless it is given in words."""
     other = rows and any(name in rows[0] for name in _NAMES["grade"] if name != "grade")
     words = other and all(to_whole(row.get("grade", "")) is None for row in rows)
     return {*(columns or {}), *(() if words else ("grade",))}
 
-
+# %% ../../nbs/13_cohorts.ipynb #5b0113f4
 def known_of(row: dict[str, str], file: Path, found: Findings, asked: Iterable[str] = ("grade",)) -> dict:
     """Grade, age, sex and subject in a row, as far as they are given; what cannot be read is told.
 
@@ -598,7 +600,33 @@ def file_finder(place: Path) -> Callable[[str], Path]:
 
     return find
 
+# %% ../../nbs/13_cohorts.ipynb #9cb1fb13
+def _first(cell: list[str]) -> Path:
+    """The first file that a row names."""
+    return Path(next(filter(None, cell), "").replace("\\", "/"))
 
+# %% ../../nbs/13_cohorts.ipynb #4907fe3c
+def _row_case(name: str, cell: list[str], modalities: list[str], row: dict[str, str],
+              find: Callable[[str], Path], file: Path, found: Findings, asked: set[str]) -> Case:
+    """The case of one row; a `label` that is no number names a mask."""
+    mask = row.get("mask", "")
+    if "label" in row and row.get("grade") == row["label"] and to_number(row["label"]) is None \
+            and row["label"].lower() not in _UNKNOWN:
+        mask, row = mask or row["label"], row | {"grade": ""}
+        if not _there(find(mask)) and not is_scan_name(Path(mask)):
+            raise InputError(f"{file}: has the label '{mask}', which is neither a number nor a file. Write classes as "
+                             "numbers from 0, and the file of a mask into the column 'mask'.")
+    return Case(name, tuple(find(text) for text in cell if text), find(mask) if mask.lower() not in _UNKNOWN else None,
+                modalities=tuple(m for m, text in zip(modalities, cell) if text),
+                **known_of(row, file, found, asked))
+
+# %% ../../nbs/13_cohorts.ipynb #b323a84e
+def _used_columns(columns: dict[str, str] | None, modalities: list[str]) -> set[str]:
+    """The names of the columns of a table that mean something here."""
+    return {*_NAMES, *(name for known in _NAMES.values() for name in known), *(f"image_{m}" for m in modalities),
+            *(column.strip().lower() for column in (columns or {}).values())}
+
+# %% ../../nbs/13_cohorts.ipynb #fb408013
 def from_table(file: Path, found: Findings, columns: dict[str, str] | None = None) -> Cohort:
     """A table with the column `image`, or columns `image_...`, and what else is known."""
     rows, find = table_rows(file, columns), file_finder(file.parent)
@@ -625,39 +653,13 @@ def from_table(file: Path, found: Findings, columns: dict[str, str] | None = Non
     known = {case.id for case in cases if case.subject != case.id or case.id in named}
     return with_people(replace(cohort, told_by="the column subject" if known else ""), file.parent, known)
 
-
-def _first(cell: list[str]) -> Path:
-    """The first file that a row names."""
-    return Path(next(filter(None, cell), "").replace("\\", "/"))
-
-
-def _used_columns(columns: dict[str, str] | None, modalities: list[str]) -> set[str]:
-    """The names of the columns of a table that mean something here."""
-    return {*_NAMES, *(name for known in _NAMES.values() for name in known), *(f"image_{m}" for m in modalities),
-            *(column.strip().lower() for column in (columns or {}).values())}
-
-# %% ../../nbs/13_cohorts.ipynb #4907fe3c
-def _row_case(name: str, cell: list[str], modalities: list[str], row: dict[str, str],
-              find: Callable[[str], Path], file: Path, found: Findings, asked: set[str]) -> Case:
-    """The case of one row; a `label` that is no number names a mask."""
-    mask = row.get("mask", "")
-    if "label" in row and row.get("grade") == row["label"] and to_number(row["label"]) is None \
-            and row["label"].lower() not in _UNKNOWN:
-        mask, row = mask or row["label"], row | {"grade": ""}
-        if not _there(find(mask)) and not is_scan_name(Path(mask)):
-            raise InputError(f"{file}: has the label '{mask}', which is neither a number nor a file. Write classes as "
-                             "numbers from 0, and the file of a mask into the column 'mask'.")
-    return Case(name, tuple(find(text) for text in cell if text), find(mask) if mask.lower() not in _UNKNOWN else None,
-                modalities=tuple(m for m, text in zip(modalities, cell) if text),
-                **known_of(row, file, found, asked))
-
 # %% ../../nbs/13_cohorts.ipynb #86c21c53
 def _plain(name: str) -> str:
     """A name as it is compared: in one Unicode form, without BIDS' "sub-", without zeros in front of a number."""
     name = same_form(name).strip().removeprefix("sub-")
     return name.lstrip("0") or "0" if name.isdigit() else name
 
-
+# %% ../../nbs/13_cohorts.ipynb #7057e87d
 def _key_column(rows: list[dict[str, str]], cohort: Cohort, file: Path) -> str:
     """The column that names the cases or subjects of a cohort: by its name, and by how many it fits."""
     if not rows:
@@ -695,7 +697,7 @@ def rows_by_name(rows: list[dict[str, str]], key: str, file: Path, found: Findin
             contradicted.add(name)
     return {name: {} if name in contradicted else known for name, known in by_name.items()}
 
-
+# %% ../../nbs/13_cohorts.ipynb #1696d728
 def _known(case: Case, by_name: dict[str, dict]) -> dict | None:
     """What a table knows of a case: under its id, its subject or its file, or under what its id begins with."""
     names = [_plain(name) for name in (case.id, case.subject, stem(case.images[0]), case.images[0].name)]
@@ -706,7 +708,7 @@ def _known(case: Case, by_name: dict[str, dict]) -> dict | None:
              and any(re.match(re.escape(known) + r"[_\-. ]", name) for name in names)]
     return by_name[max(begin, key=len)] if begin else None
 
-
+# %% ../../nbs/13_cohorts.ipynb #f0e9345c
 def join_table(cohort: Cohort, file: Path, found: Findings, columns: dict[str, str] | None = None) -> Cohort:
     """The cohort with grade, age, sex and subject taken from a table of its cases or subjects."""
     rows = table_rows(file, columns)

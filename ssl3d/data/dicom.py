@@ -31,7 +31,7 @@ _NEEDED = ["SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "B
 _TAGS = [*_NEEDED, "SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "NumberOfFrames",
          "RescaleSlope", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 
-
+# %% ../../nbs/11_dicom.ipynb #c36e18b7
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Whatever goes wrong inside is told with the name of the file."""
@@ -43,7 +43,7 @@ def _reading(path: Path) -> Iterator[None]:
         reason = " ".join(f"{type(e).__name__}: {e}".split())  # in one line
         raise InputError(f"{path}: cannot be read as DICOM ({reason}). Is the file whole?") from None
 
-
+# %% ../../nbs/11_dicom.ipynb #e8546075
 def _kind(header: Dataset) -> str:
     """What sort of object a file says that it is, such as 'CT Image Storage'."""
     return uids.UID(header.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or "").name
@@ -70,7 +70,7 @@ def _is_image(path: Path) -> bool:
         raise InputError(f"{path}: is deflated as a whole, which is not read. Convert the series with dcm2niix.")
     return True
 
-
+# %% ../../nbs/11_dicom.ipynb #c0f75125
 def _header(path: Path) -> Dataset | None:
     """The tags of an image that are needed here; None for a file that is no DICOM image."""
     with _reading(path):
@@ -84,14 +84,29 @@ def _header(path: Path) -> Dataset | None:
             raise InputError(f"{path}: says that it is a '{kind}', but has no Rows. Is the file whole?")
         return header if "Rows" in header else None
 
-# %% ../../nbs/11_dicom.ipynb #9e5f0bff
-def _by_series(folder: Path) -> dict[str, list[tuple[Path, Dataset]]]:
-    """All images of a folder (not of its subfolders), by SeriesInstanceUID; read once, until a file changes."""
-    with _reading(folder):
-        files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-        return _headers_of(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+# %% ../../nbs/11_dicom.ipynb #6ac46e9a
+def _sort(file: Path) -> str:
+    """The kind of a DICOM object; empty for a file that is none, or does not say."""
+    if not is_dicom(file):
+        return ""
+    header = dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
+    return _kind(header.file_meta) or _kind(header)
 
+# %% ../../nbs/11_dicom.ipynb #cfccd8cb
+def _no_images(files: list[Path]) -> str:
+    """What the DICOM files that are no images are, and what to do with them."""
+    kinds = set()
+    for file in files:
+        with _reading(file):
+            kinds |= {_sort(file)}
+    said = f" There is: {', '.join(sorted(kinds - {''}))}." if kinds - {""} else ""
+    if any("Segmentation" in kind for kind in kinds):
+        said += " A segmentation object (SEG) is no image: make a mask of it with dcmqi's segimage2itkimage."
+    if any("Structure Set" in kind for kind in kinds):
+        said += " An RT structure set is no image: make a mask of it with plastimatch or dcmrtstruct2nii."
+    return said
 
+# %% ../../nbs/11_dicom.ipynb #2884dc0e
 @lru_cache(maxsize=4)
 def _headers_of(folder: Path, stamps: tuple) -> dict[str, list[tuple[Path, Dataset]]]:
     files = [file for file, *_ in stamps]
@@ -106,29 +121,14 @@ def _headers_of(folder: Path, stamps: tuple) -> dict[str, list[tuple[Path, Datas
                          f"{_no_images(files)}")
     return found
 
+# %% ../../nbs/11_dicom.ipynb #9e5f0bff
+def _by_series(folder: Path) -> dict[str, list[tuple[Path, Dataset]]]:
+    """All images of a folder (not of its subfolders), by SeriesInstanceUID; read once, until a file changes."""
+    with _reading(folder):
+        files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+        return _headers_of(folder, tuple((f, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
 
-def _no_images(files: list[Path]) -> str:
-    """What the DICOM files that are no images are, and what to do with them."""
-    kinds = set()
-    for file in files:
-        with _reading(file):
-            kinds |= {_sort(file)}
-    said = f" There is: {', '.join(sorted(kinds - {''}))}." if kinds - {""} else ""
-    if any("Segmentation" in kind for kind in kinds):
-        said += " A segmentation object (SEG) is no image: make a mask of it with dcmqi's segimage2itkimage."
-    if any("Structure Set" in kind for kind in kinds):
-        said += " An RT structure set is no image: make a mask of it with plastimatch or dcmrtstruct2nii."
-    return said
-
-
-def _sort(file: Path) -> str:
-    """The kind of a DICOM object; empty for a file that is none, or does not say."""
-    if not is_dicom(file):
-        return ""
-    header = dcmread(file, stop_before_pixels=True, specific_tags=["SOPClassUID"], force=True)
-    return _kind(header.file_meta) or _kind(header)
-
-
+# %% ../../nbs/11_dicom.ipynb #13afbd34
 def _whole(path: Path) -> Dataset:
     """The header of a file that holds a series by itself."""
     header = _header(path)
@@ -138,7 +138,7 @@ def _whole(path: Path) -> Dataset:
         raise InputError(f"{path}: is a single slice. Name the folder that holds all slices of its series.")
     return header
 
-
+# %% ../../nbs/11_dicom.ipynb #a9944bb8
 def _series(path: Path) -> list[tuple[Path, Dataset]]:
     """Files and headers of the series that `FOLDER`, `FOLDER/UID` or a multi-frame file names."""
     if path.is_file():
@@ -175,7 +175,7 @@ class Slice(NamedTuple):
         """How it is called in a message."""
         return self.path.name if self.frame is None else f"frame {self.frame + 1} of {self.path.name}"
 
-
+# %% ../../nbs/11_dicom.ipynb #b2435789
 def _place(slices: list[Slice]) -> Path:
     """What a message is about: the one file of all slices, or the folder of their files."""
     return slices[0].path if len({one.path for one in slices}) == 1 else slices[0].path.parent
@@ -189,7 +189,7 @@ def _syntax(header: Dataset) -> uids.UID | None:
     """How the pixels are written; for a file without any such notes at its beginning, as its other tags are."""
     return header.file_meta.get("TransferSyntaxUID") if len(header.file_meta) else _SYNTAXES[header.original_encoding]
 
-
+# %% ../../nbs/11_dicom.ipynb #c3ac093f
 def _check_kind(path: Path, header: Dataset) -> None:
     """Refuse what is no grey slice with a place: frames without places, colours, missing tags."""
     if int(header.get("NumberOfFrames") or 1) > 1:
@@ -203,7 +203,7 @@ def _check_kind(path: Path, header: Dataset) -> None:
         raise InputError(f"{path}: misses {', '.join(missing)}, and cannot be placed in a volume without. "
                          "Export the series again, or leave it out.")
 
-
+# %% ../../nbs/11_dicom.ipynb #0cf578b8
 def _numbers(path: Path | str, header: Dataset, tag: str, n: int) -> np.ndarray:
     """The value of a tag as (n,) finite numbers."""
     values = np.atleast_1d(np.array(header[tag].value, dtype=float))
@@ -220,7 +220,7 @@ def _unit_axes(path: Path | str, header: Dataset) -> np.ndarray:
                          "perpendicular vectors of length 1. Leave out this series.")
     return axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
-
+# %% ../../nbs/11_dicom.ipynb #833ed03f
 def _slice(path: Path, header: Dataset, frame: int | None = None) -> Slice:
     """A header, or what it says of one frame, as numbers that can be trusted."""
     where = path if frame is None else f"{path}: frame {frame + 1}"
@@ -258,7 +258,7 @@ def _tags_of_frame(header: Dataset, frame: int) -> Dataset:
             tags[tag] = found[0]
     return tags
 
-
+# %% ../../nbs/11_dicom.ipynb #8fda621b
 def _slices_of(path: Path, header: Dataset) -> list[Slice]:
     """The slices of one file."""
     with _reading(path):
@@ -287,12 +287,12 @@ def _check_alike(slices: list[Slice]) -> None:
                 raise InputError(f"{where}: has {b} {what}, but {first.name} has {a}. Slices of one volume are "
                                  "alike: split the series into folders, and take a localizer away.")
 
-
+# %% ../../nbs/11_dicom.ipynb #b8be4b2f
 def _heights(slices: list[Slice]) -> np.ndarray:  # (n,) mm
     """How far along the normal of the slices each of them lies."""
     return np.array([one.position for one in slices]) @ np.cross(*slices[0].axes)
 
-
+# %% ../../nbs/11_dicom.ipynb #780f7011
 def _by_position(slices: list[Slice]) -> list[Slice]:
     """The slices in the order in which they lie along their normal."""
     return [slices[k] for k in np.argsort(_heights(slices), kind="stable")]
@@ -313,7 +313,7 @@ def _check_places(slices: list[Slice], heights: np.ndarray) -> None:
                          f"{slices[k].name} and {slices[k + 1].name} share one. Are there several times, "
                          f"phases or echoes, or copies? {cure}")
 
-
+# %% ../../nbs/11_dicom.ipynb #da2d9b23
 def _check_gaps(slices: list[Slice], heights: np.ndarray) -> None:
     """Refuse missing slices, and slices that are not equally far apart."""
     place, gaps = _place(slices), np.diff(heights)
@@ -370,7 +370,7 @@ _DECODERS = {  # which of pydicom's decoders reads what; "" is the one further d
     uids.JPEGLosslessSV1: "",
 }
 
-
+# %% ../../nbs/11_dicom.ipynb #e3cbb0e5
 def _check_compression(one: Slice) -> None:
     """Refuse a slice that no decoder reads, and plain pixels that their file cannot hold."""
     held, decoder = one.path.stat().st_size, _DECODERS.get(one.compression)
@@ -393,7 +393,7 @@ def _check_claim(slices: list[Slice]) -> None:
                          f"{slices[0].shape[0]} x {slices[0].shape[1]}), but its files have {held}. They cannot "
                          "hold that: fetch the series again.")
 
-
+# %% ../../nbs/11_dicom.ipynb #c3706990
 def _segments(stream: bytes) -> tuple[dict[int, list[bytes]], int]:
     """The marker segments of a JPEG stream {marker: bodies} up to the first scan, and where its data begin."""
     found: dict[int, list[bytes]] = {}
@@ -406,7 +406,7 @@ def _segments(stream: bytes) -> tuple[dict[int, list[bytes]], int]:
             return found, at
     raise ValueError("the compressed picture has no beginning")
 
-
+# %% ../../nbs/11_dicom.ipynb #706aff26
 def _check_stream(stream: bytes, shape: tuple[int, int]) -> None:
     """Refuse a compressed picture of another size than its header says, or without an end."""
     start = stream.find(b"\xff\x4f\xff\x51", 0, 256)  # how JPEG 2000 begins
@@ -422,6 +422,15 @@ def _check_stream(stream: bytes, shape: tuple[int, int]) -> None:
     if found != shape:
         raise ValueError(f"the compressed picture has {found[0]} x {found[1]} pixels, its header says "
                          f"{shape[0]} x {shape[1]}")
+
+# %% ../../nbs/11_dicom.ipynb #96ccc099
+def _dataset(path: Path) -> Dataset:
+    """A file with its pixels, and with the way in which they are written."""
+    dataset = dcmread(path, force=True)
+    if "PixelData" not in dataset:
+        raise InputError(f"{path}: has no pixels, or they have no end. Is the file whole?")
+    dataset.file_meta.TransferSyntaxUID = _syntax(dataset)
+    return dataset
 
 # %% ../../nbs/11_dicom.ipynb #931bcea6
 def _stored(dataset: Dataset) -> Iterator[np.ndarray]:  # (rows, columns) each
@@ -442,15 +451,6 @@ def _stored(dataset: Dataset) -> Iterator[np.ndarray]:  # (rows, columns) each
     for stream in streams:
         yield (_jpeg_lossless(stream) << unused).view(np.int16 if dataset.PixelRepresentation else np.uint16) >> unused
 
-
-def _dataset(path: Path) -> Dataset:
-    """A file with its pixels, and with the way in which they are written."""
-    dataset = dcmread(path, force=True)
-    if "PixelData" not in dataset:
-        raise InputError(f"{path}: has no pixels, or they have no end. Is the file whole?")
-    dataset.file_meta.TransferSyntaxUID = _syntax(dataset)
-    return dataset
-
 # %% ../../nbs/11_dicom.ipynb #17f1f04c
 def _is_measured(dataset: Dataset) -> bool:
     """Whether the numbers mean something in themselves, as Hounsfield units do."""
@@ -458,7 +458,7 @@ def _is_measured(dataset: Dataset) -> bool:
     return dataset.get("Modality") in ("CT", "PT") or dataset.get("RescaleType") == "HU" or \
         any(word in kind for word in ("CT Image", "PET Image", "Positron"))
 
-
+# %% ../../nbs/11_dicom.ipynb #3ea90870
 def _bright_is_large(values: np.ndarray, dataset: Dataset) -> np.ndarray:
     """The numbers of a slice, turned round where the file says that small ones are bright."""
     if dataset.get("PhotometricInterpretation") != "MONOCHROME1" or _is_measured(dataset):
@@ -468,7 +468,7 @@ def _bright_is_large(values: np.ndarray, dataset: Dataset) -> np.ndarray:
     ends = apply_modality_lut(np.array([lowest, lowest + (1 << bits) - 1]), dataset)
     return ends.sum() - values
 
-
+# %% ../../nbs/11_dicom.ipynb #2795ee20
 def _pixels(path: Path) -> np.ndarray:  # (rows, columns) in the units of the modality
     """Read, decode and rescale one slice."""
     with _reading(path):
@@ -509,7 +509,7 @@ def _slices(path: str | Path) -> list[Slice]:
     _check_claim(slices)
     return slices
 
-
+# %% ../../nbs/11_dicom.ipynb #f72bfe99
 def files_of_series(path: Path) -> list[Path]:
     """The files of a series as they lie in its folder, whether or not they are a volume."""
     return [file for file, _ in _series(path)]
@@ -521,7 +521,7 @@ def series_files(
     """The files of a series in the order of their positions; raises `InputError` where they are no volume."""
     return list(dict.fromkeys(one.path for one in _slices(path)))
 
-
+# %% ../../nbs/11_dicom.ipynb #d71db8e5
 def read_series(
     path: str | Path,  # a folder that holds one DICOM series, `FOLDER/SERIES_INSTANCE_UID`, or a multi-frame file
 ) -> tuple[np.ndarray, np.ndarray]:  # (1, X, Y, Z) float32 in the units of the modality (HU for CT), affine (4, 4)
@@ -542,6 +542,13 @@ def read_series(
                 raise InputError(f"{file}: has no pixels for {len(places)} of its frames. Is the file whole?")
     return stack.transpose(2, 1, 0)[None], _affine(slices)
 
+# %% ../../nbs/11_dicom.ipynb #f50c3730
+def _first_header(folder: Path) -> Dataset | None:
+    """The header of the first image of a folder; None where there is none."""
+    with _reading(folder):
+        files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+        return next((header for header in map(_header, files) if header is not None), None)
+
 # %% ../../nbs/11_dicom.ipynb #b4b42df8
 def modality_of(
     path: Path,  # of anything; what is no DICOM series has no modality
@@ -552,13 +559,6 @@ def modality_of(
     header = _first_header(path) if path.is_dir() else _series(path)[0][1]
     return str(header.get("Modality") or "") if header is not None else ""
 
-
-def _first_header(folder: Path) -> Dataset | None:
-    """The header of the first image of a folder; None where there is none."""
-    with _reading(folder):
-        files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
-        return next((header for header in map(_header, files) if header is not None), None)
-
 # %% ../../nbs/11_dicom.ipynb #50c4a5ec
 def _code_table(segment: bytes) -> np.ndarray:  # (2, 65536)
     """For all 16 next bits: how long the code is that they begin with, and how many bits of difference follow it."""
@@ -568,7 +568,7 @@ def _code_table(segment: bytes) -> np.ndarray:  # (2, 65536)
         at += 1 << 16 - length
     return table
 
-
+# %% ../../nbs/11_dicom.ipynb #b15dccdf
 def _next_bits(data: np.ndarray) -> np.ndarray:  # (8 n,) uint32 of (n + 4,) bytes
     """The next 32 bits from every bit on."""
     n = len(data) - 4
@@ -577,7 +577,17 @@ def _next_bits(data: np.ndarray) -> np.ndarray:  # (8 n,) uint32 of (n + 4,) byt
         five += data[i : n + i].astype(np.uint64) << np.uint64(32 - 8 * i)
     return (five[:, None] >> np.arange(8, 0, -1, dtype=np.uint64)).astype(np.uint32).ravel()
 
+# %% ../../nbs/11_dicom.ipynb #7f18dcb6
+def _values(bits: np.ndarray, table: np.ndarray) -> np.ndarray:  # (n,) int64
+    """The difference that is written at the beginning of each of (n,) 32 bits."""
+    length, size = table[:, bits >> 16].astype(np.int64)
+    if (length == 0).any() or (size > 16).any():
+        raise ValueError("the compressed picture holds a code that means nothing")
+    half = 1 << np.maximum(size - 1, 0)
+    extra = bits >> (32 - length - size % 16) & (1 << size) - 1
+    return np.select([size == 0, size == 16, extra >= half], [0, 32768, extra], extra - 2 * half + 1)
 
+# %% ../../nbs/11_dicom.ipynb #827234e3
 def _differences(data: bytes, table: np.ndarray, n: int) -> np.ndarray:  # (n,) int64
     """The first n Huffman-coded differences."""
     padded = np.frombuffer(data + bytes(4), np.uint8)
@@ -596,17 +606,7 @@ def _differences(data: bytes, table: np.ndarray, n: int) -> np.ndarray:  # (n,) 
         raise ValueError("the compressed picture ends too early")
     return np.concatenate(found)
 
-# %% ../../nbs/11_dicom.ipynb #7f18dcb6
-def _values(bits: np.ndarray, table: np.ndarray) -> np.ndarray:  # (n,) int64
-    """The difference that is written at the beginning of each of (n,) 32 bits."""
-    length, size = table[:, bits >> 16].astype(np.int64)
-    if (length == 0).any() or (size > 16).any():
-        raise ValueError("the compressed picture holds a code that means nothing")
-    half = 1 << np.maximum(size - 1, 0)
-    extra = bits >> (32 - length - size % 16) & (1 << size) - 1
-    return np.select([size == 0, size == 16, extra >= half], [0, 32768, extra], extra - 2 * half + 1)
-
-
+# %% ../../nbs/11_dicom.ipynb #ddace676
 def _jpeg_lossless(stream: bytes) -> np.ndarray:  # (rows, columns) uint16
     """Decode JPEG Lossless with first-order prediction (process 14, selection value 1)."""
     segments, at = _segments(stream)

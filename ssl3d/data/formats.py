@@ -19,7 +19,7 @@ PICTURES = (".png", ".jpg", ".jpeg")
 EXCHANGED = (".nrrd", ".nhdr", ".mha", ".mhd")  # what SimpleITK reads for us
 SUFFIXES = (".nii.gz", ".nii", *EXCHANGED, ".mgz", ".mgh", ".npy", *PICTURES)
 
-
+# %% ../../nbs/10_formats.ipynb #118c009b
 def stem(path: Path) -> str:
     """File name without its scan suffix."""
     name = path.name
@@ -28,7 +28,7 @@ def stem(path: Path) -> str:
             return name[: -len(suffix)]
     return name
 
-
+# %% ../../nbs/10_formats.ipynb #4b449dc2
 def ending(path: Path) -> str:
     """The scan suffix of a file name; empty where it has none."""
     return path.name[len(stem(path)):]
@@ -51,14 +51,14 @@ UNREAD = {  # ending -> what to do
     ".dcm.gz": _PACKED,
 }
 
-
+# %% ../../nbs/10_formats.ipynb #a730bbf3
 def unread(path: Path) -> str | None:
     """What to do about a scan in a format that is not read; None for any other file."""
     name = path.name.lower()
     fits = [ending for ending in UNREAD if name.endswith(ending)]
     return UNREAD[max(fits, key=len)] if fits else None
 
-
+# %% ../../nbs/10_formats.ipynb #a8076e34
 def is_scan_name(path: Path) -> bool:
     """Whether a file is read as a scan by its name."""
     return path.name.lower().endswith(SUFFIXES) and unread(path) is None
@@ -71,7 +71,7 @@ def is_hidden(name: str) -> bool:
     """Whether a file or folder is of some system, and not of the user."""
     return name.startswith((".", "~$")) or name.lower() in _SYSTEM
 
-
+# %% ../../nbs/10_formats.ipynb #e6eeb0ba
 def files_below(folder: Path, problems: list[InputError]) -> list[Path]:
     """Every file below a folder that is not hidden, sorted; links are followed, once."""
     found, followed = [], {folder.resolve()}
@@ -102,7 +102,7 @@ _FIRST_TAG = re.compile(
     + rb"|\x00[\x02\x08]\x00." + _KIND  # explicit, big endian
     + rb"|[\x02\x08]\x00(\x00\x00\x04|[\x01-\x70]\x00[\x00-\xfe])\x00\x00\x00", re.DOTALL)  # implicit
 
-
+# %% ../../nbs/10_formats.ipynb #8a45b482
 def is_dicom(file: Path) -> bool:
     """Whether a file begins as a DICOM file does, with its preamble or without."""
     if file.name.lower().endswith((*SUFFIXES, *_TEXT)) or unread(file) or not file.is_file():
@@ -125,14 +125,14 @@ def exists(path: Path) -> bool:
     except (OSError, ValueError):
         return False
 
-
+# %% ../../nbs/10_formats.ipynb #ee136c9b
 def is_series(path: Path) -> bool:
     """Whether a path is a folder of DICOM slices, names one series of a folder, or is a DICOM file itself."""
     if exists(path):
         return path.is_dir() or path.name.lower().endswith(".dcm") or is_dicom(path)
     return bool(UID.fullmatch(path.name)) and exists(path.parent) and path.parent.is_dir()
 
-
+# %% ../../nbs/10_formats.ipynb #e1138a59
 def is_entry(path: Path) -> bool:
     """Whether a path names one image of a MedMNIST archive, as `x.npz/train_images/12`."""
     return path.parent.parent.suffix.lower() == ".npz" and not exists(path)
@@ -142,7 +142,7 @@ def same_form(name: str) -> str:
     """A name in the Unicode form in which names are compared (NFC)."""
     return unicodedata.normalize("NFC", name)
 
-
+# %% ../../nbs/10_formats.ipynb #fb0dd8a0
 def below(root: Path, file: Path) -> Path:
     """A path as it counts from a folder; its last two parts where it lies elsewhere."""
     return file.relative_to(root) if file.is_relative_to(root) else Path(*file.parts[-2:])

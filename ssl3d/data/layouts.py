@@ -80,7 +80,15 @@ def _index(file: Path) -> dict:
         raise InputError(f"{file}: cannot be read as JSON ({type(e).__name__}: {e}). Mend it, or describe the folder "
                          "by patterns (--images, --masks).") from None
 
+# %% ../../nbs/15_layouts.ipynb #3fa60511
+def _channels(image: Path, n: int) -> tuple[Path, ...]:
+    """The file of an image; where it is not there, the files NAME_0000, NAME_0001, ... of nnU-Net's first version."""
+    if exists(image) or not image.name:
+        return (image,)
+    parts = tuple(image.with_name(f"{stem(image)}_{i:04d}{ending(image)}") for i in range(max(n, 1)))
+    return parts if exists(parts[0]) else (image,)
 
+# %% ../../nbs/15_layouts.ipynb #0d0c540e
 def _msd(folder: Path, found: Findings) -> Cohort:
     """Medical Segmentation Decathlon: `dataset.json` with `training` pairs and unlabelled `test` images."""
     index = folder / "dataset.json"
@@ -103,14 +111,6 @@ def _msd(folder: Path, found: Findings) -> Cohort:
                           modalities=channels if len(files) > 1 else ()))
     return with_people(make_cohort(folder, "msd", cases, found.problems, channels=channels, classes=classes), folder)
 
-
-def _channels(image: Path, n: int) -> tuple[Path, ...]:
-    """The file of an image; where it is not there, the files NAME_0000, NAME_0001, ... of nnU-Net's first version."""
-    if exists(image) or not image.name:
-        return (image,)
-    parts = tuple(image.with_name(f"{stem(image)}_{i:04d}{ending(image)}") for i in range(max(n, 1)))
-    return parts if exists(parts[0]) else (image,)
-
 # %% ../../nbs/15_layouts.ipynb #62c3e888
 def _codes(index: Path, labels: dict) -> dict[int, str]:
     """The class of each code, from nnU-Net's names; a code of several regions has their names joined."""
@@ -123,7 +123,7 @@ def _codes(index: Path, labels: dict) -> dict[int, str]:
             named[int(code)].append(str(name))
     return {code: " + ".join(names) for code, names in sorted(named.items())}
 
-
+# %% ../../nbs/15_layouts.ipynb #84155b1d
 def _listed(folder: Path, info: dict) -> dict[str, tuple[list[Path], Path | None]]:
     """The image files and the mask of each case of an nnU-Net folder."""
     if "dataset" in info:
@@ -139,7 +139,7 @@ def _listed(folder: Path, info: dict) -> dict[str, tuple[list[Path], Path | None
             cases[name] = (files, mask if mask.exists() else None)
     return cases
 
-
+# %% ../../nbs/15_layouts.ipynb #1e7b3a38
 def _nnunet(folder: Path, found: Findings) -> Cohort:
     """nnU-Net, version 2: `dataset.json`, `imagesTr/NAME_0000.nii.gz` and so on, `labelsTr/NAME.nii.gz`."""
     index = folder / "dataset.json"
@@ -166,7 +166,7 @@ def _nnunet(folder: Path, found: Findings) -> Cohort:
 _BRATS = {"t1n": ("_t1", "-t1n"), "t1c": ("_t1ce", "-t1c"), "t2w": ("_t2", "-t2w"), "t2f": ("_flair", "-t2f")}
 _TUMOUR = {0: "background", 1: "necrotic core", 2: "oedema", 3: "enhancing tumour"}
 
-
+# %% ../../nbs/15_layouts.ipynb #48311c52
 def _brats(folder: Path, found: Findings) -> Cohort:
     """BraTS 2018 to 2024: `NAME/NAME_flair.nii.gz` or `NAME/NAME-t2f.nii.gz`, and `seg`."""
     files, schemes = files_below(folder, found.problems), []
@@ -187,7 +187,7 @@ def _brats(folder: Path, found: Findings) -> Cohort:
 # %% ../../nbs/15_layouts.ipynb #3b284a5a
 _UKB = {"T1": "T1/T1", "T2_FLAIR": "T2_FLAIR/T2_FLAIR"}
 
-
+# %% ../../nbs/15_layouts.ipynb #2a03d268
 def _ukb(folder: Path, found: Findings) -> Cohort:
     """UK Biobank brains: `EID[_20252_2_0]/T1/T1_brain.nii.gz` and `EID[_20253_2_0]/T2_FLAIR/T2_FLAIR_brain.nii.gz`."""
     visits: defaultdict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
@@ -205,6 +205,12 @@ def _ukb(folder: Path, found: Findings) -> Cohort:
                   modalities=tuple(m for m in _UKB if m in has)) for key, has in visits.items() if set(has) - {"mask"}]
     return make_cohort(folder, "ukb", cases, found.problems, channels=tuple(_UKB),
                    classes={0: "background", 1: "CSF", 2: "grey matter", 3: "white matter"})
+
+# %% ../../nbs/15_layouts.ipynb #3a911339
+def _ixi_sex(row: dict[str, str]) -> str:
+    """F, M or nothing, from the column `SEX_ID (1=m, 2=f)`."""
+    text = next((text for name, text in row.items() if name.startswith("sex_id")), "")
+    return {"1": "M", "2": "F"}.get(text, "")
 
 # %% ../../nbs/15_layouts.ipynb #df4be496
 def _ixi(folder: Path, found: Findings) -> Cohort:
@@ -224,18 +230,12 @@ def _ixi(folder: Path, found: Findings) -> Cohort:
                 **people.get(str(to_whole(c.id.split("-")[0])), {})) for c in cases],
         found.problems, channels=tuple(present))
 
-
-def _ixi_sex(row: dict[str, str]) -> str:
-    """F, M or nothing, from the column `SEX_ID (1=m, 2=f)`."""
-    text = next((text for name, text in row.items() if name.startswith("sex_id")), "")
-    return {"1": "M", "2": "F"}.get(text, "")
-
 # %% ../../nbs/15_layouts.ipynb #d01430c0
 _BIDS = re.compile(r"(?P<where>.*?)sub-(?P<subject>[^/_]+)/(?:ses-(?P<session>[^/_]+)/)?(?:(?P<kind>\w+)/)?sub-[^/_]+"
                    r"(?P<entities>(?:_[^/_]+)*)_(?P<suffix>[a-zA-Z0-9]+)(?P<ending>\.[a-z.]+)")
 _MASKS = ("dseg", "mask", "seg", "msk", "roi", "label", "labels", "lesion", "lesions", "segmentation", "probseg")
 
-
+# %% ../../nbs/15_layouts.ipynb #c59fbc67
 class _Named(NamedTuple):
     """What the name of one BIDS file says."""
 
@@ -252,7 +252,7 @@ class _Named(NamedTuple):
     def key(self) -> tuple[str, ...]:
         return tuple(filter(None, (self.person, self.session, self.run)))
 
-
+# %% ../../nbs/15_layouts.ipynb #600e08cb
 def _bids_name(folder: Path, file: Path) -> _Named | None:
     """What a file's name says; None for a file that is no image of BIDS."""
     match = _BIDS.fullmatch(file.relative_to(folder).as_posix())
@@ -271,7 +271,7 @@ def _is_mask(one: _Named) -> bool:
     brain = re.search(r"(^|_)(desc|label)-(brain|head|skull|wholebrain)(_|$)", one.kind, re.IGNORECASE)
     return one.suffix.lower() in _MASKS and one.suffix != "probseg" and not brain
 
-
+# %% ../../nbs/15_layouts.ipynb #ed4f30b5
 def _maps_among(scans: list[_Named]) -> set[str]:
     """The kinds of images with a suffix that BIDS does not have, which look like label maps: as lesionmask."""
     kinds: dict[str, Look | None] = {}
@@ -280,7 +280,7 @@ def _maps_among(scans: list[_Named]) -> set[str]:
             kinds.setdefault(one.kind, look_at(one.file))
     return {kind for kind, look in kinds.items() if look is not None and look.kind == LABELS}
 
-
+# %% ../../nbs/15_layouts.ipynb #e54b2650
 def _runs(scans: list[_Named], found: Findings) -> list[tuple[tuple[str, ...], dict[str, Path]]]:
     """Cases with a file by modality: one for each run that has all modalities, else one for the session."""
     cases = []
@@ -306,7 +306,7 @@ def _runs(scans: list[_Named], found: Findings) -> list[tuple[tuple[str, ...], d
                            f"{some_of(dropped)}")
     return cases
 
-
+# %% ../../nbs/15_layouts.ipynb #e9065d29
 def _mask_of(key: tuple[str, ...], files: Iterable[Path], masks: list[_Named], scans: list[_Named]) -> list[_Named]:
     """The masks of a case: of its person, session and run, as far as a mask's name has them."""
     used = [one for one in scans if one.file in {*files}]
@@ -321,6 +321,22 @@ def _mask_of(key: tuple[str, ...], files: Iterable[Path], masks: list[_Named], s
     short = [one for one in mine if {*key[1:]} < {*one.key[1:]} and one.run]  # the case stands for the session
     fits = [one for one in short if one.run in runs or runs == {""} and one.run in ("run-1", "run-01")]
     return alone or fits
+
+# %% ../../nbs/15_layouts.ipynb #9be836be
+def _joined_quietly(cohort: Cohort, table: Path, found: Findings) -> Cohort:
+    """A table that lies there and nobody asked for; a cell that cannot be used is a note."""
+    mine = Findings()
+    try:
+        key = {"id": "participant_id"} if "participant_id" in (table_rows(table) or [{}])[0] else None
+        joined = join_table(cohort, table, mine, key)
+    except InputError as e:
+        mine.problems.append(e)
+        joined = cohort
+    found.read |= mine.read | {table}
+    cohort = replace(joined, cases=tuple(replace(new, subject=old.subject)  # who is who stands in the names of BIDS
+                                         for new, old in zip(joined.cases, cohort.cases)))
+    found.notes += [*mine.notes, *(f"table:    {problem}" for problem in mine.problems)]
+    return cohort
 
 # %% ../../nbs/15_layouts.ipynb #8d49dfcc
 def _bids(folder: Path, found: Findings) -> Cohort:
@@ -355,22 +371,6 @@ def _bids(folder: Path, found: Findings) -> Cohort:
     people = folder / "participants.tsv"
     return _joined_quietly(cohort, people, found) if people.is_file() else cohort
 
-
-def _joined_quietly(cohort: Cohort, table: Path, found: Findings) -> Cohort:
-    """A table that lies there and nobody asked for; a cell that cannot be used is a note."""
-    mine = Findings()
-    try:
-        key = {"id": "participant_id"} if "participant_id" in (table_rows(table) or [{}])[0] else None
-        joined = join_table(cohort, table, mine, key)
-    except InputError as e:
-        mine.problems.append(e)
-        joined = cohort
-    found.read |= mine.read | {table}
-    cohort = replace(joined, cases=tuple(replace(new, subject=old.subject)  # who is who stands in the names of BIDS
-                                         for new, old in zip(joined.cases, cohort.cases)))
-    found.notes += [*mine.notes, *(f"table:    {problem}" for problem in mine.problems)]
-    return cohort
-
 # %% ../../nbs/15_layouts.ipynb #95174332
 def _graded(part: str, table: Path, images: Path, found: Findings) -> list[Case]:
     """Cases of one table and one folder of images."""
@@ -381,14 +381,14 @@ def _graded(part: str, table: Path, images: Path, found: Findings) -> list[Case]
     found.read.add(table)
     return [Case(f"{part}{row['image']}", (find(row["image"]),), **what) for row, what in zip(rows, known)]
 
-
+# %% ../../nbs/15_layouts.ipynb #aeacbb3b
 def _aptos(folder: Path, found: Findings) -> Cohort:
     """APTOS 2019: `train.csv` with id_code and diagnosis, `train_images/`; the same for `test`, without grades."""
     parts = [part for part in ("train", "test") if (folder / f"{part}.csv").is_file()]
     return make_cohort(folder, "aptos", [case for part in parts for case in _graded(
         "", folder / f"{part}.csv", folder / f"{part}_images", found)], found.problems)
 
-
+# %% ../../nbs/15_layouts.ipynb #f253de22
 def _idrid(folder: Path, found: Findings) -> Cohort:
     """IDRiD disease grading: `1. Original Images/*Training*/` and `2. Groundtruths/*Training*.csv`; and `Testing`."""
     cases = []
@@ -400,6 +400,11 @@ def _idrid(folder: Path, found: Findings) -> Cohort:
     return make_cohort(folder, "idrid", cases, found.problems)
 
 # %% ../../nbs/15_layouts.ipynb #9f9fce73
+def _archives(folder: Path) -> list[Path]:
+    """The .npz files of a folder that are not hidden."""
+    return sorted(folder.glob("[!.]*.npz"))
+
+
 def _medmnist(source: Path, found: Findings) -> Cohort:
     """A MedMNIST `.npz`: arrays `{train,val,test}_images` (N, ...) and `{train,val,test}_labels` (N, 1)."""
     file = source if source.is_file() else _archives(source)[0]
@@ -414,11 +419,6 @@ def _medmnist(source: Path, found: Findings) -> Cohort:
                   for i, g in enumerate(grades)]
     return make_cohort(file, "medmnist", cases, found.problems)
 
-
-def _archives(folder: Path) -> list[Path]:
-    """The .npz files of a folder that are not hidden."""
-    return sorted(folder.glob("[!.]*.npz"))
-
 # %% ../../nbs/15_layouts.ipynb #8ae5730d
 class _Public(NamedTuple):
     """A public cohort whose files follow patterns."""
@@ -429,10 +429,12 @@ class _Public(NamedTuple):
     classes: dict[int, str]  # what the codes of its masks are called, background aside
     note: str = ""  # what the user has to know
 
-
+# %% ../../nbs/15_layouts.ipynb #15d6fd0d
 _ORGANS = ("spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
            "inferior vena cava", "portal and splenic vein", "pancreas", "right adrenal gland", "left adrenal gland")
 _NII = ".nii*"
+
+# %% ../../nbs/15_layouts.ipynb #dd01e295
 PUBLIC = {
     # Wasserthal et al. 2023, doi.org/10.1148/ryai.230024
     "totalsegmentator": _Public(
@@ -501,7 +503,14 @@ def _advice(root: Path, pairs: list[tuple[Path, Path]]) -> str:
     patterns = common_patterns(root, pairs) or common_patterns(root, alike)
     return "--images '{}' --masks '{}'".format(*patterns) if patterns else "--images PATTERN --masks PATTERN"
 
+# %% ../../nbs/15_layouts.ipynb #07babddb
+def _of_one_person(root: Path, pairs: dict[Path, list[Path]]) -> dict[Path, list[Path]]:
+    """Masks with their scans; with none where these are of several people, so that nothing tells whose it is."""
+    scans = sorted({scan for found in pairs.values() for scan in found})
+    who = dict(zip(scans, people_of([below(root, scan) for scan in scans])[0]))
+    return {mask: found if len({who[scan] for scan in found}) == 1 else [] for mask, found in pairs.items()}
 
+# %% ../../nbs/15_layouts.ipynb #49fa072a
 class _Sorted(NamedTuple):
     """The scan files of a folder, sorted by what they look like."""
 
@@ -511,7 +520,7 @@ class _Sorted(NamedTuple):
     doubtful: dict[Path, list[Path]]  # neither one nor the other -> the scans that it may belong to
     torn: list[Path]  # called masks, and not to be read
 
-
+# %% ../../nbs/15_layouts.ipynb #e1bdf6fe
 def _sorted(root: Path, files: list[Path]) -> _Sorted:
     """Scans and masks told apart by voxels and place."""
     looks = look_through(root, files)
@@ -529,13 +538,6 @@ def _sorted(root: Path, files: list[Path]) -> _Sorted:
     masks = _of_one_person(root, pair_masks(root, of_kind[LABELS], sure))
     return _Sorted(sorted(scans), masks, single, maybe, sorted(torn))
 
-
-def _of_one_person(root: Path, pairs: dict[Path, list[Path]]) -> dict[Path, list[Path]]:
-    """Masks with their scans; with none where these are of several people, so that nothing tells whose it is."""
-    scans = sorted({scan for found in pairs.values() for scan in found})
-    who = dict(zip(scans, people_of([below(root, scan) for scan in scans])[0]))
-    return {mask: found if len({who[scan] for scan in found}) == 1 else [] for mask, found in pairs.items()}
-
 # %% ../../nbs/15_layouts.ipynb #93f9a37a
 def _kinds(root: Path, masks: dict[Path, list[Path]]) -> dict[tuple[str, ...], list[tuple[Path, Path]]]:
     """Pairs of scan and mask by what the name of the mask has and its scan's has not."""
@@ -546,14 +548,14 @@ def _kinds(root: Path, masks: dict[Path, list[Path]]) -> dict[tuple[str, ...], l
             kinds[tuple(sorted(own.elements()))].append((scan, mask))
     return dict(kinds)
 
-
+# %% ../../nbs/15_layouts.ipynb #c2d0007f
 def _on_other_grids(root: Path, masks: list[Path], scans: list[Path]) -> list[tuple[Path, Path]]:
     """Masks with the one scan that they belong to by name, though it has another grid."""
     nowhere = Look(SCAN, Grid((), None))
     pairs = pair_masks(root, dict.fromkeys(masks, nowhere), dict.fromkeys(scans, nowhere))
     return [(mask, found[0]) for mask, found in pairs.items() if len(found) == 1 and len(scans) > 1]
 
-
+# %% ../../nbs/15_layouts.ipynb #27152b0f
 def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]:
     """The mask of each scan, where every scan has one at most; what is found is told in a note."""
     pairs = {mask: scans for mask, scans in sorting.masks.items() if scans}
@@ -589,6 +591,30 @@ def _masks_of(root: Path, sorting: _Sorted, found: Findings) -> dict[Path, Path]
     found.notes.append(f"{said}, of {count_of(len(kinds), 'kind')}; none is used. To choose: "
                        f"{some_of((_advice(root, each) for each in choices), 2)}")
     return {}
+
+# %% ../../nbs/15_layouts.ipynb #2263a35c
+_MODALITY = re.compile(r"t1(w|c|n|ce|gd)?|t2(w|f)?|flair|pdw?|dwi|adc|swi|ct|pet|mr", re.IGNORECASE)
+
+
+def _mention_modalities(folder: Path, scans: list[Path], found: Findings) -> None:
+    """Files that are called after several modalities are scans of their own here; that is told."""
+    words = [re.findall(r"[a-zA-Z0-9]+", stem(scan)) for scan in scans]
+    counts = Counter(word for each in words for word in {*each} if _MODALITY.fullmatch(word))
+    some = {name: n for name, n in counts.items() if 0 < n < len(scans)}
+    if len(some) > 1:
+        listed = ", ".join(f"{name} ({n})" for name, n in sorted(some.items(), key=lambda each: -each[1]))
+        example = ", ".join(f"{name}: PATTERN" for name in [*some][:2])
+        found.notes.append(f"channels: files are called {listed}, and each is a scan of its own; to join those of a "
+                           f"person as channels: --images '{{{example}}}'")
+
+# %% ../../nbs/15_layouts.ipynb #e9f5e5d4
+def _check_datasets_below(folder: Path, files: list[Path], found: Findings) -> None:
+    """A folder of datasets, each with its own index, is no folder of scans."""
+    inner = sorted({file.parent for file in files if file.name == "dataset.json" and file.parent != folder})
+    if inner:
+        names = some_of(below(folder, each) for each in inner)
+        found.problems.append(InputError(f"{folder}: holds {count_of(len(inner), 'dataset')} with a dataset.json of "
+                                         f"its own: {names}. Give the folder of one."))
 
 # %% ../../nbs/15_layouts.ipynb #dfb92e29
 def from_folder(folder: Path, found: Findings) -> Cohort:
@@ -629,53 +655,15 @@ def from_folder(folder: Path, found: Findings) -> Cohort:
     cohort = make_cohort(folder, "folder", cases, found.problems)
     return with_people(replace(cohort, told_by="PatientID" if patients else ""), folder, patients)
 
-
-_MODALITY = re.compile(r"t1(w|c|n|ce|gd)?|t2(w|f)?|flair|pdw?|dwi|adc|swi|ct|pet|mr", re.IGNORECASE)
-
-
-def _mention_modalities(folder: Path, scans: list[Path], found: Findings) -> None:
-    """Files that are called after several modalities are scans of their own here; that is told."""
-    words = [re.findall(r"[a-zA-Z0-9]+", stem(scan)) for scan in scans]
-    counts = Counter(word for each in words for word in {*each} if _MODALITY.fullmatch(word))
-    some = {name: n for name, n in counts.items() if 0 < n < len(scans)}
-    if len(some) > 1:
-        listed = ", ".join(f"{name} ({n})" for name, n in sorted(some.items(), key=lambda each: -each[1]))
-        example = ", ".join(f"{name}: PATTERN" for name in [*some][:2])
-        found.notes.append(f"channels: files are called {listed}, and each is a scan of its own; to join those of a "
-                           f"person as channels: --images '{{{example}}}'")
-
-
-def _check_datasets_below(folder: Path, files: list[Path], found: Findings) -> None:
-    """A folder of datasets, each with its own index, is no folder of scans."""
-    inner = sorted({file.parent for file in files if file.name == "dataset.json" and file.parent != folder})
-    if inner:
-        names = some_of(below(folder, each) for each in inner)
-        found.problems.append(InputError(f"{folder}: holds {count_of(len(inner), 'dataset')} with a dataset.json of "
-                                         f"its own: {names}. Give the folder of one."))
-
 # %% ../../nbs/15_layouts.ipynb #e85450a5
 LAYOUTS: dict[str, Callable[..., Cohort]] = {
     "msd": _msd, "nnunet": _nnunet, "brats": _brats, "ukb": _ukb, "ixi": _ixi, "bids": _bids, "aptos": _aptos,
     "idrid": _idrid, "medmnist": _medmnist, **{name: partial(_public, name) for name in PUBLIC}, "csv": from_table,
     "dicom": from_dicom, "folder": from_folder}
+
+# %% ../../nbs/15_layouts.ipynb #c65b7d06
 _SIGNS = {"bids": ("sub-*/**/anat/sub-*.nii*", "rawdata/sub-*/**/anat/sub-*.nii*"), "aptos": ("train_images",),
           "ukb": ("*/T1/T1*.nii.gz",), "idrid": ("2. Groundtruths",)}  # layout -> what a folder of it holds
-
-
-def recognise(source: Path) -> str:
-    """Name of the layout that a folder or a file looks like."""
-    if not source.is_dir():
-        layouts = {".csv": "csv", ".tsv": "csv", ".npz": "medmnist"}
-        if source.suffix.lower() not in layouts:
-            raise InputError(f"{source}: is a file, but no table. Give a folder of scans, a .csv or a MedMNIST .npz.")
-        return layouts[source.suffix.lower()]
-    if (source / "dataset.json").is_file():
-        new = {"channel_names", "file_ending"} & {*_index(source / "dataset.json")}
-        return "nnunet" if new else "msd"
-    for layout, signs in _SIGNS.items():
-        if any(next(source.glob(sign), None) is not None for sign in signs) and _is_whole(source, layout):
-            return layout
-    return _recognised_by_names(source, files_below(source, []))
 
 
 def _is_whole(source: Path, layout: str) -> bool:
@@ -685,7 +673,7 @@ def _is_whole(source: Path, layout: str) -> bool:
     return layout != "ukb" or any(re.fullmatch(r"\d+(_\d+_\d+_\d+)?", file.parts[-3])
                                   for file in source.glob("*/T1/T1*.nii.gz"))
 
-
+# %% ../../nbs/15_layouts.ipynb #bc93e05a
 def _recognised_by_names(source: Path, files: list[Path]) -> str:
     """The layout that the names of files tell."""
     names = [f.name for f in files]
@@ -704,20 +692,23 @@ def _recognised_by_names(source: Path, files: list[Path]) -> str:
         return "medmnist"
     return "folder" if scans or not any(map(is_dicom, files)) else "dicom"
 
-# %% ../../nbs/15_layouts.ipynb #0c06f385
-def _used(cohort: Cohort) -> set[Path]:
-    """The files that the cases of a cohort are read from."""
-    used: set[Path] = set()
-    for case in cohort.cases:
-        for path in filter(None, (*case.images, case.mask)):
-            used.add(path)
-            try:
-                used |= _more_files_of(path)
-            except (InputError, OSError):  # reading it will say why
-                continue
-    return used
+# %% ../../nbs/15_layouts.ipynb #ec41386a
+def recognise(source: Path) -> str:
+    """Name of the layout that a folder or a file looks like."""
+    if not source.is_dir():
+        layouts = {".csv": "csv", ".tsv": "csv", ".npz": "medmnist"}
+        if source.suffix.lower() not in layouts:
+            raise InputError(f"{source}: is a file, but no table. Give a folder of scans, a .csv or a MedMNIST .npz.")
+        return layouts[source.suffix.lower()]
+    if (source / "dataset.json").is_file():
+        new = {"channel_names", "file_ending"} & {*_index(source / "dataset.json")}
+        return "nnunet" if new else "msd"
+    for layout, signs in _SIGNS.items():
+        if any(next(source.glob(sign), None) is not None for sign in signs) and _is_whole(source, layout):
+            return layout
+    return _recognised_by_names(source, files_below(source, []))
 
-
+# %% ../../nbs/15_layouts.ipynb #555ff7af
 def _more_files_of(path: Path) -> set[Path]:
     """The files that belong to an image besides the one that names it: slices, and the voxels of a header."""
     if path.is_dir():
@@ -732,7 +723,20 @@ def _more_files_of(path: Path) -> set[Path]:
         return {*files_of_series(path)}
     return set()
 
+# %% ../../nbs/15_layouts.ipynb #0c06f385
+def _used(cohort: Cohort) -> set[Path]:
+    """The files that the cases of a cohort are read from."""
+    used: set[Path] = set()
+    for case in cohort.cases:
+        for path in filter(None, (*case.images, case.mask)):
+            used.add(path)
+            try:
+                used |= _more_files_of(path)
+            except (InputError, OSError):  # reading it will say why
+                continue
+    return used
 
+# %% ../../nbs/15_layouts.ipynb #688b32ed
 def _reason(file: Path) -> str:
     """Why a file that no layout speaks of is not used."""
     if unread(file):
@@ -741,7 +745,7 @@ def _reason(file: Path) -> str:
         return "scans or masks that fit no case"
     return "DICOM files that are no slice of a case" if is_dicom(file) else f"{file.suffix or 'other'} files"
 
-
+# %% ../../nbs/15_layouts.ipynb #8168141f
 def _accounted(cohort: Cohort, folder: Path, files: list[Path], found: Findings) -> tuple[str, list[Path]]:
     """One line about every file of a folder, and the scan files that fit no case."""
     used = _used(cohort)
@@ -788,7 +792,7 @@ def _check_rest(cohort: Cohort, root: Path, rest: list[Path], found: Findings) -
             "1 file looks like a label map of a scan, and is not used"
         found.notes.append(f"masks:    {said}; to choose: {advice}")
 
-
+# %% ../../nbs/15_layouts.ipynb #e4e322bf
 def _mention_tables(cohort: Cohort, folder: Path, found: Findings, files: Iterable[Path]) -> None:
     """A table that lies beside the images and is not read."""
     for file in files:
@@ -807,46 +811,6 @@ def _mention_tables(cohort: Cohort, folder: Path, found: Findings, files: Iterab
         how = f"--table {where} takes {', '.join(known)} from it" if known else \
             f"--table {where} --columns '{{grade: NAME}}' takes a grade from its column NAME"
         found.notes.append(f"table:    {where} knows these cases ({some_of(columns, 6)}) and is not read; {how}")
-
-# %% ../../nbs/15_layouts.ipynb #6bf33647
-@takes(Reading)
-def open_cohort(
-    source: Folder,  # a folder of scans, a CSV or a MedMNIST archive
-    how: Reading,
-) -> Cohort:
-    """The table of cases at `source`; raises `InputError` for what is missing, empty or of no known layout."""
-    place, chosen = as_folder(source, "source").expanduser(), how.modalities
-    found = Findings()
-    _check_call(place, how)
-    if how.images:
-        cohort = from_patterns(place, how.images, how.masks, found)
-    else:
-        layout = how.layout or recognise(place)
-        cohort = from_table(place, found, how.columns) if layout == "csv" else LAYOUTS[layout](place, found)
-    if how.table:
-        cohort = join_table(cohort, place / how.table, found, how.columns)
-    if chosen:
-        cohort = _chosen(cohort, (chosen,) if isinstance(chosen, str) else chosen, found.problems)
-    return _finished(cohort, place, found, how.on_error)
-
-
-def _finished(cohort: Cohort, place: Path, found: Findings, on_error: str) -> Cohort:
-    """The cohort with what came up while it was read; raises the first problem where none may be left out."""
-    root = place if place.is_dir() else place.parent
-    line = []
-    if place.is_dir() and cohort.layout != "medmnist":
-        files = files_below(place, [])
-        text, rest = _accounted(cohort, place, files, found)
-        line = [text]
-        _mention_tables(cohort, place, found, files)
-        _check_rest(cohort, root, rest, found)
-    elif cohort.layout == "csv":
-        _check_rest(cohort, root, [], found)
-    if found.problems and on_error == "raise":
-        n = len(found.problems) - 1
-        more = f" ({n} more such problems; --on-error skip leaves them out and lists them.)" if n else ""
-        raise InputError(f"{found.problems[0]}{more}")
-    return replace(cohort, left_out=tuple(found.problems), notes=(*dict.fromkeys(found.notes), *line))
 
 # %% ../../nbs/15_layouts.ipynb #3ec41fae
 def _check_call(source: Path, how: Reading) -> None:
@@ -871,7 +835,7 @@ def _check_call(source: Path, how: Reading) -> None:
         needs = "a file dataset.json" if layout in ("msd", "nnunet") else needs
         raise InputError(f"{source}: is not of layout '{layout}', which needs {needs}.")
 
-
+# %% ../../nbs/15_layouts.ipynb #7d5e5ca7
 def _chosen(cohort: Cohort, wanted: tuple[str, ...], problems: list[InputError]) -> Cohort:
     """The cohort with these modalities only, in this order; a case that lacks one is a problem."""
     one_each = any(c.modalities for c in cohort.cases)
@@ -891,6 +855,46 @@ def _chosen(cohort: Cohort, wanted: tuple[str, ...], problems: list[InputError])
     if not cases:
         raise problems[-1]
     return replace(cohort, cases=tuple(cases), channels=wanted)
+
+# %% ../../nbs/15_layouts.ipynb #80641408
+def _finished(cohort: Cohort, place: Path, found: Findings, on_error: str) -> Cohort:
+    """The cohort with what came up while it was read; raises the first problem where none may be left out."""
+    root = place if place.is_dir() else place.parent
+    line = []
+    if place.is_dir() and cohort.layout != "medmnist":
+        files = files_below(place, [])
+        text, rest = _accounted(cohort, place, files, found)
+        line = [text]
+        _mention_tables(cohort, place, found, files)
+        _check_rest(cohort, root, rest, found)
+    elif cohort.layout == "csv":
+        _check_rest(cohort, root, [], found)
+    if found.problems and on_error == "raise":
+        n = len(found.problems) - 1
+        more = f" ({n} more such problems; --on-error skip leaves them out and lists them.)" if n else ""
+        raise InputError(f"{found.problems[0]}{more}")
+    return replace(cohort, left_out=tuple(found.problems), notes=(*dict.fromkeys(found.notes), *line))
+
+# %% ../../nbs/15_layouts.ipynb #6bf33647
+@takes(Reading)
+def open_cohort(
+    source: Folder,  # a folder of scans, a CSV or a MedMNIST archive
+    how: Reading,
+) -> Cohort:
+    """The table of cases at `source`; raises `InputError` for what is missing, empty or of no known layout."""
+    place, chosen = as_folder(source, "source").expanduser(), how.modalities
+    found = Findings()
+    _check_call(place, how)
+    if how.images:
+        cohort = from_patterns(place, how.images, how.masks, found)
+    else:
+        layout = how.layout or recognise(place)
+        cohort = from_table(place, found, how.columns) if layout == "csv" else LAYOUTS[layout](place, found)
+    if how.table:
+        cohort = join_table(cohort, place / how.table, found, how.columns)
+    if chosen:
+        cohort = _chosen(cohort, (chosen,) if isinstance(chosen, str) else chosen, found.problems)
+    return _finished(cohort, place, found, how.on_error)
 
 # %% ../../nbs/15_layouts.ipynb #b39a626a
 def download_msd(

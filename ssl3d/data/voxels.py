@@ -53,7 +53,7 @@ def _archive_as_it_was(file: Path, key: str, changed: int) -> np.ndarray:
     """One array of a MedMNIST archive, kept until others are asked for."""
     return read_archive(file, key)
 
-
+# %% ../../nbs/12_voxels.ipynb #efda02de
 _one_at_a_time = Lock()  # or each thread would read the archive for itself
 
 
@@ -76,7 +76,7 @@ def _picture(path: Path, mask: bool) -> np.ndarray:
             return np.asarray(upright)
         return np.asarray(upright.convert("L" if upright.mode == "LA" else "RGB"))
 
-
+# %% ../../nbs/12_voxels.ipynb #d2c22ada
 def _one_channel(array: np.ndarray, path: Path) -> np.ndarray:
     """A mask as one channel, where it is a picture in colour (3 or 4, height, width) that is grey all over."""
     if array.ndim != 3 or len(array) not in (3, 4):
@@ -94,7 +94,16 @@ def _take(stream: BinaryIO | gzip.GzipFile, n: int) -> bytes:
         taken += piece
     return bytes(taken)
 
+# %% ../../nbs/12_voxels.ipynb #3c5ce94d
+@contextmanager
+def _unpacked(path: Path) -> Iterator[tuple[BinaryIO | gzip.GzipFile, bool]]:
+    """The bytes of a file, unpacked where they are gzip, whatever its name says; and whether they are."""
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        yield gzip.GzipFile(fileobj=raw) if packed else raw, packed
 
+# %% ../../nbs/12_voxels.ipynb #b5976a6a
 def _nifti_header(start: bytes, path: Path) -> nib.Nifti1Header:
     """The header at the beginning of a NIfTI-1 or NIfTI-2 file."""
     second = 540 in (int.from_bytes(start[:4], order) for order in ("little", "big"))
@@ -105,22 +114,55 @@ def _nifti_header(start: bytes, path: Path) -> nib.Nifti1Header:
                          "Convert it to .nii or .nii.gz.")
     return header
 
-# %% ../../nbs/12_voxels.ipynb #3c5ce94d
-@contextmanager
-def _unpacked(path: Path) -> Iterator[tuple[BinaryIO | gzip.GzipFile, bool]]:
-    """The bytes of a file, unpacked where they are gzip, whatever its name says; and whether they are."""
-    with open(path, "rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        yield gzip.GzipFile(fileobj=raw) if packed else raw, packed
-
-
+# %% ../../nbs/12_voxels.ipynb #20500adb
 def nifti_header(path: Path) -> nib.Nifti1Header:
     """The header of a NIfTI file, without its voxels; raises `InputError` for one that is no NIfTI in one piece."""
     with _unpacked(path) as (stream, _):
         return _nifti_header(_take(stream, 540), path)
 
+# %% ../../nbs/12_voxels.ipynb #ac2cc412
+def _channels(voxels: np.ndarray, path: Path) -> np.ndarray:
+    """(X, Y, Z), (X, Y, Z, C) or (X, Y, Z, 1, C) as (C, X, Y, Z); (X, Y) as (1, X, Y)."""
+    shape = voxels.shape
+    while voxels.ndim > 3 and voxels.shape[3] == 1:
+        voxels = voxels.squeeze(3)
+    voxels = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]
+    if voxels.ndim not in (3, 4) or voxels.shape[0] > 16:
+        raise InputError(f"{path}: has shape {shape}. That is a film, not a scan: give one volume, or up to 16 "
+                         "modalities.")
+    if 1 in voxels.shape[1:]:
+        raise InputError(f"{path}: has shape {shape}, a single slice. Save it as .png or .npy to learn from slices.")
+    return voxels
 
+# %% ../../nbs/12_voxels.ipynb #7c688c37
+def _check_forms(header: nib.Nifti1Header, path: Path) -> None:
+    """Refuse a qform and an sform that name other directions for the axes; a few degrees do not matter."""
+    sform = header.get_sform()
+    try:
+        qform = header.get_qform()
+        between = nib.io_orientation(np.linalg.inv(qform) @ sform)
+    except (ValueError, np.linalg.LinAlgError):  # it is no rotation, so nothing can follow it
+        return
+    if not np.isnan(between).any() and not np.array_equal(between, [[0, 1], [1, 1], [2, 1]]):
+        said = ["".join(code or "?" for code in nib.aff2axcodes(form)) for form in (qform, sform)]
+        raise InputError(f"{path}: says in its qform that its axes are {said[0]}, and in its sform {said[1]}. Find out "
+                         "which one is right, and copy it over the other: image.set_qform(image.get_sform(), 1) in "
+                         "nibabel, or image.set_sform(image.get_qform(), 1); then save the file.")
+
+# %% ../../nbs/12_voxels.ipynb #39d3c719
+_LENGTHS = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metres and micrometres, in mm; others are mm or not known
+
+
+def nifti_place(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, bool]:
+    """The affine (4, 4) of a NIfTI file in mm, and whether it is more than the size of a voxel."""
+    mm = np.diag([*[_LENGTHS.get(int(header["xyzt_units"]) & 7, 1.0)] * 3, 1.0])
+    if header["qform_code"] <= 0 and header["sform_code"] <= 0:
+        return mm @ np.diag([*np.abs(header["pixdim"][1:4].astype(float)), 1.0]), False
+    if header["qform_code"] > 0 and header["sform_code"] > 0:
+        _check_forms(header, path)
+    return mm @ header.get_best_affine(), True
+
+# %% ../../nbs/12_voxels.ipynb #d185ca4c
 def _nifti(path: Path) -> Voxels:
     """The voxels (C, X, Y, Z) of a NIfTI file, plain or packed; stops at the size that the header claims."""
     with _unpacked(path) as (stream, packed):
@@ -140,48 +182,6 @@ def _nifti(path: Path) -> Voxels:
             raise InputError(f"{path}: holds more than the {claimed} bytes that its header claims. Get it again.")
     image = (nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image).from_bytes(body)
     return Voxels(_channels(np.asanyarray(image.dataobj), path), *nifti_place(header, path))
-
-
-def _channels(voxels: np.ndarray, path: Path) -> np.ndarray:
-    """(X, Y, Z), (X, Y, Z, C) or (X, Y, Z, 1, C) as (C, X, Y, Z); (X, Y) as (1, X, Y)."""
-    shape = voxels.shape
-    while voxels.ndim > 3 and voxels.shape[3] == 1:
-        voxels = voxels.squeeze(3)
-    voxels = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]
-    if voxels.ndim not in (3, 4) or voxels.shape[0] > 16:
-        raise InputError(f"{path}: has shape {shape}. That is a film, not a scan: give one volume, or up to 16 "
-                         "modalities.")
-    if 1 in voxels.shape[1:]:
-        raise InputError(f"{path}: has shape {shape}, a single slice. Save it as .png or .npy to learn from slices.")
-    return voxels
-
-# %% ../../nbs/12_voxels.ipynb #39d3c719
-_LENGTHS = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metres and micrometres, in mm; others are mm or not known
-
-
-def nifti_place(header: nib.Nifti1Header, path: Path) -> tuple[np.ndarray, bool]:
-    """The affine (4, 4) of a NIfTI file in mm, and whether it is more than the size of a voxel."""
-    mm = np.diag([*[_LENGTHS.get(int(header["xyzt_units"]) & 7, 1.0)] * 3, 1.0])
-    if header["qform_code"] <= 0 and header["sform_code"] <= 0:
-        return mm @ np.diag([*np.abs(header["pixdim"][1:4].astype(float)), 1.0]), False
-    if header["qform_code"] > 0 and header["sform_code"] > 0:
-        _check_forms(header, path)
-    return mm @ header.get_best_affine(), True
-
-
-def _check_forms(header: nib.Nifti1Header, path: Path) -> None:
-    """Refuse a qform and an sform that name other directions for the axes; a few degrees do not matter."""
-    sform = header.get_sform()
-    try:
-        qform = header.get_qform()
-        between = nib.io_orientation(np.linalg.inv(qform) @ sform)
-    except (ValueError, np.linalg.LinAlgError):  # it is no rotation, so nothing can follow it
-        return
-    if not np.isnan(between).any() and not np.array_equal(between, [[0, 1], [1, 1], [2, 1]]):
-        said = ["".join(code or "?" for code in nib.aff2axcodes(form)) for form in (qform, sform)]
-        raise InputError(f"{path}: says in its qform that its axes are {said[0]}, and in its sform {said[1]}. Find out "
-                         "which one is right, and copy it over the other: image.set_qform(image.get_sform(), 1) in "
-                         "nibabel, or image.set_sform(image.get_qform(), 1); then save the file.")
 
 # %% ../../nbs/12_voxels.ipynb #a0a14226
 def _mgh(path: Path) -> Voxels:
@@ -226,7 +226,27 @@ class _Text(NamedTuple):
         """Whether the voxels are as they would be in memory."""
         return not self.packed and self.fields.get("encoding", "raw").lower() == "raw"
 
+# %% ../../nbs/12_voxels.ipynb #ce0abebf
+def _voxel_files(path: Path, fields: dict[str, str], following: list[str]) -> list[Path]:
+    """The files that hold the voxels: this one, or those that it names; raises `InputError` for one that is missing."""
+    named = fields.get("datafile", fields.get("ElementDataFile", "LOCAL"))
+    pattern = re.fullmatch(r"(.*%0?\d{0,2}d.*?)\s+(\d{1,6})\s+(\d{1,6})\s+(\d{1,6})(\s+\d)?", named)
+    if named.upper() == "LOCAL":
+        return [path]
+    if named.startswith("LIST"):
+        names = [name.strip() for name in following if name.strip()]
+    elif pattern and pattern[1].count("%") == 1:
+        names = [pattern[1] % k for k in range(int(pattern[2]), int(pattern[3]) + 1, int(pattern[4]))]
+    else:
+        names = [named]
+    files = [path.parent / name for name in names]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{path}: says that its voxels are in {file}, and there is no such file. Put it there; "
+                             "the two belong together.")
+    return files
 
+# %% ../../nbs/12_voxels.ipynb #56049fa9
 def _text(path: Path) -> _Text:
     """The lines of text at the beginning of an NRRD or MetaImage file."""
     nrrd, fields, following = path.suffix.lower() in (".nrrd", ".nhdr"), {}, []
@@ -250,26 +270,6 @@ def _text(path: Path) -> _Text:
                 break
         return _Text(fields, _voxel_files(path, fields, following), f.tell())
 
-# %% ../../nbs/12_voxels.ipynb #ce0abebf
-def _voxel_files(path: Path, fields: dict[str, str], following: list[str]) -> list[Path]:
-    """The files that hold the voxels: this one, or those that it names; raises `InputError` for one that is missing."""
-    named = fields.get("datafile", fields.get("ElementDataFile", "LOCAL"))
-    pattern = re.fullmatch(r"(.*%0?\d{0,2}d.*?)\s+(\d{1,6})\s+(\d{1,6})\s+(\d{1,6})(\s+\d)?", named)
-    if named.upper() == "LOCAL":
-        return [path]
-    if named.startswith("LIST"):
-        names = [name.strip() for name in following if name.strip()]
-    elif pattern and pattern[1].count("%") == 1:
-        names = [pattern[1] % k for k in range(int(pattern[2]), int(pattern[3]) + 1, int(pattern[4]))]
-    else:
-        names = [named]
-    files = [path.parent / name for name in names]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{path}: says that its voxels are in {file}, and there is no such file. Put it there; "
-                             "the two belong together.")
-    return files
-
 # %% ../../nbs/12_voxels.ipynb #4f1fc86b
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d{1,3})?", re.IGNORECASE)
 _COUNTS = {"DimSize": 1, "ElementSpacing": 1, "ElementSize": 1, "Offset": 1, "Position": 1, "Origin": 1,
@@ -278,7 +278,7 @@ _COUNTS = {"DimSize": 1, "ElementSpacing": 1, "ElementSize": 1, "Offset": 1, "Po
 _SWITCHES = ("BinaryData", "CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 _MET = re.compile(r"MET_(U?(CHAR|SHORT|INT|LONG|LONG_LONG)|FLOAT|DOUBLE)(_ARRAY)?")
 
-
+# %% ../../nbs/12_voxels.ipynb #d9585537
 def _check_metaimage(path: Path, fields: dict[str, str]) -> None:
     """Refuse a MetaImage whose text is not as it should be."""
     wrong = [name for name in ("NDims", "DimSize", "ElementType", "ElementDataFile") if not fields.get(name)]
@@ -301,19 +301,7 @@ def _check_metaimage(path: Path, fields: dict[str, str]) -> None:
         raise InputError(f"{path}: is no MetaImage that can be read: {wrong[0]} is "
                          f"{fields.get(wrong[0], 'missing')[:80]!r}. Is the file whole?")
 
-# %% ../../nbs/12_voxels.ipynb #41f06db8
-def _check_bytes(path: Path, text: _Text, claimed: int) -> None:
-    """Refuse a file whose voxels are not all there, or are damaged, before SimpleITK takes memory for them."""
-    held = sum(file.stat().st_size - (text.start if file == path else 0) for file in text.files)
-    if claimed > held * (1032 if text.packed else 1 if text.binary else 8):
-        raise InputError(f"{path}: claims {claimed} bytes of voxels, which is not what {held} bytes can hold. "
-                         "It was cut short; get it again.")
-    for file in text.files if text.packed else ():
-        claimed -= _check_packed(file, text, text.start if file == path else 0, claimed)
-    if text.packed and claimed:
-        raise InputError(f"{path}: lacks the last {claimed} bytes of its voxels. It was cut short; get it again.")
-
-
+# %% ../../nbs/12_voxels.ipynb #83143586
 def _check_packed(file: Path, text: _Text, start: int, claimed: int) -> int:
     """How many bytes a packed file unpacks to; raises `InputError` where its check sum is not that of its bytes."""
     unpacker, there, held = zlib.decompressobj(47), 0, file.stat().st_size - start
@@ -333,11 +321,20 @@ def _check_packed(file: Path, text: _Text, start: int, claimed: int) -> int:
                          "short; get it again.")
     return there
 
+# %% ../../nbs/12_voxels.ipynb #41f06db8
+def _check_bytes(path: Path, text: _Text, claimed: int) -> None:
+    """Refuse a file whose voxels are not all there, or are damaged, before SimpleITK takes memory for them."""
+    held = sum(file.stat().st_size - (text.start if file == path else 0) for file in text.files)
+    if claimed > held * (1032 if text.packed else 1 if text.binary else 8):
+        raise InputError(f"{path}: claims {claimed} bytes of voxels, which is not what {held} bytes can hold. "
+                         "It was cut short; get it again.")
+    for file in text.files if text.packed else ():
+        claimed -= _check_packed(file, text, text.start if file == path else 0, claimed)
+    if text.packed and claimed:
+        raise InputError(f"{path}: lacks the last {claimed} bytes of its voxels. It was cut short; get it again.")
+
 # %% ../../nbs/12_voxels.ipynb #ca1e0b2d
 _SPACES = re.compile(r"(left|right)-(anterior|posterior)-superior(-time)?|[lr][ap]s(t)?", re.IGNORECASE)
-_UNITS = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3,
-          "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1000.0}
-_NO_LENGTHS = {"", "none", "?", "???", "s", "sec", "ms"}
 
 
 def _is_oriented(fields: dict[str, str]) -> bool:
@@ -346,6 +343,11 @@ def _is_oriented(fields: dict[str, str]) -> bool:
         return any(name in fields for name in ("TransformMatrix", "Orientation", "Rotation"))
     by_itk = fields.get("spacedimension") == "4"  # NRRD has no name for space and time, and ITK writes LPS
     return "spacedirections" in fields and (by_itk or bool(_SPACES.fullmatch(fields.get("space", ""))))
+
+# %% ../../nbs/12_voxels.ipynb #72ff1067
+_UNITS = {"mm": 1.0, "millimeter": 1.0, "millimeters": 1.0, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3,
+          "micron": 1e-3, "microns": 1e-3, "micrometer": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1000.0}
+_NO_LENGTHS = {"", "none", "?", "???", "s", "sec", "ms"}
 
 
 def _millimetres(path: Path, fields: dict[str, str]) -> float:
@@ -356,7 +358,22 @@ def _millimetres(path: Path, fields: dict[str, str]) -> float:
         raise InputError(f"{path}: counts in {', '.join(sorted(units))}. Save it in millimetres.")
     return _UNITS[units.pop()] if units else 1.0
 
+# %% ../../nbs/12_voxels.ipynb #b102f77a
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """SimpleITK without its warnings, and of its errors the last line, which says what is wrong."""
+    import SimpleITK as sitk
 
+    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    except RuntimeError as e:
+        raise ValueError(str(e).strip().splitlines()[-1]) from None
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
+
+# %% ../../nbs/12_voxels.ipynb #c33766e3
 def _reader(path: Path) -> Any:
     """SimpleITK's reader for an NRRD or MetaImage file, which has looked at its header."""
     try:
@@ -374,21 +391,6 @@ def _reader(path: Path) -> Any:
     with _quiet():
         reader.ReadImageInformation()
     return reader
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """SimpleITK without its warnings, and of its errors the last line, which says what is wrong."""
-    import SimpleITK as sitk
-
-    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    except RuntimeError as e:
-        raise ValueError(str(e).strip().splitlines()[-1]) from None
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
 
 # %% ../../nbs/12_voxels.ipynb #954f9d54
 def _exchanged(path: Path) -> Voxels:
@@ -414,15 +416,6 @@ def _exchanged(path: Path) -> Voxels:
     place = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine if oriented else np.diag([*np.abs(image.GetSpacing()[:3]) * mm, 1])
     return Voxels(_channels(np.moveaxis(array, [0, 1, 2], [2, 1, 0]), path), place, oriented)
 
-
-def is_picture(path: Path) -> bool:
-    """Whether a file holds a picture, and no volume; raises `InputError` for one whose header cannot be read."""
-    name = path.name.lower()
-    if not name.endswith(EXCHANGED):
-        return name.endswith(PICTURES)
-    with _named(path):
-        return _reader(path).GetDimension() == 2
-
 # %% ../../nbs/12_voxels.ipynb #bbac1873
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
@@ -436,7 +429,16 @@ def _named(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read ({reason}). Is the file whole, and is it what its name "
                          "says?") from None
 
+# %% ../../nbs/12_voxels.ipynb #db6c9bd1
+def is_picture(path: Path) -> bool:
+    """Whether a file holds a picture, and no volume; raises `InputError` for one whose header cannot be read."""
+    name = path.name.lower()
+    if not name.endswith(EXCHANGED):
+        return name.endswith(PICTURES)
+    with _named(path):
+        return _reader(path).GetDimension() == 2
 
+# %% ../../nbs/12_voxels.ipynb #6175dcc3
 def _load(path: Path, mask: bool) -> Voxels:
     """The voxels by the kind of the file."""
     name = path.name.lower()
@@ -457,7 +459,7 @@ def _load(path: Path, mask: bool) -> Voxels:
         return Voxels(_channel_first(np.load(path, mmap_mode="r", allow_pickle=False), path))  # mapped: size is checked
     return Voxels(_channel_first(_picture(path, mask), path))
 
-
+# %% ../../nbs/12_voxels.ipynb #7d9c5377
 def read_voxels(
     path: str | Path,  # a file that ends in one of `SUFFIXES`, a folder of DICOM slices, or `x.npz/train_images/12`
     mask: bool = False,  # whether the values are classes
@@ -483,7 +485,7 @@ def files_of(path: Path) -> list[Path]:
     with _named(path):
         return list(dict.fromkeys([path, *_text(path).files]))
 
-
+# %% ../../nbs/12_voxels.ipynb #017b7bc7
 def fingerprint(paths: tuple[Path, ...]) -> str:  # 16 hexadecimal digits
     """The beginning of the SHA-256 of the bytes of one case's files."""
     digest = hashlib.sha256()
