@@ -152,6 +152,14 @@ def test_wrappers_inside_names_and_lists_are_no_obstacle_and_optimisers_are_no_w
         wrapped = {k.replace(old, new): v for k, v in ours.items()}
         made, told = read(wrapped, make_encoder("unet", 3, 1, SMALL), tmp_path)
         assert told == [] and all(torch.equal(ours[k], v) for k, v in made.state_dict().items())
+    named = torch.nn.ModuleDict({"module": torch.nn.Conv2d(1, 4, 3, 1, 1), "head": torch.nn.Conv2d(4, 4, 3, 2, 1)})
+    own = as_encoder(torch.nn.Sequential(named["module"], named["head"]), torch.rand(1, 1, 16, 16))
+    own.network = named  # an encoder that itself has a part called module
+    own.maps = lambda network, x: [network["head"](network["module"](x))]
+    for before in ("", "module."):
+        weights = {before + k: torch.rand_like(v) for k, v in named.state_dict().items()}
+        made = read(weights, own, tmp_path)[0]
+        assert all(torch.equal(weights[before + k], v) for k, v in made.network.state_dict().items())
     assert read({"networks": [ours]}, make_encoder("unet", 3, 1, SMALL), tmp_path)[0].imported.prefix == "networks.0."
     with pytest.raises(InputError, match="covers 0.0%"):
         read({"optimizer": {"exp_avg": ours}}, make_encoder("unet", 3, 1, SMALL), tmp_path)
@@ -171,6 +179,16 @@ def test_what_is_no_trained_weight_is_refused(kind, fault, tmp_path):
     weights = {k: kind(v) for k, v in make_encoder("unet", 3, 1, SMALL).state_dict().items()}
     with pytest.raises(InputError, match=f"read.pth: .*{fault}"):
         read(weights, make_encoder("unet", 3, 1, SMALL), tmp_path)
+
+
+def test_whom_the_weights_that_stay_have_seen_is_kept(tmp_path):
+    seen = make_encoder("unet", 3, 1, SMALL)
+    seen.card = {"task": "rotation", "trained_on": ["scan"], "people": ["somebody"], "sealed": [], "store": "1"}
+    weights = make_encoder("unet", 3, 1, SMALL, seed=1).state_dict()
+    assert read(weights, seen, tmp_path)[0].card["people"] == [], "all of it is replaced"
+    weights.pop("stages.1.conv1.conv.weight")
+    card = read(weights, seen, tmp_path, least=0.1)[0].card
+    assert card["people"] == ["somebody"] and card["trained_on"] == ["scan"] and card["task"] == "imported"
 
 
 def test_short_floats_are_cast_and_a_constant_kernel_is_told(tmp_path):
@@ -316,8 +334,11 @@ def test_a_kept_encoder_is_a_run_that_can_be_loaded_fine_tuned_and_exported(stor
         "cautions": []}  # fmt: skip
     assert run.settings["command"] == "import" and run.settings["least"] == 1
     assert "the weights of another program, from a.pth" in run.summary()
-    with pytest.raises(InputError, match="not empty"):
-        read_checkpoint(folder.parent / "a.pth", make_encoder("dynunet", 3, 4, SMALL), out=folder)
+    for out, fault in ((folder, "not empty"), (folder.parent / "a.pth" / "in", "cannot be written")):
+        with pytest.raises(InputError, match=fault):
+            read_checkpoint(folder.parent / "a.pth", make_encoder("dynunet", 3, 4, SMALL), out=out)
+    with pytest.warns(UserWarning, match=re.escape(f"Take load_encoder({str(folder)!r})")):
+        read_checkpoint(folder / "encoder.safetensors", make_encoder("dynunet", 3, store.channels, SMALL))
 
     shared = load_encoder(run.export("hub", tmp_path / "hub", licence="mit"))
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), shared.parameters()))

@@ -9,7 +9,7 @@ __all__ = ['read_tensors', 'Match', 'matched', 'Imported', 'compared', 'read_che
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from torch import nn
 from ..data.voxels import fingerprint
 from ..errors import InputError, one_of, real_number, warn, whole_number
 from ..files import Folder, as_folder, as_json, is_free, write_whole
+from .cards import SEEN, is_hub_folder
 from .encoders import ENCODERS, UNetEncoder
 from .exchange import dynunet_names, permuted
 from ssl3d.networks.weights import (
@@ -127,15 +128,13 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def _places(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, str]]:
-    """For each ending of a name: what stands before it -> the whole name."""
+def _places(tensors: Mapping[str, torch.Tensor], spell: Callable[[str], str]) -> dict[str, dict[str, str]]:
+    """For each ending of a name, spelled in a way: what stands before it -> the whole name."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
     for name in tensors:
         parts = name.split(".")
-        for k, part in enumerate(parts):
-            if part not in _WRAPPERS and not _OPTIMISER.search(name):
-                before = "".join(f"{part}." for part in parts[:k])
-                found[_bare(".".join(parts[k:]))].setdefault(before, name)
+        for k in range(0 if _OPTIMISER.search(name) is None else len(parts), len(parts)):
+            found[spell(".".join(parts[k:]))].setdefault("".join(f"{part}." for part in parts[:k]), name)
     return found
 
 
@@ -158,12 +157,12 @@ def matched(
     prefix: str | None = None,  # what stands before the encoder's names in the file; found out if None
 ) -> Match:
     """The names of a file for the weights of an encoder; none where nothing has the same name."""
-    here, places = encoder.state_dict(), _places(tensors)
+    here, exact, wrapped = encoder.state_dict(), _places(tensors, str), _places(tensors, _bare)
     candidates: list[tuple[int, str, dict[str, str]]] = []
     for spelled in _spellings(encoder):
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for name, there in spelled.items():
-            for before, whole in places.get(_bare(there), {}).items():
+            for before, whole in (wrapped[_bare(there)] | exact[there]).items():
                 found[before][name] = whole
         for before, names in found.items():
             fits = [here[name].numel() for name, whole in names.items() if tensors[whole].shape == here[name].shape]
@@ -171,10 +170,11 @@ def matched(
     candidates = [each for each in candidates if prefix in (None, each[1])]
     if not candidates:
         return Match({}, prefix or "", [])
-    candidates.sort(key=lambda each: (-each[0] / (1 + bool(_AVERAGE.search(each[1]))), len(each[1]), each[1]))
+    candidates.sort(key=lambda each: (-each[0] / (1 + bool(_AVERAGE.search(each[1]))), len(_bare(each[1])),
+                                      -len(each[1]), each[1]))
     size, best, names = candidates[0]
-    rivals = [other for n, other, theirs in candidates[1:] if 2 * n >= size and other != best
-              and any(not _same(tensors[theirs[k]], tensors[names[k]]) for k in names.keys() & theirs.keys())]
+    rivals = [other for n, other, theirs in candidates[1:] if 2 * n >= size and other != best and (n > size or any(
+        not _same(tensors[theirs[k]], tensors[names[k]]) for k in names.keys() & theirs.keys()))]
     return Match(names, best, rivals)
 
 # %% ../../nbs/37_checkpoints.ipynb #b60a7177
@@ -274,8 +274,8 @@ def _cautions(match: Match, tensors: Mapping[str, torch.Tensor], fresh: Sequence
                     f"file's network. {own}")
     if more:
         said.append(f"The encoder's part of the file holds what has no place here, as {', '.join(more[:3])} "
-                    f"({len(more)} in all): the file's network has other names, or more layers, and then its maps are "
-                    f"others. {own}")
+                    f"({len(more)} in all): the file's network has other names, or more layers, and then its maps may "
+                    f"be others. {own}")
     if match.rivals:
         said.append(f"Weights are taken from under '{match.prefix}', and others lie under "
                     f"{', '.join(map(repr, match.rivals))}. Say which: prefix={match.prefix!r} or "
@@ -385,8 +385,13 @@ def read_checkpoint(
     made = copy.deepcopy(encoder)
     weights = _in_place(made, tensors, report, sources, place)
     _check_numbers(weights, made, report, place)
+    if (place.parent / "encoder.json").is_file() or is_hub_folder(place.parent):
+        report.cautions.append("It lies beside a card of ssl3d, which says whom its network has seen in training, and "
+                               f"here that is lost. Take load_encoder({str(place.parent)!r}).")
     made.load_state_dict(weights, strict=False)
-    made.card = {"task": "imported", "trained_on": [], "people": [],
+    before = getattr(encoder, "card", {}) if report.covered < 1 else {}  # of the weights that stay
+    seen = {what: before[what] for what in (*SEEN, "sealed") if what in before}
+    made.card = {"task": "imported", "trained_on": [], "people": [], **seen,
                  "imported": {"file": place.name, "from": fingerprint((place,)), "prefix": report.prefix,
                               "covered": round(report.covered, 4), "cautions": report.cautions}}
     made.imported = report
@@ -436,5 +441,8 @@ def _keep(encoder: nn.Module, folder: Path, how: dict) -> None:
                          "give the encoder itself to finetune. Architectures that can be kept: "
                          f"{', '.join(ENCODERS)}.")
     settings = yaml.safe_dump({"command": "import"} | as_json(how), sort_keys=False, allow_unicode=True)
-    save_encoder(encoder, folder, encoder.card)
-    write_whole(folder / "settings.yaml", lambda f: f.write(settings.encode()))
+    try:
+        save_encoder(encoder, folder, encoder.card)
+        write_whole(folder / "settings.yaml", lambda f: f.write(settings.encode()))
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be written: {e}. Give another folder.") from None
