@@ -9,18 +9,21 @@ __all__ = ['read_tensors', 'Match', 'matched', 'Imported', 'compared', 'read_che
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
+import yaml
 from torch import nn
 
 from ..data.voxels import fingerprint
-from ..errors import InputError, real_number, warn
-from ..files import Folder, as_folder, is_free
+from ..errors import InputError, one_of, real_number, warn, whole_number
+from ..files import Folder, as_folder, as_json, is_free, write_whole
+from .cards import SEEN, is_hub_folder
 from .encoders import ENCODERS, UNetEncoder
 from .exchange import dynunet_names, permuted
 from ssl3d.networks.weights import (
@@ -28,7 +31,6 @@ from ssl3d.networks.weights import (
     channels_copied,
     check_own,
     input_convolutions,
-    read_weights,
     save_encoder,
 )
 
@@ -40,42 +42,80 @@ def _numbers_of_numpy() -> AbstractContextManager:
     return torch.serialization.safe_globals([(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds])
 
 
+_ALONE = "Only tensors are read, since anything else may run code. Where you trust the file, load it with the " \
+    "library that wrote it, and save the weights alone: torch.save(network.state_dict(), 'weights.pth')."
+
+
+def _fault(begins: bytes, e: Exception) -> str:
+    """Why a file cannot be read, by its first bytes and by what was said of it; and what to do."""
+    said = " ".join(str(e).split()) or type(e).__name__
+    if isinstance(e, OSError):
+        return f"cannot be read: {said}. Is it yours to read?"
+    if not begins:
+        return "is empty. It was not copied to its end: get it again."
+    if begins[8:] == b"{":
+        return f"cannot be read as safetensors: {said}. It is damaged or cut off: get it again."
+    if not begins.startswith((b"PK\x03\x04", b"\x80")):
+        return f"begins with {begins!r}, as no file of PyTorch or safetensors does. A web page or a pointer of " \
+            "git-lfs may have been saved in its place: get the file itself."
+    if named := re.search(r"GLOBAL (\S+)", said):
+        return f"is no plain file of weights: it asks for {named[1]}. {_ALONE}"
+    said = re.sub(r"^.*WeightsUnpickler error: | In PyTorch 2\.6.*| Check the documentation.*", "", said).rstrip(".")
+    return f"is no plain file of weights: {said}. If it may be damaged, get it again. {_ALONE}"
+
+
 def read_tensors(
     file: Folder,  # .pth, .pt, .ckpt of PyTorch, or safetensors
 ) -> dict[str, torch.Tensor]:  # name, with the names of the dictionaries around it -> tensor
     """All tensors of a file of weights; raises `InputError` for one that cannot be read, or would run code."""
-    place = as_folder(file, "file")
+    place, begins = as_folder(file, "file"), b""
     if not place.is_file():
         raise InputError(f"{place}: is no file. Give a file of weights: .pth, .pt, .ckpt or .safetensors.")
-    with open(place, "rb") as f:
-        begins = f.read(9)
-    if begins[8:] == b"{":
-        return read_weights(place)
     try:
-        with _numbers_of_numpy():
-            content = torch.load(place, map_location="cpu", weights_only=True)
+        with open(place, "rb") as f, _numbers_of_numpy():
+            begins = f.read(9)
+            plain = begins[8:] == b"{"
+            content = safetensors.torch.load_file(place) if plain else \
+                torch.load(place, map_location="cpu", weights_only=True)
+        found = [*_flat(content)]
     except Exception as e:  # whatever PyTorch says of a file that is none
-        named = re.search(r"GLOBAL (\S+)", str(e))
-        why = f"it asks for {named[1]}" if named else " ".join(str(e).split())[:80]
-        raise InputError(f"{place}: is no plain file of weights: {why}. Only tensors are read, since anything else may "
-                         "run code. Where you trust the file, load it with the library that wrote it, and save the "
-                         "weights alone: torch.save(network.state_dict(), 'weights.pth').") from None
-    tensors = _flat(content)
-    if not tensors:
-        raise InputError(f"{place}: holds no tensor in a dictionary, but a {type(content).__name__}.")
-    return tensors
+        raise InputError(f"{place}: {_fault(begins, e)}") from None
+    if not found:
+        raise InputError(f"{place}: holds no tensor under a name, but a {type(content).__name__}. Save the weights "
+                         "with their names: torch.save(network.state_dict(), 'weights.pth').")
+    _check_tensors(found, place)
+    return dict(found)
 
 
-def _flat(content: object, before: str = "") -> dict[str, torch.Tensor]:
-    """The tensors in dictionaries within one another, with their names joined by dots."""
-    if isinstance(content, torch.Tensor):
-        return {before: content.detach()} if before else {}
-    if not isinstance(content, Mapping):
-        return {}
-    return {name: tensor for key, each in content.items()
-            for name, tensor in _flat(each, f"{before}.{key}" if before else str(key)).items()}
+def _flat(content: object, before: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in dictionaries and lists within one another, with their names joined by dots."""
+    if isinstance(content, torch.Tensor) and before:
+        eighth = content.is_floating_point() and content.itemsize == 1  # float8, with which nothing can be computed
+        yield before, content.detach().float() if eighth else content.detach()
+    inside = enumerate(content) if isinstance(content, (list, tuple)) else ()
+    for key, each in content.items() if isinstance(content, Mapping) else inside:
+        yield from _flat(each, f"{before}.{key}" if before else str(key))
+
+
+def _check_tensors(found: Sequence[tuple[str, torch.Tensor]], file: Path) -> None:
+    """Refuse tensors that are no plain arrays, or have one name."""
+    names = [name for name, _ in found]
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{file}: two of its tensors are called {twice}, once with dots and once within a "
+                         "dictionary. Save one of the two dictionaries alone.")
+    for name, each in found:
+        if each.layout != torch.strided or each.is_meta or each.is_quantized or each.is_nested:
+            raise InputError(f"{file}: its tensor {name} is no plain array ({each.layout}, {each.dtype}, on "
+                             f"{each.device}). Save it as one where it was made: tensor.to_dense() of a sparse one, "
+                             "tensor.dequantize() of a quantised one; one on 'meta' has no numbers.")
 
 # %% ../../nbs/37_checkpoints.ipynb #d6133929
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_OPTIMISER = re.compile(r"(^|\.)(optim(i[sz]er)?s?(_\w+)?|exp_avg\w*|momentum_buffer)(\.|$)")
+_AVERAGE = re.compile(r"(?i)(^|[._])(ema|swa|teacher|averaged?|avg|momentum|target|shadow|encoder_k)(?=[._\d])")
+
+
 def _spellings(encoder: nn.Module) -> list[dict[str, str]]:
     """What the weights of an encoder may be called in a file: each time name here -> name there."""
     names = [*encoder.state_dict()]
@@ -83,45 +123,59 @@ def _spellings(encoder: nn.Module) -> list[dict[str, str]]:
     return [own, dynunet_names(encoder)] if isinstance(encoder, UNetEncoder) else [own]
 
 
-def _prefixes(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """For each ending of a name, what stands before it in the names that have it."""
-    found = defaultdict(list)
+def _bare(name: str) -> str:
+    """A name without the words that wrappers leave in it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _places(tensors: Mapping[str, torch.Tensor], spell: Callable[[str], str]) -> dict[str, dict[str, str]]:
+    """For each ending of a name, spelled in a way: what stands before it -> the whole name."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
     for name in tensors:
         parts = name.split(".")
-        for k in range(len(parts)):
-            found[".".join(parts[k:])].append("".join(f"{part}." for part in parts[:k]))
+        for k in range(0 if _OPTIMISER.search(name) is None else len(parts), len(parts)):
+            found[spell(".".join(parts[k:]))].setdefault("".join(f"{part}." for part in parts[:k]), name)
     return found
 
 
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors hold the same numbers."""
+    return one.shape == other.shape and torch.equal(one, other)
+
+# %% ../../nbs/37_checkpoints.ipynb #4c0d71ab
 class Match(NamedTuple):
     """How the names of an encoder and of a file correspond."""
 
     names: dict[str, str]  # name here -> name in the file
     prefix: str  # what stands before them in the file
-    rivals: list[str]  # other prefixes under which as much is found, with other values
+    rivals: list[str]  # other prefixes under which half as much is found at least, with other values
 
 
 def matched(
     encoder: nn.Module,
     tensors: Mapping[str, torch.Tensor],  # from `read_tensors`
+    prefix: str | None = None,  # what stands before the encoder's names in the file; found out if None
 ) -> Match:
     """The names of a file for the weights of an encoder; none where nothing has the same name."""
-    here, before = encoder.state_dict(), _prefixes(tensors)
-    best: list[tuple[int, str, dict[str, str]]] = []
+    here, exact, wrapped = encoder.state_dict(), _places(tensors, str), _places(tensors, _bare)
+    candidates: list[tuple[int, str, dict[str, str]]] = []
     for spelled in _spellings(encoder):
-        sizes: dict[str, int] = defaultdict(int)
+        found: dict[str, dict[str, str]] = defaultdict(dict)
         for name, there in spelled.items():
-            for prefix in before.get(there, ()):
-                sizes[prefix] += here[name].numel() if tensors[prefix + there].shape == here[name].shape else 0
-        best += [(size, prefix, {name: prefix + there for name, there in spelled.items() if prefix + there in tensors})
-                 for prefix, size in sizes.items()]
-    best.sort(key=lambda each: (-each[0], len(each[1]), each[1]))
-    if not best:
-        return Match({}, "", [])
-    size, prefix, names = best[0]
-    rivals = [other for n, other, theirs in best[1:] if n == size and other != prefix
-              and any(not torch.equal(tensors[theirs[k]], tensors[names[k]]) for k in names.keys() & theirs.keys())]
-    return Match(names, prefix, rivals)
+            for before, whole in (wrapped[_bare(there)] | exact[there]).items():
+                found[before][name] = whole
+        for before, names in found.items():
+            fits = [here[name].numel() for name, whole in names.items() if tensors[whole].shape == here[name].shape]
+            candidates.append((sum(fits), before, names))
+    candidates = [each for each in candidates if prefix in (None, each[1])]
+    if not candidates:
+        return Match({}, prefix or "", [])
+    candidates.sort(key=lambda each: (-each[0] / (1 + bool(_AVERAGE.search(each[1]))), len(_bare(each[1])),
+                                      -len(each[1]), each[1]))
+    size, best, names = candidates[0]
+    rivals = [other for n, other, theirs in candidates[1:] if 2 * n >= size and other != best and (n > size or any(
+        not _same(tensors[theirs[k]], tensors[names[k]]) for k in names.keys() & theirs.keys()))]
+    return Match(names, best, rivals)
 
 # %% ../../nbs/37_checkpoints.ipynb #b60a7177
 class Imported(NamedTuple):
@@ -136,15 +190,24 @@ class Imported(NamedTuple):
     def __str__(self) -> str:
         kinds = dict.fromkeys(row["what"] for row in self.rows)
         counts = ", ".join(f"{sum(row['what'] == kind for row in self.rows)} {kind}" for kind in kinds)
-        lines = [f"{self.covered:.1%} of the encoder's numbers come from the file: {counts}.",
+        lines = [f"{_percent(self.covered)} of the encoder's numbers come from the file: {counts}.",
                  f"Names in the file begin with '{self.prefix}'; {len(self.unused)} other tensors are not used"
-                 + (f", as {self.unused[0]}." if self.unused else "."), *self.cautions]
-        odd = [row for row in self.rows if row["what"] not in ("loaded", "widened", "narrowed")]
+                 + (f", as {self.unused[0]}." if self.unused else "."), _NOT_STORED, *self.cautions]
+        odd = [row for row in self.rows if row["what"] not in _TAKEN]
         return "\n".join([*lines, *(f"  {row['name']} {row['shape']}: {row['what']}"
                                     + (f", {row['there']}" if row["there"] else "") for row in odd[:10])])
 
 
-def _became(name: str, here: torch.Tensor, there: torch.Tensor | None, reads_image: bool) -> str:
+_TAKEN = ("loaded", "widened", "narrowed")
+_NOT_STORED = "Strides, activations and kinds of normalisation are not stored in a file of weights: compare them."
+
+
+def _percent(share: float) -> str:
+    """A share in per cent, which is 100 for the whole only."""
+    return f"{int(1000 * share) / 10}%"
+
+
+def _became(here: torch.Tensor, there: torch.Tensor | None, reads_image: bool) -> str:
     """What becomes of one weight."""
     if there is None:
         return "missing"
@@ -155,38 +218,80 @@ def _became(name: str, here: torch.Tensor, there: torch.Tensor | None, reads_ima
         return "of another shape"
     return "widened" if there.shape[1] < here.shape[1] else "narrowed"
 
-
-def compared(encoder: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Imported:
+# %% ../../nbs/37_checkpoints.ipynb #9be2d05f
+def compared(
+    encoder: nn.Module,
+    tensors: Mapping[str, torch.Tensor],  # from `read_tensors`
+    prefix: str | None = None,  # what stands before the encoder's names in the file; found out if None
+) -> Imported:
     """How the weights of an encoder and the tensors of a file fit; nothing is loaded."""
-    here, match = encoder.state_dict(), matched(encoder, tensors)
+    here, match = encoder.state_dict(), matched(encoder, tensors, prefix)
     readers = {f"{name}.weight" for name in input_convolutions(encoder)}
     rows = []
     for name, weight in here.items():
         there = tensors[match.names[name]] if name in match.names else None
         rows.append({"name": name, "from": match.names.get(name, ""), "shape": tuple(weight.shape),
                      "there": () if there is None else tuple(there.shape),
-                     "what": _became(name, weight, there, name in readers)})
-    taken = {row["name"] for row in rows if row["what"] in ("loaded", "widened", "narrowed")}
-    covered = sum(here[name].numel() for name in taken) / max(1, sum(weight.numel() for weight in here.values()))
+                     "what": _became(weight, there, name in readers)})
+    taken = {row["name"] for row in rows if row["what"] in _TAKEN}
+    sizes = {name: weight.numel() for name, weight in here.items() if weight.is_floating_point()}  # others are counters
+    covered = sum(sizes.get(name, 0) for name in taken) / max(1, sum(sizes.values()))
     used = {tensors[match.names[name]].data_ptr() for name in taken}
     unused = [name for name, tensor in tensors.items() if tensor.data_ptr() not in used]
-    return Imported(rows, covered, match.prefix, unused, _cautions(encoder, match, unused))
+    fresh = [name for name in readers if name not in taken]
+    return Imported(rows, covered, match.prefix, unused, _cautions(match, tensors, fresh))
 
 
-def _cautions(encoder: nn.Module, match: Match, unused: Sequence[str]) -> list[str]:
+def _left_over(match: Match, tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The tensors of the file that lie where those of the encoder lie, and have no place in it."""
+    def begins(name: str) -> str:
+        return _bare(name.removeprefix(match.prefix)).partition(".")[0]
+
+    used = {name: tensors[name] for name in match.names.values()}
+    parts = {begins(name) for name in used}
+    beside = re.compile("|".join(rf"{re.escape(part)}((?<=\d)\D.*)?" for part in parts))  # layers1 and layers1c
+    inside = [name for name, each in tensors.items() if name not in used and each.is_floating_point()
+              and name.startswith(match.prefix) and beside.fullmatch(begins(name)) and not _OPTIMISER.search(name)]
+    ending = {name: name.rpartition(".")[2] for name in (*inside, *used)}
+    return [name for name in inside if not any(ending[name] == ending[other] and _same(tensors[name], each)
+                                               for other, each in used.items())]
+
+
+def _cautions(match: Match, tensors: Mapping[str, torch.Tensor], fresh: Sequence[str]) -> list[str]:
     """What a user should know although the names fit."""
-    beside = {name.rpartition(".")[0] for name in match.names.values()}
-    lost = [name for name in unused if name.endswith(".running_mean") and name.rpartition(".")[0] in beside]
-    said = [f"{len(lost)} layers of the file have batch normalisation, as {lost[0].rpartition('.')[0]}, and this "
-            "encoder has another one there: their weights are taken, their running statistics have no place, and the "
-            "maps are others than in the file's network."] if lost else []
-    return said + [f"As much is found under '{other}': to take that, give rename={{'{other}': ''}}."
-                   for other in match.rivals]
+    left = _left_over(match, tensors)
+    lost = [name.rpartition(".")[0] for name in left if name.endswith(".running_mean")]
+    more = [name for name in left if not name.endswith((".running_mean", ".running_var"))]
+    own = "To have them as they were, read the file into its own network: ssl3d.as_encoder(network, example)."
+    said = []
+    if fresh and match.names:
+        said.append(f"A convolution that reads the image, {fresh[0]}, does not come from the file and stays fresh, "
+                    "so no map is what the file's network makes. Where the file calls it otherwise, give "
+                    "rename={old: new}.")
+    if lost:
+        said.append(f"{len(lost)} layers of the file have batch normalisation, as {lost[0]}, and this encoder has "
+                    "another one there: their running statistics have no place, and the maps are others than in the "
+                    f"file's network. {own}")
+    if more:
+        said.append(f"The encoder's part of the file holds what has no place here, as {', '.join(more[:3])} "
+                    f"({len(more)} in all): the file's network has other names, or more layers, and then its maps may "
+                    f"be others. {own}")
+    if match.rivals:
+        said.append(f"Weights are taken from under '{match.prefix}', and others lie under "
+                    f"{', '.join(map(repr, match.rivals))}. Say which: prefix={match.prefix!r} or "
+                    f"prefix={match.rivals[0]!r}.")
+    return said
 
 # %% ../../nbs/37_checkpoints.ipynb #a3dc2fcc
 def _renamed(tensors: Mapping[str, torch.Tensor], rename: Mapping[str, str], file: Folder) -> dict[str, torch.Tensor]:
     """The tensors with parts of their names replaced; raises `InputError` for a part that is nowhere."""
+    if not isinstance(rename, Mapping) or not all(isinstance(part, str) for pair in rename.items() for part in pair):
+        raise InputError(f"rename is {rename!r:.60}, and has to be a dictionary from parts of names to what replaces "
+                         "them, as {'mlp.fc': 'mlp.linear'}.")
     for old in rename:
+        if not old:
+            raise InputError("rename replaces an empty part, which is everywhere. To say what stands before the names "
+                             "that are meant, give prefix.")
         if not any(old in name for name in tensors):
             raise InputError(f"{file}: no name in it has {old!r}, which rename replaces. Its names begin as "
                              f"{', '.join([*tensors][:3])}.")
@@ -200,66 +305,118 @@ def _renamed(tensors: Mapping[str, torch.Tensor], rename: Mapping[str, str], fil
         found[new] = tensor
     return found
 
+# %% ../../nbs/37_checkpoints.ipynb #e07a63c4
+def _chosen(sources: Sequence[int] | None, old: int, new: int, file: Folder) -> tuple[int, ...]:
+    """For each of the encoder's `new` channels, which of the file's `old` ones it is copied from."""
+    if sources is None and old > new:
+        raise InputError(f"{file}: its network reads {old} channels and the encoder {new}: say which they are, as "
+                         "sources=(0,).")
+    if sources is None:
+        return tuple(k % old for k in range(new))
+    if not isinstance(sources, (list, tuple)):
+        raise InputError(f"sources are {sources!r}: give a list, with one of the file's channels for each of the "
+                         "encoder's.")
+    chosen = tuple(whole_number(0, sources=k) for k in sources)
+    if len(chosen) != new or max(chosen) >= old:
+        raise InputError(f"sources are {chosen}: {new} channels need as many numbers from 0 to {old - 1}.")
+    return chosen
+
 
 def _in_place(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], report: Imported,
               sources: Sequence[int] | None, file: Folder) -> dict[str, torch.Tensor]:
-    """The weights of an encoder that come from a file, with its channels; name here -> weight."""
-    found, readers = {}, {f"{name}.weight" for name in input_convolutions(encoder)}
+    """The weights of an encoder that come from a file, with its channels and types; name here -> weight."""
+    here, readers = encoder.state_dict(), {f"{name}.weight" for name in input_convolutions(encoder)}
+    found = {}
     for row in report.rows:
-        if row["what"] in ("missing", "of another shape"):
+        if row["what"] not in _TAKEN:
             continue
-        weight = tensors[row["from"]]
+        weight, wanted = tensors[row["from"]], here[row["name"]].dtype
+        if wanted.is_floating_point and not weight.is_floating_point():
+            raise InputError(f"{file}: its {row['from']} is of type {weight.dtype}, and weights are decimal numbers. "
+                             "Is it quantised, or a mask? Save it as float32 where it was made.")
+        weight = weight.to(wanted)
         if row["what"] != "loaded" or sources is not None and row["name"] in readers:
-            old, new = weight.shape[1], encoder.in_channels
-            if sources is None and old > new:
-                raise InputError(f"{file}: its network reads {old} channels and the encoder {new}: say which they are, "
-                                 "as sources=(0,).")
-            chosen = tuple(sources) if sources is not None else tuple(k % old for k in range(new))
-            if len(chosen) != new or not all(k in range(old) for k in chosen):
-                raise InputError(f"sources are {chosen}: {new} channels need as many numbers from 0 to {old - 1}.")
-            weight = channels_copied(weight, chosen, scaled=True)
+            weight = channels_copied(weight, _chosen(sources, weight.shape[1], encoder.in_channels, file), scaled=True)
         found[row["name"]] = weight
     return found
+
+
+def _check_numbers(weights: Mapping[str, torch.Tensor], encoder: nn.Module, report: Imported, file: Folder) -> None:
+    """Refuse weights that are not finite, or all constant; a caution where some are constant."""
+    cure = " ".join(["Nothing is loaded. Get a file of a training that went well.", *report.cautions])
+    if broken := broken_weight(weights, encoder):
+        raise InputError(f"{file}: its weights {broken} are not finite. {cure}")
+    kernels = {name: weight for name, weight in weights.items() if weight.ndim > 1 and weight.numel() > 1}
+    flat = [name for name, weight in kernels.items() if weight.min() == weight.max()]
+    if flat and len(flat) == len(kernels):
+        raise InputError(f"{file}: each of its kernels, as {flat[0]}, holds one and the same number, so nothing was "
+                         f"learned. {cure}")
+    if flat:
+        report.cautions.append(f"{len(flat)} of {len(kernels)} kernels, as {flat[0]}, hold one and the same number: "
+                               "they were never trained, or emptied. Get a whole file.")
 
 # %% ../../nbs/37_checkpoints.ipynb #d2c20ab8
 def read_checkpoint(
     file: Folder,  # weights of another library: .pth, .pt, .ckpt (plain tensors) or .safetensors
     encoder: nn.Module,  # what they are for, from `make_encoder` or `as_encoder`; a copy gets them
     rename: Mapping[str, str] | None = None,  # parts of the names in the file -> what to replace them by
+    prefix: str | None = None,  # what stands before the encoder's names, as "model."; found out if None
     transpose: bool = False,  # the file's network saw arrays (z, y, x): reverse the axes of its kernels
     sources: Sequence[int] | None = None,  # for each of the encoder's channels, one of the file's; in turn if None
-    least: float = 0.9,  # share of the encoder's numbers that has to come from the file, 0 to 1
+    least: float = 1.0,  # share of the encoder's numbers that has to come from the file, 0 to 1; the rest stays fresh
     out: Folder | None = None,  # a new folder to keep the encoder in, as a run keeps it
 ) -> nn.Module:  # with `.imported`, which can be printed, and a card
     """An encoder with the weights of somebody else's checkpoint; nothing in the file is executed.
 
-    Raises `InputError`, loading nothing, for a file that is not plain weights or covers too little of the encoder.
+    Warns of all that is as it should be only perhaps. Raises `InputError`, loading nothing, for a file that is not
+    plain weights or covers too little of the encoder.
     """
     place = as_folder(file, "file")
     check_own(encoder)
     real_number(0, 1, least=least)
-    tensors = _renamed(read_tensors(place), rename or {}, place)
+    one_of((True, False), transpose=transpose)
+    if not isinstance(prefix, str | None):
+        raise InputError(f"prefix is {prefix!r}, and has to be a text, as 'model.'.")
+    tensors = _renamed(read_tensors(place), {} if rename is None else rename, place)
     if transpose:
         tensors = _transposed(encoder, tensors, place)
-    report = compared(encoder, tensors)
-    if report.covered < least or not report.covered:
-        raise InputError(f"{place}: covers {report.covered:.0%} of the encoder, and least is {least:.0%}, so nothing "
-                         f"is loaded. {report}\nNames in the file: {_some(tensors)}. Names here: "
-                         f"{_some(encoder.state_dict())}. Give rename={{old: new}}, or an encoder of its widths.")
+    report = compared(encoder, tensors, prefix)
+    _check_covered(report, least, prefix, encoder, tensors, place)
     made = copy.deepcopy(encoder)
     weights = _in_place(made, tensors, report, sources, place)
-    if broken := broken_weight(weights, made):
-        raise InputError(f"{place}: its weights {broken} are not finite. Nothing is loaded.")
-    made.load_state_dict({name: weight.to(made.state_dict()[name].dtype) for name, weight in weights.items()},
-                         strict=False)
-    made.card = {"task": "imported", "trained_on": [], "people": [],
-                 "imported": {"from": fingerprint((place,)), "covered": round(report.covered, 4)}}
+    _check_numbers(weights, made, report, place)
+    if (place.parent / "encoder.json").is_file() or is_hub_folder(place.parent):
+        report.cautions.append("It lies beside a card of ssl3d, which says whom its network has seen in training, and "
+                               f"here that is lost. Take load_encoder({str(place.parent)!r}).")
+    made.load_state_dict(weights, strict=False)
+    before = getattr(encoder, "card", {}) if report.covered < 1 else {}  # of the weights that stay
+    seen = {what: before[what] for what in (*SEEN, "sealed") if what in before}
+    made.card = {"task": "imported", "trained_on": [], "people": [], **seen,
+                 "imported": {"file": place.name, "from": fingerprint((place,)), "prefix": report.prefix,
+                              "covered": round(report.covered, 4), "cautions": report.cautions}}
     made.imported = report
     for caution in report.cautions:
         warn(f"{place}: {caution}")
     if out is not None:
-        _keep(made, as_folder(out, "out"))
+        _keep(made, as_folder(out, "out"), {"file": str(place), "rename": rename, "prefix": prefix,
+                                            "transpose": transpose, "sources": sources, "least": least})
     return made
+
+
+def _check_covered(report: Imported, least: float, prefix: str | None, encoder: nn.Module,
+                   tensors: Mapping[str, torch.Tensor], file: Folder) -> None:
+    """Refuse a file that covers too little of an encoder, with what would help."""
+    if report.covered >= least and report.covered:
+        return
+    if prefix is not None and not any(row["from"] for row in report.rows):
+        found = compared(encoder, tensors).prefix
+        raise InputError(f"{file}: under prefix {prefix!r} is no weight of the encoder. Most are found under "
+                         f"{found!r}.")
+    fresh = f" Or give least={int(1000 * report.covered) / 1000}, where the rest may stay fresh." \
+        if report.covered > 0.001 else ""
+    raise InputError(f"{file}: covers {_percent(report.covered)} of the encoder, and least is {_percent(least)}, so "
+                     f"nothing is loaded. {report}\nNames in the file: {_some(tensors)}. Names here: "
+                     f"{_some(encoder.state_dict())}. Give rename={{old: new}}, or an encoder of its widths.{fresh}")
 
 
 def _transposed(encoder: nn.Module, tensors: dict[str, torch.Tensor], file: Folder) -> dict[str, torch.Tensor]:
@@ -275,13 +432,17 @@ def _some(names: Mapping[str, object]) -> str:
     return ", ".join([*names][:4])
 
 
-def _keep(encoder: nn.Module, folder: Path) -> None:
-    """Keep an imported encoder in a folder, as a run does; raises `InputError` for a taken one."""
+def _keep(encoder: nn.Module, folder: Path, how: dict) -> None:
+    """Keep an imported encoder in a folder, which is a run from then on; raises `InputError` for a taken one."""
     if not is_free(folder):
         raise InputError(f"{folder}: exists and is not empty. Give a new folder.")
     if getattr(encoder, "architecture", "own") not in ENCODERS:
         raise InputError(f"out: the encoder is a network of your own, which a folder cannot describe. Leave out, and "
                          "give the encoder itself to finetune. Architectures that can be kept: "
                          f"{', '.join(ENCODERS)}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_encoder(encoder, folder, encoder.card)
+    settings = yaml.safe_dump({"command": "import"} | as_json(how), sort_keys=False, allow_unicode=True)
+    try:
+        save_encoder(encoder, folder, encoder.card)
+        write_whole(folder / "settings.yaml", lambda f: f.write(settings.encode()))
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be written: {e}. Give another folder.") from None

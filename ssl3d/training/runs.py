@@ -306,6 +306,10 @@ class Run(os.PathLike[str]):
         """One line in plain words: what was learned beside chance, which scores were reached, or how far it is."""
         if (self / FAILED).exists():
             return f"{self}: {(self / FAILED).read_text(encoding='utf-8')}"
+        if self.settings["command"] == "import":
+            told = self.card["imported"]
+            cautions = " ".join(["", *told["cautions"]])
+            return f"{self}: an encoder with the weights of another program, from {told['file']}.{cautions}"
         if not progress_of(self)[0]:
             return f"{self}: is begun, and no step is logged yet. The same command goes on."
         if self.settings["command"] == "pretrain":
