@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Folder', 'DiskError', 'disk_error', 'disk_troubles', 'write_whole', 'sweep', 'as_json', 'write_json', 'read_json',
-           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'new_file',
+           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'new_file', 'new_folder',
            'refuse_difference', 'write_table', 'read_table', 'read_yaml', 'read_text', 'read_archive']
 
 # %% ../nbs/02_files.ipynb #200b4340
@@ -147,12 +147,15 @@ def write_json(path: Path, content: dict) -> None:
     write_whole(path, lambda f: f.write((json.dumps(content, indent=1) + "\n").encode()))
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON file that this kit wrote; raises `InputError` where it is damaged."""
+def read_json(
+    path: Path,
+    cure: str = "Make it again with the command that wrote it.",  # what to do where the file is damaged
+) -> dict:
+    """Read a JSON file, which this kit writes as a dictionary; raises `InputError` where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as e:
-        raise InputError(f"{path}: cannot be read ({e}). Make it again with the command that wrote it.") from None
+        raise InputError(f"{path}: cannot be read ({e}). {cure}") from None
 
 # %% ../nbs/02_files.ipynb #71f0bb71
 def write_sealed(path: Path, content: dict) -> None:
@@ -175,9 +178,10 @@ def read_sealed(path: Path) -> dict:
 
 # %% ../nbs/02_files.ipynb #63b60d34
 def is_free(folder: Path) -> bool:
-    """Whether a folder does not exist yet, is empty, or holds nothing but a lock or a half-written file."""
-    if not folder.exists():
-        return True
+    """Whether a folder can be made here, or is there and holds nothing but a lock or a half-written file."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if there is not folder:
+        return there.is_dir()
     return folder.is_dir() and all(entry.suffix in (".part", ".lock") for entry in folder.iterdir())
 
 # %% ../nbs/02_files.ipynb #177c6fcb
@@ -221,6 +225,18 @@ def new_file(
     if file.suffix != ending:
         raise InputError(f"{file}: does not end in {ending}. Give a name that does, as my{ending}.")
     return file
+
+
+def new_folder(
+    given: object,  # a path
+    what: str = "folder",  # the name of the option, for the message
+) -> Path:
+    """The path of a folder that is to be written, and is new or empty; raises `InputError` for any other."""
+    folder = as_folder(given, what)
+    if not is_free(folder):
+        wrong = "is not empty" if folder.is_dir() else "is a file, or lies below one"
+        raise InputError(f"{folder}: {wrong}. Name a new folder.")
+    return folder
 
 # %% ../nbs/02_files.ipynb #ce0890cf
 def refuse_difference(folder: Path, before: dict, now: dict) -> None:
