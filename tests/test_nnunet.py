@@ -21,7 +21,7 @@ from ssl3d.downstream.finetune import finetune, load_network
 from ssl3d.downstream.nnunet import axes_in, encoder_for, export_nnunet, misfits, read_plans
 from ssl3d.errors import InputError
 from ssl3d.networks.checkpoints import read_checkpoint
-from ssl3d.networks.encoders import make_encoder, nnunet_kind, nnunet_network
+from ssl3d.networks.encoders import as_encoder, make_encoder, nnunet_kind, nnunet_network
 from ssl3d.networks.exchange import nnunet_weights, shape_for_nnunet
 from ssl3d.networks.weights import save_encoder
 from ssl3d.training.pretrain import pretrain
@@ -394,6 +394,49 @@ def test_a_place_that_is_taken_is_refused(tmp_path):
         with pytest.raises(InputError, match=f"{said}.*Name a new folder"):
             export_nnunet(encoder, place)
     assert [file.name for file in taken.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("forward", [(0, 1, 2), (1, 2, 0)])
+def test_an_encoder_for_slabs_sees_there_what_it_sees_here(forward, tmp_path):
+    """Its kernels and strides along each axis are those of the plans, whatever the order of the axes."""
+    slabs = {"kernel_sizes": [[1, 3, 3], 3, 3], "strides": [1, [1, 2, 2], 2], "features_per_stage": [4, 8, 8]}
+    plans, file = plans_of(make_encoder("resenc", 3, 1, SMALL), tmp_path, forward, **slabs)
+    encoder, axes = disturbed(encoder_for(file, "3d_fullres")), axes_in(forward, 3)
+    encoder.card = CARD
+    thick = axes[0]
+    assert encoder.network.kernel_sizes[0][thick] == encoder.network.strides[1][thick] == 1
+    assert encoder.strides[-1][thick] == 2 and sum(encoder.strides[-1]) == 10
+    network = in_nnunet(export_nnunet(encoder, tmp_path / "out", file), encoder, axes)
+    ours = torch.rand(1, 1, 16, 24, 32)
+    with torch.no_grad():
+        theirs = network.encoder(ours.permute(0, 1, *[2 + axis for axis in axes]).contiguous())
+        for wanted, found in zip(encoder(ours), theirs):
+            found = found.permute(0, 1, *[2 + axes.index(axis) for axis in range(3)])
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    again, other = encoder_for(file, "3d_fullres"), encoder_for(file, "3d_fullres", seed=1)
+    fresh = encoder_for(file, "3d_fullres").state_dict()
+    assert all(torch.equal(weight, fresh[name]) for name, weight in again.state_dict().items())
+    assert any(not torch.equal(weight, fresh[name]) for name, weight in other.state_dict().items())
+    with pytest.raises(InputError, match="has no configuration '2d'. It has: 3d_fullres"):
+        encoder_for(file, "2d")
+
+
+def test_an_encoder_with_another_nonlinearity_fits_its_own_plans_only(tmp_path):
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from torch import nn
+
+    like = make_encoder("plainunet", 3, 1, SMALL)
+    how = {"conv_op": nn.Conv3d, "conv_bias": True, "norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}}
+    shape = shape_for_nnunet(like, (0, 1, 2))
+    whole = PlainConvUNet(1, num_classes=2, nonlin=nn.ReLU, **how, **shape)
+    own = as_encoder(whole.encoder, torch.rand(1, 1, 16, 8, 8))
+    own.card = CARD
+    _, file = plans_of(like, tmp_path, nonlin="torch.nn.ReLU", nonlin_kwargs=None)
+    page = (export_nnunet(own, tmp_path / "out", file) / "README.md").read_text()
+    assert "- nonlin: torch.nn.modules.activation.ReLU\n" in page
+    _, file = plans_of(like, tmp_path)
+    with pytest.raises(InputError, match="LeakyReLU in the plans, .*ReLU here. Pretrain with --architecture plainunet"):
+        export_nnunet(own, tmp_path / "more", file)
 
 
 def test_a_trained_decoder_goes_along(store, tmp_path):

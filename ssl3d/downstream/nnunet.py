@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..errors import InputError, warn
+from ..errors import InputError, warn, whole_number
 from ..files import Folder, as_folder, is_file_name, new_folder, read_json, write_whole
 from ..networks.encoders import as_encoder, make_encoder, nnunet_kind, nnunet_network, nnunet_plan, tidied
 from ..networks.exchange import nnunet_weights, shape_for_nnunet
@@ -268,11 +268,7 @@ def network_of(
     shape, kind, theirs = shape_for_nnunet(encoder, axes), KINDS[str(nnunet_kind(encoder))], encoder.network
     kept = ("conv_op", "conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin",
             "nonlin_kwargs")
-    own = {name: getattr(theirs, name) for name in kept}
-    if kind == KINDS["plainunet"]:
-        last = type(theirs.stages[0][-1].convs[0].all_modules[-1])
-        own["nonlin_first"] = own["nonlin"] is not None and last is own["norm_op"]
-    return _said_in_full(kind, shape | own)
+    return _said_in_full(kind, shape | {name: getattr(theirs, name) for name in kept})
 
 
 _WORDS = {"n_stages": "number of stages", "features_per_stage": "channels per stage", "kernel_sizes": "kernels",
@@ -332,6 +328,7 @@ def encoder_for(
 ) -> nn.Module:
     """A fresh encoder of the network that nnU-Net planned; raises `InputError` for a network that ssl3d cannot make."""
     plans = read_plans(file)
+    whole_number(0, seed=seed)
     if name not in plans.configurations:
         raise InputError(f"{plans.file}: has no configuration '{name}'. It has: {', '.join(plans.configurations)}.")
     there, dims = plans.configurations[name], len(plans.configurations[name].spacing)
@@ -346,7 +343,8 @@ def encoder_for(
     with seeded(seed, "encoder"):
         network = nnunet_network(kind, there.channels, 2, shape).encoder
     whole = [math.prod(row[axis] for row in shape["strides"]) for axis in range(dims)]
-    return as_encoder(tidied(network), torch.zeros(1, there.channels, 2 * whole[0], *whole[1:]))
+    example = torch.zeros(1, there.channels, 7 * whole[0], *whole[1:])  # 7: no side can be taken for channels
+    return as_encoder(tidied(network), example)
 
 # %% ../../nbs/69_nnunet.ipynb #966b0213
 _FACTOR = 1.5  # by which the sizes of voxels may differ before it is told
@@ -441,12 +439,14 @@ def _cure(encoder: nn.Module, plans: Plans, name: str) -> str:
     usual = nnunet_plan(kinds[there.network], len(there.spacing), there.arguments["features_per_stage"])
     free = [key for key in usual if key != "n_conv_per_stage_decoder"]
     now = network_of(encoder, axes_in(plans.forward, encoder.spatial_dims))
-    differs = any(now.get(key) != there.arguments[key] for key in free) or there.channels != encoder.in_channels
+    same = there.channels == encoder.in_channels and all(now.get(key) == there.arguments[key] for key in free)
     scans = f"on scans of {there.channels} channel(s)"
-    if differs and any(there.arguments[key] != usual[key] for key in free):
+    if cures and same:
+        return " ".join(cures)
+    if any(there.arguments[key] != usual[key] for key in free):
         cures.append(f"Make the encoder by ssl3d.downstream.nnunet.encoder_for('{plans.file}', '{name}'), pretrain it "
                      f"(encoder=) {scans}, and export the run.")
-    elif differs:
+    else:
         widths = ",".join(map(str, there.arguments["features_per_stage"]))
         cures.append(f"Pretrain with --architecture {kinds[there.network]} --widths {widths}, {scans}.")
     return " ".join(cures)
