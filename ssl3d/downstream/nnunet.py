@@ -139,7 +139,7 @@ def _network(file: Path, given: Mapping, where: str, dims: int) -> tuple[str, di
     classes = [name for name in _CLASSES if isinstance(said.get(name), str)]
     _checked(file, given, where, {"_kw_requires_import": (
         lambda names: isinstance(names, list) and all(isinstance(name, str) for name in names)
-        and set(classes) <= set(names) <= set(said), f"a list of the arguments that are classes: {', '.join(classes)}")})
+        and set(classes) <= set(names) <= set(said), f"a list of arguments that are classes: {', '.join(classes)}")})
     n = said["n_stages"]
     axes = {"kernel_sizes": dims, "strides": dims}
     return kind, dict(said) | {name: _in_full(said[name], n - (name == "n_conv_per_stage_decoder"), axes.get(name, 1))
