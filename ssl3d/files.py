@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Folder', 'DiskError', 'disk_error', 'disk_troubles', 'write_whole', 'sweep', 'as_json', 'write_json', 'read_json',
-           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'new_file',
+           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'new_file', 'new_folder',
            'refuse_difference', 'write_table', 'read_table', 'read_yaml', 'read_text', 'read_archive']
 
 # %% ../nbs/02_files.ipynb #200b4340
@@ -147,12 +147,15 @@ def write_json(path: Path, content: dict) -> None:
     write_whole(path, lambda f: f.write((json.dumps(content, indent=1) + "\n").encode()))
 
 # %% ../nbs/02_files.ipynb #314967d7
-def read_json(path: Path) -> dict:
-    """Read a JSON file that this kit wrote; raises `InputError` where it is damaged."""
+def read_json(
+    path: Path,
+    cure: str = "Make it again with the command that wrote it.",  # what to do where the file is damaged
+) -> dict:
+    """Read a JSON file, which this kit writes as a dictionary; raises `InputError` where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as e:
-        raise InputError(f"{path}: cannot be read ({e}). Make it again with the command that wrote it.") from None
+        raise InputError(f"{path}: cannot be read ({e}). {cure}") from None
 
 # %% ../nbs/02_files.ipynb #71f0bb71
 def write_sealed(path: Path, content: dict) -> None:
@@ -175,9 +178,10 @@ def read_sealed(path: Path) -> dict:
 
 # %% ../nbs/02_files.ipynb #63b60d34
 def is_free(folder: Path) -> bool:
-    """Whether a folder does not exist yet, is empty, or holds nothing but a lock or a half-written file."""
-    if not folder.exists():
-        return True
+    """Whether a folder can be made here, or is there and holds nothing but a lock or a half-written file."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if there is not folder:
+        return there.is_dir()
     return folder.is_dir() and all(entry.suffix in (".part", ".lock") for entry in folder.iterdir())
 
 # %% ../nbs/02_files.ipynb #177c6fcb
@@ -222,6 +226,18 @@ def new_file(
         raise InputError(f"{file}: does not end in {ending}. Give a name that does, as my{ending}.")
     return file
 
+# %% ../nbs/02_files.ipynb #aad87d18
+def new_folder(
+    given: object,  # a path
+    what: str = "folder",  # the name of the option, for the message
+) -> Path:
+    """The path of a folder that is to be written, and is new or empty; raises `InputError` for any other."""
+    folder = as_folder(given, what)
+    if not is_free(folder):
+        wrong = "is not empty" if folder.is_dir() else "is a file, or lies below one"
+        raise InputError(f"{folder}: {wrong}. Name a new folder.")
+    return folder
+
 # %% ../nbs/02_files.ipynb #ce0890cf
 def refuse_difference(folder: Path, before: dict, now: dict) -> None:
     """Raise an `InputError` that lists which settings of a folder differ from those it was begun with."""
@@ -245,7 +261,7 @@ def write_table(
     content = gzip.compress(content, mtime=0) if Path(file).suffix == ".gz" else content
     write_whole(file, lambda f: f.write(content))
 
-# %% ../nbs/02_files.ipynb #aad87d18
+# %% ../nbs/02_files.ipynb #56183564
 def read_table(file: Path) -> list[dict]:
     """The rows of a table, with scores, `label_fraction`, `seed`, `step` and the like as numbers; empty stays ""."""
     numbers: dict[str, Callable[[str], float]] = dict.fromkeys(
@@ -279,7 +295,7 @@ _Strict.add_implicit_resolver(
     re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*[eE][-+]?[0-9]+|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?)$"),
     list("-+.0123456789"))
 
-# %% ../nbs/02_files.ipynb #b6818059
+# %% ../nbs/02_files.ipynb #275e5e87
 def read_yaml(text: str) -> Any:
     """The content of a YAML text; raises `ValueError` in one line where it is none, or has a key twice."""
     try:
@@ -293,7 +309,7 @@ def read_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
-# %% ../nbs/02_files.ipynb #275e5e87
+# %% ../nbs/02_files.ipynb #f582c0f1
 def read_text(file: Path) -> str:
     """The text of a file that a user wrote, in UTF-8 or UTF-16; raises `InputError` for another encoding."""
     raw = Path(file).read_bytes()

@@ -14,6 +14,7 @@ from ssl3d.errors import InputError
 from ssl3d.files import (
     disk_troubles,
     is_free,
+    new_folder,
     read_table,
     read_text,
     read_yaml,
@@ -139,6 +140,18 @@ def test_what_was_cut_off_is_taken_for_nothing_and_swept(tmp_path):
     seen[0].write_bytes(b"killed")
     sweep(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_is_free_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for taken in ("file", "file/a", "file/a/b", "link", "link/a"):
+        assert not is_free(tmp_path / taken)
+        with pytest.raises(InputError, match=f"{taken}: is a file, or lies below one. Name a new folder"):
+            new_folder(tmp_path / taken)
+    with pytest.raises(InputError, match="is not empty. Name a new folder"):
+        new_folder(tmp_path)
+    assert new_folder(str(tmp_path / "new/a")) == tmp_path / "new/a" and not (tmp_path / "new").exists()
 
 
 class Full(io.BytesIO):
