@@ -41,6 +41,7 @@ from ssl3d.networks.hub import (
     write_folder,
     write_hub,
 )
+from ..networks.weights import load_encoder, read_weights
 from ..settings import Exporting, takes
 from ..training.inputs import Preparation, preparation_of
 from ..training.probes import TARGETS, bootstrap_ends, probe_interval
@@ -57,6 +58,17 @@ def _reading(file: Path) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, csv.Error) as e:
         raise InputError(f"{file}: is damaged ({type(e).__name__}: {e}). Take it from a copy of the run, or make the "
                          "run again in a new folder.") from e
+
+
+def _opened(run: Folder) -> Run:
+    """A run whose settings say what an export asks of them; raises `InputError` for one that does not."""
+    opened = run if isinstance(run, Run) else Run(run)
+    needed = ["command", "seed"] + ["goal", "metric", "validate"] * (opened.settings.get("command") == "finetune")
+    for name in needed:
+        if name not in opened.settings:
+            raise InputError(f"{opened / 'settings.yaml'}: has no {name}, so it was changed. Take it from a copy of "
+                             "the run, or make the run again in a new folder.")
+    return opened
 
 
 def _network_card(run: Run) -> dict:
@@ -326,6 +338,13 @@ def _reached(run: Run) -> dict | None:
     return told | {"score": round(float(means.mean()), 6), "low": low, "high": high, "of": f"{len(means)} cases"}
 
 
+def _card(run: Run) -> dict:
+    """The card of a run's encoder; what a run of an earlier version began with stands in its settings alone."""
+    began = run.settings.get("encoder")
+    before = [] if began is None else [{"task": str(began).rpartition(" ")[0]}]
+    return {"lineage": before} | run.card
+
+
 def _owned(how: Exporting | None) -> Exporting:
     """What the owner says, the licence by its usual name."""
     said = how or Exporting()
@@ -414,16 +433,16 @@ def export_monai(
     how: Exporting | None = None,  # what only the owner can say: licence, data
 ) -> Path:
     """Write a run as a MONAI bundle, which predicts without ssl3d; raises `InputError` for a run of another kind."""
-    opened, place, how = run if isinstance(run, Run) else Run(run), free_folder(folder), _owned(how)
+    opened, place, how = _opened(run), free_folder(folder), _owned(how)
     card, network = _segmenting(opened)
-    preparation, began = preparation_of(opened), lineage_in_words(opened.card)
+    preparation, began = preparation_of(opened), lineage_in_words(_card(opened))
     config = inference_config(network, preparation, [int(code) for code in card["facts"]["classes"]], card["patch"])
     reached = _reached(opened)
     scores = {} if reached is None else {re.sub(r"\W+", "_", reached["metric"].lower()): reached["score"]}
     metadata = _metadata(card, preparation, how, scores, " ".join(began.split()))
     weights = io.BytesIO()
     torch.save(as_dynunet(network).state_dict(), weights)
-    tell_licence(how.licence, opened.card.get("lineage", ()))
+    tell_licence(how.licence, _card(opened)["lineage"])
     rights = how.licence or "No licence was named, so nobody else may use these weights yet."
     texts = {"configs/inference.json": json.dumps(config, indent=1) + "\n",
              "configs/metadata.json": json.dumps(metadata, indent=1) + "\n",
@@ -491,11 +510,15 @@ def export_hub(
     how: Exporting | None = None,  # what only the owner can say: licence, data; and the store to probe on
 ) -> Path:
     """Write the encoder of a run as a hub folder: weights, a card without names, and a page that says what it is."""
-    opened, place, how = run if isinstance(run, Run) else Run(run), free_folder(folder), _owned(how)
-    card = opened.card
+    opened, place, how = _opened(run), free_folder(folder), _owned(how)
+    card = _card(opened)
+    if card["architecture"] == "own":
+        read_weights(encoder_file(opened.folder))
+    else:
+        load_encoder(opened)  # what goes out is what its card says
     found = [_probed(opened, how.store)] if how.store is not None else [_last_look(opened)]
     scores = [row for row in (*found, _reached(opened)) if row is not None]
-    tell_licence(how.licence, card.get("lineage", ()))
+    tell_licence(how.licence, card["lineage"])
     about = About(how.licence, how.data, opened.settings.get("seed"), scores)
     return write_hub(encoder_file(opened.folder), card, place, about)
 

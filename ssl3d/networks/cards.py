@@ -28,7 +28,7 @@ from ..files import Folder, as_folder, read_json
 # %% ../../nbs/32_cards.ipynb #8884b3cf
 def is_hub_folder(place: Path) -> bool:
     """Whether a folder holds an encoder as `ssl3d.networks.hub` writes it, for other houses."""
-    return (place / "config.json").is_file() and (place / "model.safetensors").is_file()
+    return all(os.path.isfile(place / name) for name in ("config.json", "model.safetensors"))
 
 
 def read_card(
@@ -38,11 +38,11 @@ def read_card(
     place = as_folder(folder, "encoder")
     file = place / "encoder.json"
     if is_hub_folder(place):
-        if file.is_file():
+        if os.path.isfile(file):
             raise InputError(f"{place}: holds two encoders: one that was shared (config.json, model.safetensors), and "
                              "one of a run (encoder.json). Move the files of one of them into a folder of their own.")
         return _shared_card(read_json(place / "config.json"), place / "config.json")
-    if not file.is_file() or not (place / "encoder.safetensors").is_file():
+    if not os.path.isfile(file) or not os.path.isfile(place / "encoder.safetensors"):
         raise InputError(f"{place}: {_no_encoder(place)}")
     card = read_json(file)
     if wrong := _odd(card, _CARD):
@@ -136,14 +136,14 @@ _SCANS = {"minimum": _RANGES, "p1": _RANGES, "p99": _RANGES, "spacing": _RANGES,
 _LISTS = {f"{what}?": [_text] for what in SEEN}
 _SEAL = {"salt": _text} | _LISTS
 _CARD: dict[str, Any] = {
-    "architecture": _text, "spatial_dims": _count, "in_channels": _count, "widths": [_count], "task?": _text,
+    "architecture": _text, "spatial_dims": _count, "in_channels": _count, "widths": [_count], "task": _text,
     "network?": _text, "options?": ({}, None), "slices?": _flag, "steps?": (_count, None), "ssl3d?": _text,
     "torch?": _text, "image_dims?": _count, "image_channels?": _count, "channel_names?": ([_text], None),
     "n_cases?": _count, "n_people?": _count, "scans?": _SCANS, "voxel_mm?": [_number],
     "health?": ({"verdict": _text}, None), "preparation?": (_HOW, None), "lineage?": [_STEP], "imported?": _IMPORTED,
     "licence?": (_text, None), "sealed?": [_SEAL], **_LISTS}  # what a card says, and of which kind it is
-_SHARED = {name: kind for name, kind in _CARD.items() if name.rstrip("?") not in ("task", "preparation", "sealed")} | {
-    "task": _text, "preparation": (_HOW, None), "sealed": [_SEAL], "digest": _text}  # what cannot be missing elsewhere
+_SHARED = {name: kind for name, kind in _CARD.items() if name.rstrip("?") not in ("preparation", "sealed")} | {
+    "preparation": (_HOW, None), "sealed": [_SEAL], "digest": _text}  # what cannot be missing elsewhere
 
 
 def _shared_card(card: Any, file: Path) -> dict:

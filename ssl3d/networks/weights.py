@@ -185,7 +185,7 @@ def _load_encoder(place: Path, own: nn.Module | None = None) -> nn.Module:
 _ADDRESS = r"(?:https?://|hf://)?(?:www\.)?(?:huggingface\.co/|hf\.co/)|hf://"
 _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _COMMIT = r"(?:/(?:tree|commit)/(?P<commit>[\w.-]+))?/?"
-_ON_HUB = re.compile(rf"(?P<address>{_ADDRESS})?(?P<name>{_NAME})(?(address){_COMMIT})")
+_ON_HUB = re.compile(rf"(?P<address>(?i:{_ADDRESS}))?(?P<name>{_NAME})(?(address){_COMMIT})")
 
 
 def hub_snapshot(
@@ -226,7 +226,8 @@ def load_encoder(
     if found is None and "://" in str(folder):
         raise InputError(f"{folder}: is an address, and not that of the page of an encoder. Give it as "
                          "ssl3d.load_encoder('org/name', revision='COMMIT').")
-    if found and (found["address"] or not place.exists() and (revision is not None or not place.parent.is_dir())):
+    likely = not os.path.exists(place) and (revision is not None or not os.path.isdir(place.parent))
+    if found and (found["address"] or likely):
         place = hub_snapshot(found["name"], revision if revision is not None else found["commit"])
     elif revision is not None:
         raise InputError(f"{place}: revision is about a repository of the Hugging Face Hub, as 'org/name', and this is "
