@@ -65,7 +65,8 @@ def licence_name(
         raise InputError(f"licence (--licence) is {said}, which names none. Name it by its own name, or leave it out.")
     words = re.sub(r"licen[cs]ed?|version|creative commons", " ", said.lower()).replace("gplv", "gpl-")
     short = re.sub(r"-?(only|or-later)$", "", re.sub(r"-v(?=\d)", "-", re.sub(r"[^a-z0-9.]+", "-", words).strip("-")))
-    return next((known for known in _LICENCES if short in (known, known.removesuffix(".0"), known.removesuffix("-1.0"))), said)
+    return next((each for each in _LICENCES if short in (each, each.removesuffix(".0"), each.removesuffix("-1.0"))),
+                said)
 
 
 def tell_licence(
