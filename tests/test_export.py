@@ -2,25 +2,34 @@
 
 import importlib.util
 import json
+import math
+import re
+import shutil
 import subprocess
 import sys
 import types
+import warnings
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import SMALL, python, write_nifti
+from safetensors.torch import load_file, save_file
 from test_predict import oblique, phantom
 
 from ssl3d.cli import main
 from ssl3d.data.prepare import prepare
 from ssl3d.data.splits import person_key
+from ssl3d.data.store import Store
 from ssl3d.data.voxels import fingerprint
-from ssl3d.downstream.export import as_dynunet, export, export_monai, transforms_script
+from ssl3d.downstream.export import _probe_store, as_dynunet, export, export_monai, transforms_script
 from ssl3d.downstream.finetune import finetune
 from ssl3d.errors import InputError
-from ssl3d.networks.cards import met, read_card
+from ssl3d.networks import hub as shelf
+from ssl3d.networks.cards import lineage_of, met, read_card
+from ssl3d.networks.checkpoints import read_checkpoint
 from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.unet import Segmenter
 from ssl3d.networks.weights import load_encoder
@@ -44,14 +53,15 @@ def ward(tmp_path_factory):
     folder = tmp_path_factory.mktemp(HOUSE) / WARD
     image, mask = phantom((30, 26, 22))
     rng = np.random.default_rng(0)
-    lines = ["image,mask,subject"]
+    lines = ["image,mask,subject,age,grade"]
     for i in range(12):
         (folder / patient(i)).mkdir(parents=True)
         affine = oblique("RAS", (1.0, 1.2, 1.5))
         noisy = (0.8 + i / 20) * image + 5 * rng.random(image.shape)
         write_nifti(folder / patient(i) / f"DOE_JANE_{i}_t1.nii.gz", noisy.astype(np.float32), affine)
         write_nifti(folder / patient(i) / f"DOE_JANE_{i}_seg.nii.gz", mask, affine)
-        lines.append(f"{patient(i)}/DOE_JANE_{i}_t1.nii.gz,{patient(i)}/DOE_JANE_{i}_seg.nii.gz,{patient(i)}")
+        files = ",".join(f"{patient(i)}/DOE_JANE_{i}_{kind}.nii.gz" for kind in ("t1", "seg"))
+        lines.append(f"{files},{patient(i)},{40 + i},{i % 2}")
     (folder / "cases.csv").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -163,20 +173,51 @@ def test_other_preparations_say_the_same(ward, scan, tmp_path, monkeypatch, how,
     assert ours.any() and dice(ours > 0, theirs > 0, True) >= 0.99
 
 
+def kinds(**names):
+    """Entries of a schema by their kind."""
+    return {name: {"type": kind} for kind, many in names.items() for name in many.split()}
+
+
+# what MONAI's schema of 25 July 2024 asks for; the schema itself is behind a network, and was compared once by hand
+TENSOR = {"type": "object", "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+          "properties": kinds(string="type format dtype", integer="num_channels", boolean="is_patch_data",
+                              object="channel_def")
+          | {"spatial_shape": {"type": "array", "items": {"type": ["string", "integer"]}},
+             "value_range": {"type": "array", "items": {"type": "number"}}}}
+TENSORS = {"type": "object", "minProperties": 1, "additionalProperties": TENSOR}
+TEXTS = "schema version monai_version pytorch_version numpy_version task description authors copyright"
+ASKED = {"type": "object", "required": [*TEXTS.split(), "required_packages_version", "network_data_format"],
+         "properties": kinds(string=TEXTS + " data_source data_type image_classes label_classes pred_classes "
+                             "intended_use", object="changelog required_packages_version eval_metrics",
+                             array="references")
+         | {"network_data_format": {"required": ["inputs", "outputs"], "type": "object",
+                                    "properties": {"inputs": TENSORS, "outputs": TENSORS}}}}
+ZOO = {"changelog", "data_source", "data_type", "image_classes", "label_classes", "pred_classes", "eval_metrics",
+       "intended_use", "references"}  # what bundles of the model zoo have beyond what the schema asks for
+
+
+@pytest.mark.skipif(not has("jsonschema"), reason="jsonschema is not installed")
+def test_metadata_have_what_bundles_of_the_model_zoo_have(few, tmp_path):
+    import jsonschema
+
+    bundle = few.export("monai", tmp_path / "bundle", licence="CC BY 4.0", data="Two ellipsoids.")
+    metadata = json.loads((bundle / "configs/metadata.json").read_text())
+    jsonschema.validate(metadata, ASKED)
+    for broken in ({"changelog": "none"}, {"network_data_format": {"inputs": {}, "outputs": {}}}, {"version": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(metadata | broken, ASKED)
+    assert {*metadata} >= ZOO and metadata["version"] in metadata["changelog"]
+    assert metadata["schema"].startswith("https://github.com/Project-MONAI/MONAI-extra-test-data/")
+    assert 0 <= metadata["eval_metrics"]["dice"] <= 1 and metadata["copyright"] == "cc-by-4.0"
+    assert "training by rotation, 4 steps" in metadata["description"], "the encoder had been trained before"
+    assert (bundle / "docs/license.txt").read_text() == "cc-by-4.0\n"
+
+
 @pytest.mark.skipif(not has("fire", "ignite", "jsonschema"), reason="fire and pytorch-ignite are not installed")
 def test_monais_own_command_runs_a_bundle(few, scan, tmp_path):
     few.predict(scan, tmp_path / "ours", progress=False)
     bundle = few.export("monai", tmp_path / "bundle")
-    tensor = ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"]
-    io = {"type": "object", "additionalProperties": {"type": "object", "required": tensor}}
-    texts = ("schema", "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors",
-             "copyright")  # what MONAI's specification asks for; the schema itself is behind a network
-    schema = {"type": "object", "required": [*texts, "required_packages_version", "network_data_format"],
-              "properties": {name: {"type": "string"} for name in texts} | {
-                  "required_packages_version": {"type": "object"},
-                  "network_data_format": {"required": ["inputs", "outputs"],
-                                          "properties": {"inputs": io, "outputs": io}}}}
-    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    (tmp_path / "schema.json").write_text(json.dumps(ASKED))
 
     def monai(*words):
         said = subprocess.run([sys.executable, "-m", "monai.bundle", *map(str, words)], cwd=bundle, text=True,
@@ -230,8 +271,52 @@ def names_nobody(runs, store, ward, folder):
             assert not [word for word in words if word.lower() in str(file.relative_to(folder)).lower()]
 
 
-def test_nothing_that_leaves_names_anybody(store, pretrained, few, ward, tmp_path):
-    names_nobody([pretrained, few], store, ward, tmp_path)
+@pytest.fixture(scope="module")
+def adopted(store, ward, tmp_path_factory):
+    """A run that began with a checkpoint of somebody else, which lies beside the patients under the name of one."""
+    file = ward / f"DOE_JANE_{patient(0)}.pt"
+    torch.save(make_encoder("unet", 3, 1, SMALL, seed=7).state_dict(), file)
+    given = read_checkpoint(file, make_encoder("unet", 3, 1, SMALL))
+    middle = pretrain("rotation", store, tmp_path_factory.mktemp("runs") / "m", encoder=given, steps=1, **FAST)
+    return finetune(store, tmp_path_factory.mktemp("runs") / "a", encoder=middle, steps=1, augment="none", **FAST)
+
+
+def test_nothing_that_leaves_names_anybody(store, pretrained, few, adopted, ward, tmp_path):
+    names_nobody([pretrained, few, adopted], store, ward, tmp_path)
+
+
+def test_the_whole_lineage_is_named(pretrained, few, adopted, tmp_path):
+    page, lineage = {}, {}
+    for name, run in (("first", pretrained), ("second", few), ("adopted", adopted)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            hub = run.export("hub", tmp_path / name, licence="mit")
+        page[name], lineage[name] = (hub / "README.md").read_text(), read_card(hub)["lineage"]
+        said = "\n".join(str(each.message) for each in caught)
+        assert ("began with weights from elsewhere" in said) == (name == "adopted"), said
+    assert "It began with random weights." in page["first"] and lineage["first"] == []
+    assert "1. training by rotation, 4 steps, " in page["second"] and "2. " not in page["second"]
+    assert [step["task"] for step in lineage["adopted"]] == ["imported", "rotation"]
+    assert "1. a checkpoint of a third party (hash " in page["adopted"] and "licence: unknown" in page["adopted"]
+    assert "2. training by rotation, 1 steps" in page["adopted"]
+    with pytest.warns(UserWarning, match="third party .*Check that you may hand them on at all"):
+        bundle = adopted.export("monai", tmp_path / "bundle")
+    assert "a checkpoint of a third party" in (bundle / "docs/README.md").read_text()
+    shared = lineage_of(read_card(tmp_path / "second"))[-1]
+    assert shared["licence"] == "mit" and shared["shared"] and shared["task"] == "segmentation"
+
+
+@pytest.mark.parametrize("goal", ["regression", "classification"])
+def test_goals_about_whole_images_go_to_the_hub_and_nowhere_else(store, tmp_path, goal, capsys):
+    run = finetune(store, tmp_path / "run", goal=goal, steps=1, widths=SMALL, architecture="unet", **FAST)
+    main(["export", str(run), "--to", "hub", "--out", str(tmp_path / "hub"), "--licence", "MIT"])
+    page = (tmp_path / "hub/README.md").read_text()
+    assert f"| fine-tuned network, test people | {run.settings['metric']} | " in page and " cases |" in page
+    assert load_encoder(tmp_path / "hub").card["task"] == goal
+    for to, said in (("monai", f"its goal is {goal}"), ("nnunet", "resenc")):
+        with pytest.raises(SystemExit):
+            main(["export", str(run), "--to", to, "--out", str(tmp_path / to)])
+        assert said in capsys.readouterr().err and not (tmp_path / to).exists()
 
 
 def test_the_search_would_find_a_name(pretrained, ward, store):
@@ -299,8 +384,8 @@ def test_a_scan_that_was_trained_on_is_noticed_after_a_hub(store, pretrained, tm
 
 
 @pytest.mark.quick
-def test_the_hub_is_asked_for_one_commit_and_two_files(pretrained, tmp_path, monkeypatch):
-    hub, asked = pretrained.export("hub", tmp_path / "cache", licence="mit"), []
+def test_the_hub_is_asked_for_one_commit_and_two_files(hub, monkeypatch):
+    asked = []
 
     def download(name, file, revision):
         asked.append((name, file, revision))
@@ -311,6 +396,12 @@ def test_the_hub_is_asked_for_one_commit_and_two_files(pretrained, tmp_path, mon
     encoder = load_encoder("some-org/some-encoder", revision=commit)
     assert encoder.card["task"] == "rotation"
     assert asked == [("some-org/some-encoder", file, commit) for file in ("config.json", "model.safetensors")]
+    asked.clear()
+    for given, revision in (("https://huggingface.co/some-org/some-encoder", commit.upper()),
+                            (f"hf.co/some-org/some-encoder/tree/{commit}/", None),
+                            ("hf://some-org/some-encoder", commit)):
+        assert load_encoder(given, revision=revision).card["task"] == "rotation"
+    assert {*asked} == {("some-org/some-encoder", file, commit) for file in ("config.json", "model.safetensors")}
     for revision in (None, "main", "v1.0", commit[:12]):
         with pytest.raises(InputError, match="full hash of a commit"):
             load_encoder("some-org/some-encoder", revision=revision)
@@ -322,44 +413,225 @@ def test_the_hub_is_asked_for_one_commit_and_two_files(pretrained, tmp_path, mon
 @pytest.mark.quick
 @pytest.mark.parametrize("change, said", [
     ({"library_name": "transformers"}, "no card of ssl3d"),
-    ({"architecture": "os.system"}, "network of your own"),
-    ({"widths": [8, 16, 65536]}, "has more"),
-    ({"widths": [8, 16, 64]}, "does not fit this network|has more"),
-    ({"sealed": "all"}, "its sealed is 'all'"),
+    ({"architecture": "os.system"}, "'os.system', and ssl3d makes unet"),
+    ({"architecture": None}, "its architecture is None"),
+    ({"architecture": "resnet18"}, "has widths of its own.*config.json"),
+    ({"architecture": "dynunet"}, "its bytes are not those that config.json is about"),
+    ({"widths": [8, 16, 65536]}, "a network of widths .* numbers"),
+    ({"widths": [8, 16, 64]}, "does not fit this network.*config.json|numbers"),
+    ({"widths": [8, -16, 32]}, r"its widths is \[8, -16, 32\]"),
+    ({"widths": [1] * 3000}, "its widths is"),
+    ({"widths": "8,16,32"}, "its widths is"),
+    ({"spatial_dims": 7}, "its spatial_dims is 7"),
+    ({"spatial_dims": 2}, "does not fit this network.*config.json"),
     ({"in_channels": -1}, "its in_channels is -1"),
+    ({"in_channels": 2}, "its image_channels is 1"),
+    ({"image_dims": "x"}, "its image_dims is 'x'"),
+    ({"slices": True}, "its slices is True"),
+    ({"channel_names": ["a", "b"]}, "its channel_names is"),
+    ({"voxel_mm": [1.0, math.nan, 1.0]}, "its voxel_mm is"),
+    ({"scans": 5}, "its scans is 5"),
+    ({"health": 5}, "its health is 5"),
+    ({"n_people": -1}, "its n_people is -1"),
+    ({"n_people": 10**6}, "its n_people is 1000000"),
+    ({"task": "rotation\n# evil"}, "its task is"),
+    ({"preparation": {"size": "big"}}, "its preparation is"),
+    ({"lineage": [{"steps": "many"}]}, "its lineage is"),
+    ({"sealed": "all"}, "its sealed is 'all'"),
+    ({"digest": ...}, "has no digest"),
+    ({"preparation": ...}, "has no preparation"),
 ])  # fmt: skip
-def test_a_changed_card_is_refused(pretrained, tmp_path, change, said):
-    hub = pretrained.export("hub", tmp_path / "hub", licence="mit")
-    config = json.loads((hub / "config.json").read_text())
-    (hub / "config.json").write_text(json.dumps(config | change))
+def test_a_changed_card_is_refused(pretrained, hub, tmp_path, change, said):
+    place = shutil.copytree(hub, tmp_path / "hub")
+    config = json.loads((place / "config.json").read_text()) | change
+    (place / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    with pytest.raises(InputError, match="(?s)config.json.*") as e:
+        load_encoder(place)
+    assert re.search(f"(?s){said}", str(e.value)) and "Get " in str(e.value) or "another library" in str(e.value)
+
+
+@pytest.fixture(scope="module")
+def hub(pretrained, tmp_path_factory):
+    return pretrained.export("hub", tmp_path_factory.mktemp("hub") / "hub", licence="mit")
+
+
+@pytest.mark.quick
+def test_files_of_two_encoders_are_told(pretrained, few, hub, tmp_path):
+    other = few.export("hub", tmp_path / "other", licence="mit")
+    shutil.copy(hub / "model.safetensors", other)
+    with pytest.raises(InputError, match="bytes are not those.*are they of different encoders.*Get both again"):
+        load_encoder(other)
+    both = shutil.copytree(hub, tmp_path / "both")
+    shutil.copy(pretrained / "encoder.json", both)
+    with pytest.raises(InputError, match="both: holds two encoders.*encoder.json.*Move"):
+        load_encoder(both)
+    for name in ("config.json", "model.safetensors"):
+        half = shutil.copytree(hub, tmp_path / f"half {name}")
+        (half / name).unlink()
+        with pytest.raises(InputError, match=f"and no {name}.*Get both"):
+            load_encoder(half)
+    cut = shutil.copytree(hub, tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((hub / "model.safetensors").read_bytes()[:-8])
+    weights = load_file(hub / "model.safetensors")
+    whole = shutil.copytree(hub, tmp_path / "whole numbers")
+    save_file({name: weight.to(torch.int64) for name, weight in weights.items()}, whole / "model.safetensors")
+    for place, said in ((cut, "cannot be read as safetensors"), (whole, "of another kind of number")):
+        with pytest.raises(InputError, match=f"{said}.*Get both again"):
+            load_encoder(place)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("given, revision, said", [
+    ("org/name", None, "revision is None"), ("org/name", 5, "revision is 5"), ("org/name", "main", "full hash"),
+    ("https://huggingface.co/org/name/tree/main", None, "org/name: revision is 'main'"),
+    ("https://huggingface.co/org/name/resolve/main/model.safetensors", None, "is an address.*'org/name', revision="),
+    ("https://example.org/a.zip", "a" * 40, "is an address"), ("../x", "a" * 40, "taken for a folder. Leave revision"),
+    ("org/na me", "a" * 40, "taken for a folder"), ("a/b/c", None, "no such folder.*load_encoder.'org/name', revision"),
+    ("none", None, "no such folder"), (None, None, "is of type NoneType"), ("", None, "empty path"),
+    (__file__, None, "is a file. Give the folder that it is in"),
+])  # fmt: skip
+def test_what_is_no_encoder_is_told_in_one_way(given, revision, said):
     with pytest.raises(InputError, match=said):
-        load_encoder(hub)
+        load_encoder(given, revision=revision)
 
 
-def test_the_page_of_an_encoder(store, few, tmp_path):
-    hub = few.export("hub", tmp_path / "hub", licence="cc-by-4.0", data="Two ellipsoids.", store=store)
-    page = (hub / "README.md").read_text()
-    n = len(store.split("train"))
+def test_a_step_says_how_an_encoder_of_the_hub_is_given(store, tmp_path):
+    with pytest.raises(InputError, match=r"encoder=ssl3d.load_encoder\('org/name', revision='COMMIT'\).*hf download"):
+        finetune(store, tmp_path / "run", encoder="org/name", steps=1, **FAST)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_page_of_an_encoder(store, pretrained, few, tmp_path):
+    hub = pretrained.export("hub", tmp_path / "hub", licence="cc-by-4.0", data="Two ellipsoids.", store=store)
+    page, n = (hub / "README.md").read_text(), len(store.split("train"))
+    held = len(store.split("validation"))
     for words in ("license: cc-by-4.0", f"{n} cases of {n} people", "stretched to 24 x 24 x 24 voxels", "seed 0",
-                  "linear probe of mask, validation people", "fine-tuned network, test people", "Intended use",
-                  "Limits"):
+                  f"linear probe of mask, validation people, {held} of {held} cases seen in training without labels",
+                  "- images: 3D volumes", f"| {held} people |", "Intended use", "Limits"):
         assert words in page, words
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| linear probe")]
     low, high = map(float, rows[0][4].split(" to "))
     assert low <= float(rows[0][3]) <= high
     with pytest.warns(UserWarning, match="without a licence"):
-        assert "license: unknown" in (few.export("hub", tmp_path / "free") / "README.md").read_text()
+        page = (few.export("hub", tmp_path / "free") / "README.md").read_text()
+    assert "license: unknown" in page and "fine-tuned network, test people" in page
+    with pytest.warns(UserWarning, match="without a licence"):
+        few.export("monai", tmp_path / "bundle")
+
+
+def test_a_store_is_compared_with_the_card(store, pretrained, few, ward, tmp_path):
+    def other(**changed):
+        opened = Store(store.folder)
+        for name, value in changed.items():
+            setattr(opened, name, value)
+        return opened
+
+    with pytest.raises(InputError, match="learned from the labels of .* validation case.*leave store"):
+        few.export("hub", tmp_path / "out", licence="mit", store=store)
+    for changed, said in (({"spatial_dims": 2}, "holds images in 2D, .* images in 3D"),
+                          ({"channels": 2, "channel_names": ["T1", "T2"]}, "has 2 channel.*trained on 1"),
+                          ({"channel_names": ["pet"]}, "pet.*was trained on 1, ")):
+        run = types.SimpleNamespace(card=pretrained.card | {"channel_names": ["T1"]}, folder=pretrained.folder)
+        with pytest.raises(InputError, match=f"{said}.*leave store"):
+            _probe_store(run, other(**changed), "mask")
+    assert not (tmp_path / "out").exists()
+    split = prepare(ward / "cases.csv", tmp_path / "split", size=16, seed=3, progress=False)
+    with pytest.warns(UserWarning, match=r"size 24 \(here 16\)"):
+        page = (pretrained.export("hub", tmp_path / "hub", licence="mit", store=split) / "README.md").read_text()
+    assert "images of another cohort or split, prepared in another way" in page and "split/" not in page
+
+
+def test_slices_and_pictures_are_called_what_they_are(pretrained, tmp_path):
+    leaves = shelf.travelling_card(pretrained.card, b"weights")
+    for dims, seen, words in ((3, 2, "axial 2D slices of 3D volumes"), (2, 2, "2D images"), (3, 3, "3D volumes")):
+        page = shelf.model_card(leaves | {"spatial_dims": seen, "image_dims": dims}, shelf.About())
+        assert f"- images: {words}\n" in page and f"unet for {words}" in page
+        assert ("volume" in page) == (dims == 3) and ("voxels" in page) == (dims == 3)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("licence", ["", " ", "\u65e5\u672c", "mit\nlicense: gpl-3.0", "a: b | `c`", "unknown", "---"])
+def test_what_is_no_licence_is_refused_by_every_form(pretrained, few, tmp_path, licence):
+    for run, to in ((pretrained, "hub"), (few, "monai")):
+        with pytest.raises(InputError, match="licence .--licence.*leave it out"):
+            run.export(to, tmp_path / to, licence=licence)
+        assert not (tmp_path / to).exists()
+
+
+def test_a_licence_that_the_hub_does_not_know(pretrained, tmp_path):
+    with pytest.warns(UserWarning, match="does not know.*cc-by-4.0"):
+        hub = pretrained.export("hub", tmp_path / "hub", licence="cc-by-40")
+    header = yaml.safe_load((hub / "README.md").read_text().split("---\n")[1])
+    assert header["license"] == "other" and header["license_name"] == "cc-by-40"
+
+
+@pytest.mark.parametrize("file, content, said", [
+    ("scores.csv", "", "scores.csv: is damaged"), ("scores.csv", "case,class,dice\n", "scores.csv: is damaged"),
+    ("scores.csv", "case,class\na,b\n", "scores.csv: is damaged"),
+    ("scores.csv", "case,class,dice\na,b,much\n", "scores.csv: is damaged"),
+    ("scores.csv", "case,class,dice\na,b,7\n", "not from 0 to 1"),
+    ("network.json", "{", "network.json: cannot be read"), ("network.json", "[1]", "network.json: is damaged"),
+    ("network.json", {"facts": None}, "network.json: its facts is None"),
+    ("network.json", {"widths": [8, 16, 64]}, "network.json: its widths"),
+    ("network.json", {"patch": ...}, "network.json: is damaged .*'patch'"),
+    ("encoder.json", {"widths": "8"}, "encoder.json: its widths is '8'"),
+    ("encoder.json", {"widths": [8, 16, 64]}, "does not fit this network"),
+    ("encoder.json", {"task": ...}, "encoder.json: has no task"),
+    ("encoder.safetensors", "", "encoder.safetensors: cannot be read"),
+    ("settings.yaml", "command: finetune\n", "settings.yaml: has no seed"),
+    ("encoder.json", {"preparation": 5}, "encoder.json: its preparation is 5"),
+    ("network.safetensors", "", "network.safetensors: cannot be read"),
+])  # fmt: skip
+def test_damage_in_a_run_is_told_and_nothing_is_written(few, tmp_path, file, content, said):
+    run = shutil.copytree(few, tmp_path / "run")
+    if isinstance(content, dict):
+        whole = json.loads((run / file).read_text()) | content
+        content = json.dumps({name: value for name, value in whole.items() if value is not ...})
+    (run / file).write_text(content)
+    forms = {"network": ["monai"], "encoder": ["hub"]}.get(file.split(".")[0], ["hub", "monai"])  # who reads it
+    for to in forms:
+        with pytest.raises(InputError, match=said):
+            export(run, to, tmp_path / "out", licence="mit")
+        assert not (tmp_path / "out").exists()
+
+
+def failing(write_whole, trouble):
+    """What writes two files, and fails at the third."""
+    written = []
+
+    def write(path, content):
+        if len(written) == 2:
+            raise trouble
+        written.append(path)
+        write_whole(path, content)
+    return write
+
+
+@pytest.mark.quick
+def test_a_folder_that_cannot_be(pretrained, few, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    for run, to in ((pretrained, "hub"), (few, "monai")):
+        for place, said in (("file", "is a file"), ("file/a/b", "file is a file, and no folder"),
+                            ("x" * 300, "cannot be written"), ("a\0b", "cannot be written")):
+            with pytest.raises(InputError, match=said):
+                run.export(to, tmp_path / place, licence="mit")
+        for trouble in (KeyboardInterrupt, OSError(5, "Input/output error")):
+            with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, InputError)):
+                patch.setattr(shelf, "write_whole", failing(shelf.write_whole, trouble))
+                run.export(to, tmp_path / "out", licence="mit")
+            assert not (tmp_path / "out").exists(), "all of it or nothing"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.skipif(not has("huggingface_hub"), reason="huggingface_hub is not installed")
-def test_the_hub_reads_the_header(store, few, tmp_path):
+def test_the_hub_reads_the_header(store, pretrained, tmp_path):
     from huggingface_hub import ModelCard, metadata_load
 
-    hub = few.export("hub", tmp_path / "hub", licence="CC-BY-4.0", data="Two ellipsoids.", store=store)
+    hub = pretrained.export("hub", tmp_path / "hub", licence="CC BY 4.0", data="Two ellipsoids.", store=store)
     card = ModelCard((hub / "README.md").read_text())
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "ssl3d"
     found = card.data.eval_results
-    assert len(found) == 2 and all("95 % interval" in row.metric_name for row in found)
+    assert len(found) == 1 and all("95 % interval" in row.metric_name for row in found)
     assert metadata_load(hub / "README.md")["tags"][0] == "medical-imaging"
     # ModelCard.validate asks the Hub itself, which a test does not
 

@@ -7,9 +7,13 @@ __all__ = ['dynunet_definition', 'as_dynunet', 'transforms_script', 'inference_c
 
 # %% ../../nbs/67_export.ipynb #35c87f32
 import inspect
+import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,23 +29,67 @@ from .. import __version__
 from ..data.store import Store
 from .finetune import read_network_card
 from ..errors import InputError, one_of, warn
-from ..files import Folder, as_folder, is_free, read_table, write_json, write_whole
-from ..networks.cards import encoder_file
+from ..files import Folder, read_table
+from ..networks.cards import differences, encoder_file, known_cases, match_channels
 from ..networks.exchange import dynunet_names
-from ..networks.hub import About, write_hub
+from ssl3d.networks.hub import (
+    About,
+    free_folder,
+    licence_name,
+    lineage_in_words,
+    tell_licence,
+    write_folder,
+    write_hub,
+)
+from ..networks.weights import load_encoder, read_weights
 from ..settings import Exporting, takes
 from ..training.inputs import Preparation, preparation_of
 from ..training.probes import TARGETS, bootstrap_ends, probe_interval
-from ..training.runs import Run, log_so_far, score_name
+from ..training.runs import Run, read_log, score_name
 
 # %% ../../nbs/67_export.ipynb #1bf1f70c
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """In here nonsense in a file of a run becomes an `InputError` that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, csv.Error) as e:
+        raise InputError(f"{file}: is damaged ({type(e).__name__}: {e}). Take it from a copy of the run, or make the "
+                         "run again in a new folder.") from e
+
+
+def _opened(run: Folder) -> Run:
+    """A run whose settings say what an export asks of them; raises `InputError` for one that does not."""
+    opened = run if isinstance(run, Run) else Run(run)
+    needed = ["command", "seed"] + ["goal", "metric", "validate"] * (opened.settings.get("command") == "finetune")
+    for name in needed:
+        if name not in opened.settings:
+            raise InputError(f"{opened / 'settings.yaml'}: has no {name}, so it was changed. Take it from a copy of "
+                             "the run, or make the run again in a new folder.")
+    return opened
+
+
+def _network_card(run: Run) -> dict:
+    """The card of a run's network; raises `InputError` where it does not say what the settings of the run say."""
+    card, file = read_network_card(run), run / "network.json"
+    with _reading(file):
+        for name, value in run.settings.items():
+            if card[name] != value:
+                raise InputError(f"{file}: its {name} is {card[name]!r:.60}, and settings.yaml has {value!r:.60}. One "
+                                 "of them was changed: take both from a copy of the run, or make it again in a new "
+                                 "folder.")
+    return card
+
+
 def _segmenting(run: Run) -> tuple[dict, nn.Module]:
     """The card and the network of a run that can become a bundle; raises `InputError` for any other."""
     if run.settings["command"] == "pretrain":
         raise InputError(f"{run}: is a pretraining run, which has nothing to predict, and a bundle predicts. "
                          "Fine-tune it first (ssl3d.finetune(store, out, encoder=run)), or hand its encoder on: "
                          "run.export('hub', folder), in a shell --to hub.")
-    card = read_network_card(run)
+    card = _network_card(run)
     if not card["facts"].get("classes"):
         raise InputError(f"{run}: its goal is {card['goal']}, and a bundle is written for masks. run.predict makes its "
                          "table here; its encoder goes out by run.export('hub', folder), in a shell --to hub.")
@@ -52,7 +100,8 @@ def _segmenting(run: Run) -> tuple[dict, nn.Module]:
         raise InputError(f"{run}: its network is '{card['architecture']}' of {len(card['widths'])} levels with the "
                          "decoder of ssl3d, which MONAI cannot build by name. Train with architecture='unet' or "
                          "'dynunet' and three widths at least, or hand the encoder on: run.export('hub', folder).")
-    whole = run.network
+    with _reading(run / "network.json"):
+        whole = run.network
     return card, whole if not card["patch"] else whole.network
 
 # %% ../../nbs/67_export.ipynb #12c08c1a
@@ -265,12 +314,49 @@ def inference_config(
         "run": ["$@evaluator.run()"],
     }
 
+# %% ../../nbs/67_export.ipynb #909a0f0f
+def _reached(run: Run) -> dict | None:
+    """The score of a fine-tuning run on the people that it was tested on; None for a run without one."""
+    file = run / "scores.csv"
+    if run.settings["command"] == "pretrain":
+        return None
+    if not file.exists():
+        warn(f"{run}: has no scores.csv, so it goes out without its scores. The command that began the run makes them.")
+        return None
+    who = "validation" if run.settings.get("validate") else "test"
+    with _reading(file):
+        rows = read_table(file)
+        told = {"what": f"fine-tuned network, {who} people", "metric": run.settings["metric"], "low": None}
+        if "class" not in rows[0]:
+            score = next(value for name, value in rows[0].items() if name != "cases")
+            return told | {"score": float(score), "of": f"{rows[0]['cases']} cases"}
+        cases = sorted({row["case"] for row in rows})
+        means = np.array([np.mean([float(row["dice"]) for row in rows if row["case"] == case]) for case in cases])
+        if not ((0 <= means) & (means <= 1)).all():
+            raise ValueError("a Dice is not from 0 to 1")
+    low, high = bootstrap_ends(lambda drawn: float(means[drawn].mean()), len(means))
+    return told | {"score": round(float(means.mean()), 6), "low": low, "high": high, "of": f"{len(means)} cases"}
+
+
+def _card(run: Run) -> dict:
+    """The card of a run's encoder; what a run of an earlier version began with stands in its settings alone."""
+    began = run.settings.get("encoder")
+    before = [] if began is None else [{"task": str(began).rpartition(" ")[0]}]
+    return {"lineage": before} | run.card
+
+
+def _owned(how: Exporting | None) -> Exporting:
+    """What the owner says, the licence by its usual name."""
+    said = how or Exporting()
+    return said if said.licence is None else replace(said, licence=licence_name(said.licence))
+
 # %% ../../nbs/67_export.ipynb #80def3da
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 
-def _metadata(card: Mapping[str, Any], preparation: Preparation, how: Exporting) -> dict:
-    """What a bundle is, what goes in, and what comes out."""
+def _metadata(card: Mapping[str, Any], preparation: Preparation, how: Exporting, scores: Mapping[str, float],
+              began: str) -> dict:
+    """What a bundle is, what goes in, and what comes out; `began` says what its encoder began with."""
     classes = {str(k): name for k, name in enumerate(card["facts"]["classes"].values())}
     names = {str(k): name for k, name in enumerate(preparation.names or map(str, range(card["in_channels"])))}
     side = card["patch"] or preparation.size
@@ -286,10 +372,13 @@ def _metadata(card: Mapping[str, Any], preparation: Preparation, how: Exporting)
             "numpy_version": version("numpy"),
             "required_packages_version": needed | {"pytorch-ignite": "0.5.2", "fire": "0.7.0"},
             "name": "segmentation", "task": f"Segmentation: {', '.join([*classes.values()][1:])}",
-            "description": f"A U-Net that was trained by ssl3d {__version__}. {how.data or ''}".strip(),
+            "description": f"A U-Net that was trained by ssl3d {__version__}. {how.data or ''}".strip() + f" {began}",
             "authors": "not named", "copyright": how.licence or "no licence was named",
-            "data_type": "nibabel", "intended_use": "Research. This is no medical device.",
-            "image_classes": ", ".join(names.values()), "pred_classes": ", ".join(classes.values()),
+            "data_source": how.data or "not named", "data_type": "nibabel",
+            "intended_use": "Research. This is no medical device.", "references": [], "eval_metrics": dict(scores),
+            "image_classes": f"{card['in_channels']} channel(s): {', '.join(names.values())}; values in [0, 1]",
+            "label_classes": ", ".join(f"{code} {name}" for code, name in card["facts"]["classes"].items()),
+            "pred_classes": f"{len(classes)} channels, one for each class: {', '.join(classes.values())}",
             "network_data_format": {"inputs": {"image": inputs}, "outputs": {"pred": outputs}}}
 
 # %% ../../nbs/67_export.ipynb #cf7799cd
@@ -314,11 +403,13 @@ Beside `ssl3d`, which made it, masks are the same up to a voxel at a border here
 in {dtype}, this in float32{blur}.
 A file that says nothing of its axes is taken as it lies by ssl3d, and as LAS by MONAI.
 
+{began}
+
 For research. This is no medical device. Licence: {licence}.
 """
 
 
-def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting) -> str:
+def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting, began: str) -> str:
     """What a user of a bundle has to know."""
     names = ", ".join(preparation.names)
     many = f"It shows {names or 'what the training scans showed'}."
@@ -333,44 +424,62 @@ def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting) -
     classes = ", ".join(f"{code} {name}" for code, name in card["facts"]["classes"].items())
     rights = how.licence or "none was named, so nobody else may use it yet"
     return _BUNDLE.format(channels=many, classes=classes, preparation=said, dtype=preparation.dtype,
-                          blur=blur, instead=instead, licence=rights)
+                          blur=blur, instead=instead, licence=rights, began=began)
 
 # %% ../../nbs/67_export.ipynb #bc6b35d1
-def _free(folder: Folder) -> Path:
-    """The folder of an export, which is new or empty; raises `InputError` for any other."""
-    place = as_folder(folder, "folder")
-    if not is_free(place):
-        raise InputError(f"{place}: is not empty. Name a new folder for the export.")
-    return place
-
-
 def export_monai(
     run: Folder,  # a finished run for masks of volumes, with a U-Net; or its folder
     folder: Folder,  # that is not there yet, or is empty
     how: Exporting | None = None,  # what only the owner can say: licence, data
 ) -> Path:
     """Write a run as a MONAI bundle, which predicts without ssl3d; raises `InputError` for a run of another kind."""
-    opened, place, how = run if isinstance(run, Run) else Run(run), _free(folder), how or Exporting()
+    opened, place, how = _opened(run), free_folder(folder), _owned(how)
     card, network = _segmenting(opened)
-    preparation = preparation_of(opened)
+    preparation, began = preparation_of(opened), lineage_in_words(_card(opened))
     config = inference_config(network, preparation, [int(code) for code in card["facts"]["classes"]], card["patch"])
+    reached = _reached(opened)
+    scores = {} if reached is None else {re.sub(r"\W+", "_", reached["metric"].lower()): reached["score"]}
+    metadata = _metadata(card, preparation, how, scores, " ".join(began.split()))
     weights = io.BytesIO()
     torch.save(as_dynunet(network).state_dict(), weights)
-    write_json(place / "configs/inference.json", config)
-    write_json(place / "configs/metadata.json", _metadata(card, preparation, how))
-    write_whole(place / "models/model.pt", lambda f: f.write(weights.getvalue()))
-    write_whole(place / "docs/README.md", lambda f: f.write(_readme(card, preparation, how).encode()))
-    write_whole(place / "scripts/__init__.py", lambda f: f.write(b""))
-    write_whole(place / "scripts/transforms.py", lambda f: f.write(transforms_script().encode()))
-    return place
+    tell_licence(how.licence, _card(opened)["lineage"])
+    rights = how.licence or "No licence was named, so nobody else may use these weights yet."
+    texts = {"configs/inference.json": json.dumps(config, indent=1) + "\n",
+             "configs/metadata.json": json.dumps(metadata, indent=1) + "\n",
+             "docs/README.md": _readme(card, preparation, how, began), "docs/license.txt": f"{rights}\n",
+             "scripts/__init__.py": "", "scripts/transforms.py": transforms_script()}
+    return write_folder(place, {name: text.encode() for name, text in texts.items()}
+                        | {"models/model.pt": weights.getvalue()})
 
 # %% ../../nbs/67_export.ipynb #2153937a
+def _probe_store(run: Run, store: Store, target: str) -> tuple[str, list[str]]:
+    """What a probe on a store is, in words, and cautions; raises `InputError` where its score would mean nothing."""
+    card, cure = run.card, "or leave store (--store) out."
+    if card["spatial_dims"] != store.spatial_dims:
+        raise InputError(f"{store.folder}: holds images in {store.spatial_dims}D, and the encoder of {run} sees images "
+                         f"in {card['spatial_dims']}D. Give a store of such images, {cure}")
+    theirs, ours = card.get("channel_names") or [], list(store.channel_names)
+    same = not (theirs and ours) or match_channels(theirs, ours) == [(k, "the same") for k in range(len(theirs))]
+    if card["in_channels"] != store.channels or not same:
+        raise InputError(f"{store.folder}: has {store.channels} channel(s), {', '.join(ours) or 'not named'}, and the "
+                         f"encoder of {run} was trained on {card['in_channels']}, {', '.join(theirs) or 'not named'}. "
+                         f"Prepare a store with the same ones in the same order (images=, --images), {cure}")
+    held = [name for name in store.split("validation") if target == "mask" or store.cases[name][target] is not None]
+    known = known_cases(card, store, held)
+    if learned := [*dict.fromkeys(known.images + known.names)]:
+        raise InputError(f"{store.folder}: the encoder of {run} has learned from the labels of {len(learned)} of its "
+                         f"{len(held)} validation case(s), the first is '{learned[0]}', so a probe of them says "
+                         f"nothing of new people. Give a store with other validation people, {cure}")
+    told = differences(card, store, run.folder)
+    what = [f"linear probe of {target}, validation people"]
+    what += [f"{len(known.seen)} of {len(held)} cases seen in training without labels"] if known.seen else []
+    what += ["images of another cohort or split"] if card.get("store") != store.hash else []
+    return ", ".join(what + ["prepared in another way"] * bool(told)), told
+
+
 def _probed(run: Run, store: Folder) -> dict:
     """What a linear probe reads from the encoder of a run about the validation people of a store, with its interval."""
     opened = Store(store, run.settings.get("fold"))
-    if run.card.get("store") not in (None, opened.hash):
-        warn(f"{opened.folder}: is not the store that {run} was trained on. Its people are probed; make sure that the "
-             "encoder has not seen them.")
     cases, asked = [*opened.cases.values()], run.settings.get("probe")
     known = ["mask"] * any(case["classes"] for case in cases)
     known += [name for name in TARGETS if name != "mask" and any(case[name] is not None for case in cases)]
@@ -378,31 +487,21 @@ def _probed(run: Run, store: Folder) -> dict:
     if target is None:
         raise InputError(f"{opened.folder}: has no masks, grades, sexes or ages, so nothing can be probed. Leave store "
                          "(--store) out.")
-    return {"what": f"linear probe of {target}, validation people"} | probe_interval(run.encoder, opened, target,
-                                                                                    run.settings.get("patch"))
-
-
-def _reached(run: Run) -> dict | None:
-    """The score of a fine-tuning run on the people that it was tested on; None for a run without one."""
-    if not (run / "scores.csv").exists():
-        return None
-    rows, who = read_table(run / "scores.csv"), "validation" if run.settings["validate"] else "test"
-    told = {"what": f"fine-tuned network, {who} people", "metric": run.settings["metric"]}
-    if "class" not in rows[0]:
-        return told | {"score": next(value for name, value in rows[0].items() if name != "cases"), "low": None}
-    cases = sorted({row["case"] for row in rows})
-    means = np.array([np.mean([row["dice"] for row in rows if row["case"] == case]) for case in cases])
-    low, high = bootstrap_ends(lambda drawn: float(means[drawn].mean()), len(means))
-    return told | {"score": round(float(means.mean()), 6), "low": low, "high": high, "people": len(means)}
+    what, cautions = _probe_store(run, opened, target)
+    for caution in cautions:
+        warn(caution)
+    found = probe_interval(run.encoder, opened, target, run.settings.get("patch"))
+    return {"what": what, "of": f"{found['people']} people"} | found
 
 
 def _last_look(run: Run) -> dict | None:
     """The last score of the probe that watched a pretraining, whose interval nobody has measured."""
-    seen = log_so_far(run.folder, "observed.csv")
-    if seen is None or "linear" not in seen:
+    file = run / "observed.csv"
+    if not file.exists() or run.settings.get("probe") is None:
         return None
-    return {"what": score_name(run, "linear"), "metric": "score of the probe", "score": float(seen["linear"][-1]),
-            "low": None}
+    with _reading(file):
+        score = float(read_log(run, "observed.csv")["linear"][-1])
+    return {"what": score_name(run, "linear"), "metric": "score of the probe", "score": score, "low": None}
 
 # %% ../../nbs/67_export.ipynb #a003d17d
 def export_hub(
@@ -411,13 +510,15 @@ def export_hub(
     how: Exporting | None = None,  # what only the owner can say: licence, data; and the store to probe on
 ) -> Path:
     """Write the encoder of a run as a hub folder: weights, a card without names, and a page that says what it is."""
-    opened, place, how = run if isinstance(run, Run) else Run(run), _free(folder), how or Exporting()
-    card = opened.card
+    opened, place, how = _opened(run), free_folder(folder), _owned(how)
+    card = _card(opened)
+    if card["architecture"] == "own":
+        read_weights(encoder_file(opened.folder))
+    else:
+        load_encoder(opened)  # what goes out is what its card says
     found = [_probed(opened, how.store)] if how.store is not None else [_last_look(opened)]
     scores = [row for row in (*found, _reached(opened)) if row is not None]
-    if how.licence is None:
-        warn(f"{place}: is written without a licence, so nobody else may use these weights. Name one: "
-             "licence='cc-by-4.0' (--licence cc-by-4.0), if the scans allow it.")
+    tell_licence(how.licence, card["lineage"])
     about = About(how.licence, how.data, opened.settings.get("seed"), scores)
     return write_hub(encoder_file(opened.folder), card, place, about)
 
@@ -450,4 +551,4 @@ def export(
         return export_hub(run, folder, how)
     from ssl3d.downstream.nnunet import export_nnunet
 
-    return export_nnunet(run if isinstance(run, Run) else Run(run), _free(folder), plans=how.plans)
+    return export_nnunet(run if isinstance(run, Run) else Run(run), free_folder(folder), plans=how.plans)

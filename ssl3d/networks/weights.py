@@ -25,8 +25,8 @@ from torch import nn
 from ..data.voxels import fingerprint
 from ..errors import InputError
 from ..files import Folder, as_folder, read_json, write_json, write_whole
-from .cards import encoder_file, is_hub_folder, read_card
-from .encoders import ENCODERS, UNetEncoder, make_encoder, maps_of
+from .cards import encoder_file, is_hub_folder, network_digest, read_card
+from .encoders import ANY_WIDTHS, ENCODERS, UNetEncoder, make_encoder, maps_of
 from .unet import HEAD, READERS
 from ..settings import Training
 
@@ -85,11 +85,18 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{file}: cannot be read as safetensors ({e}).") from None
 
 
+def _kind(dtype: torch.dtype) -> str:
+    """What is one for all kinds of decimal numbers that a network can be trained with."""
+    return "decimal" if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) else str(dtype)
+
+
 def check_fit(file: Path, weights: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights of a file whose names and shapes are not those that are here."""
+    """Refuse weights of a file whose names, shapes and kinds of number are not those that are here."""
     wrong = {"in the file only": sorted(set(weights) - set(here)),
              "in the network only": sorted(set(here) - set(weights)),
-             "of another shape": sorted(k for k in set(here) & set(weights) if here[k].shape != weights[k].shape)}
+             "of another shape": sorted(k for k in set(here) & set(weights) if here[k].shape != weights[k].shape),
+             "of another kind of number": sorted(k for k in set(here) & set(weights)
+                                                 if _kind(here[k].dtype) != _kind(weights[k].dtype))}
     if any(wrong.values()):
         said = "; ".join(f"{len(keys)} weight(s) {what}, as {keys[0]}" for what, keys in wrong.items() if keys)
         odd = wrong["of another shape"][:1]
@@ -125,10 +132,14 @@ def empty_encoder(
     folder: Folder,  # of the run, for the message
 ) -> nn.Module:
     """The encoder that a card describes, without its weights; raises `InputError` for a network that is not known."""
-    if own is None and card["architecture"] not in ENCODERS:
-        raise InputError(f"{folder}: its encoder is a network of your own ({card.get('network', 'not named')}), which "
-                         "is not kept here. Make the network, wrap it by ssl3d.as_encoder(network, example), and open "
-                         "the run as ssl3d.Run(folder, encoder=encoder).")
+    if own is None and card["architecture"] not in (*ENCODERS, "own"):
+        raise InputError(f"{folder}: the architecture on its card is {card['architecture']!r:.60}, and ssl3d makes "
+                         f"{', '.join(ENCODERS)}. Was the card changed, or written by a newer ssl3d?")
+    if own is None and card["architecture"] == "own":
+        raise InputError(f"{folder}: its encoder is a network of its owner ({card.get('network', 'not named')}), which "
+                         "is not kept here. Make the network, wrap it by encoder = ssl3d.as_encoder(network, example), "
+                         "and open the folder as ssl3d.Run(folder, encoder=encoder) or "
+                         "ssl3d.load_encoder(folder, encoder).")
     if own is None:
         return make_encoder(card["architecture"], card["spatial_dims"], card["in_channels"], card["widths"], seed=0)
     check_own(own)
@@ -138,33 +149,52 @@ def empty_encoder(
     return encoder
 
 # %% ../../nbs/33_weights.ipynb #1ec4c22e
-def _check_size(card: dict, file: Path) -> None:
-    """Refuse a card that claims widths for which its file of weights is too small."""
-    kernel = 3 ** card["spatial_dims"]
-    steps = zip([card["in_channels"], *card["widths"]], card["widths"])
-    claimed = 4 * kernel * sum(before * after for before, after in steps)  # bytes of one convolution at each level
-    if card["architecture"] in ("unet", "dynunet") and claimed > file.stat().st_size:
-        raise InputError(f"{file}: has {file.stat().st_size} bytes, and a network of widths {card['widths']} has more. "
-                         "Was config.json changed, or is the file not whole? Get both again.")
+def _check_claim(card: dict, file: Path) -> None:
+    """Refuse a card that claims more numbers than its file of weights has bytes, before memory is taken for them."""
+    if card["architecture"] not in ANY_WIDTHS:
+        return
+    with torch.device("meta"):  # shapes without memory
+        claimed = make_encoder(card["architecture"], card["spatial_dims"], card["in_channels"], card["widths"])
+    numbers = sum(weight.numel() for weight in claimed.parameters())
+    if numbers > file.stat().st_size:
+        raise InputError(f"{file}: has {file.stat().st_size} bytes, and a network of widths {card['widths']} has "
+                         f"{numbers} numbers.")
 
 
 def _load_encoder(place: Path, own: nn.Module | None = None) -> nn.Module:
     """The encoder in a folder."""
-    card = read_card(place)
-    if is_hub_folder(place) and own is None:
-        _check_size(card, encoder_file(place))
-    encoder = empty_encoder(card, own, place)
-    load_weights(encoder, encoder_file(place))
+    card, file = read_card(place), encoder_file(place)
+    shared = is_hub_folder(place)
+    try:
+        if shared and own is None:
+            _check_claim(card, file)
+        encoder = empty_encoder(card, own, place)
+        load_weights(encoder, file)
+        if shared and network_digest(card, file.read_bytes()) != card["digest"]:
+            raise InputError(f"{file}: its bytes are not those that config.json is about.")
+    except InputError as e:
+        if not shared:
+            raise
+        raise InputError(f"{e} In {place / 'config.json'} architecture, spatial_dims, in_channels, widths and digest "
+                         "say what the weights are: was one of the files changed, or are they of different encoders? "
+                         "Get both again.") from None
     encoder.card = card
     return encoder
 
 # %% ../../nbs/33_weights.ipynb #3da125ad
+_ADDRESS = r"(?:https?://|hf://)?(?:www\.)?(?:huggingface\.co/|hf\.co/)|hf://"
+_NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_COMMIT = r"(?:/(?:tree|commit)/(?P<commit>[\w.-]+))?/?"
+_ON_HUB = re.compile(rf"(?P<address>(?i:{_ADDRESS}))?(?P<name>{_NAME})(?(address){_COMMIT})")
+
+
 def hub_snapshot(
     name: str,  # of a repository, as "org/name"
     revision: str | None,  # the commit, 40 hexadecimal digits
 ) -> Path:  # a folder with its card and its weights, in the cache of `huggingface_hub`
     """Fetch an encoder from the Hugging Face Hub, or find it in the cache; raises `InputError` where it cannot be."""
-    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+    commit = revision.lower() if isinstance(revision, str) else ""
+    if not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise InputError(f"{name}: revision is {revision!r}, and has to be the full hash of a commit (40 digits and "
                          "letters), so that the weights are the same tomorrow. It stands on the page of the repository "
                          f"under \"Files\", History; or huggingface_hub.HfApi().model_info({name!r}).sha tells it.")
@@ -174,7 +204,7 @@ def hub_snapshot(
         raise InputError(f"{name}: is fetched by huggingface_hub, which is not installed: pip install 'ssl3d[hub]'. Or "
                          "download config.json and model.safetensors by hand, and give their folder.") from None
     try:
-        files = [Path(hf_hub_download(name, file, revision=revision)) for file in ("config.json", "model.safetensors")]
+        files = [Path(hf_hub_download(name, file, revision=commit)) for file in ("config.json", "model.safetensors")]
     except Exception as e:  # of many kinds: no network, no such repository, no right to read it
         said = next(iter(str(e).split("\n")))
         raise InputError(f"{name}: cannot be fetched ({type(e).__name__}: {said:.200}). Is there a network, are name "
@@ -183,7 +213,7 @@ def hub_snapshot(
 
 
 def load_encoder(
-    folder: Folder,  # a run, or its folder; a hub folder; or "org/name" on the Hugging Face Hub
+    folder: Folder,  # a run, or its folder; a hub folder; or "org/name" on the Hugging Face Hub, or its address there
     own: nn.Module | None = None,  # an encoder of your own, where the run was trained with it; it is copied
     revision: str | None = None,  # of "org/name": the commit, 40 hexadecimal digits
 ) -> nn.Module:
@@ -192,12 +222,16 @@ def load_encoder(
     Of a shared one nothing is run and nothing unpickled. Raises `InputError` where anything does not fit.
     """
     place = as_folder(folder, "encoder")
-    named = isinstance(folder, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", folder) and not place.exists()
-    if revision is not None and not named:
-        raise InputError(f"{place}: revision is about a repository of the Hugging Face Hub, as org/name, and this is a "
-                         "folder. Leave it out.")
-    if named and (revision is not None or not place.parent.is_dir()):
-        place = hub_snapshot(str(folder), revision)
+    found = _ON_HUB.fullmatch(folder) if isinstance(folder, str) else None
+    if found is None and "://" in str(folder):
+        raise InputError(f"{folder}: is an address, and not that of the page of an encoder. Give it as "
+                         "ssl3d.load_encoder('org/name', revision='COMMIT').")
+    likely = not os.path.exists(place) and (revision is not None or not os.path.isdir(place.parent))
+    if found and (found["address"] or likely):
+        place = hub_snapshot(found["name"], revision if revision is not None else found["commit"])
+    elif revision is not None:
+        raise InputError(f"{place}: revision is about a repository of the Hugging Face Hub, as 'org/name', and this is "
+                         "taken for a folder. Leave revision out.")
     return _load_encoder(place, own)
 
 # %% ../../nbs/33_weights.ipynb #bb2716f9
@@ -337,7 +371,7 @@ def decoder_file(encoder: Folder | Callable | None) -> Path:
     if not (folder / "network.json").is_file():
         task = read_card(folder).get("task", "nothing that is known")
         raise InputError(f"{folder}: has no decoder, since its encoder was trained on {task}. {cure}")
-    if not read_json(folder / "network.json").get("facts", {}).get("classes"):
+    if not (read_json(folder / "network.json").get("facts") or {}).get("classes"):
         goal = read_json(folder / "network.json").get("goal")
         raise InputError(f"{folder}: has no decoder, since its goal is {goal}. {cure}")
     return folder / "network.safetensors"

@@ -25,7 +25,7 @@ from .. import __version__
 from ..data.store import Store
 from ..errors import InputError, warn
 from ..files import Folder, as_folder
-from ..networks.cards import SEEN, fit_images, provenance, seen_dimensions
+from ..networks.cards import SEEN, fit_images, lineage_of, provenance, seen_dimensions
 from ..networks.encoders import check_shown, make_encoder, shown_to
 from ..networks.windows import Window, random_crop
 from ssl3d.networks.weights import (
@@ -279,7 +279,7 @@ def _unknown(what: str, how: Pretraining) -> dict:
     """What a card says of images that did not come from a store; who was seen before is known."""
     before = given_card(how.encoder)
     return {"ssl3d": __version__, "torch": version("torch"), "store": None, "preparation": None, "fold": None,
-            **{what: before.get(what, []) for what in (*SEEN, "sealed")},
+            **{what: before.get(what, []) for what in (*SEEN, "sealed")}, "lineage": lineage_of(before),
             "unknown": f"who was seen and how images were prepared: they came from {what}"}
 
 
