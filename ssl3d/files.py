@@ -233,9 +233,11 @@ def new_folder(
 ) -> Path:
     """The path of a folder that is to be written, and is new or empty; raises `InputError` for any other."""
     folder = as_folder(given, what)
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise InputError(f"{folder}: {there} is a file, and no folder. Name a new folder.")
     if not is_free(folder):
-        wrong = "is not empty" if folder.is_dir() else "is a file, or lies below one"
-        raise InputError(f"{folder}: {wrong}. Name a new folder.")
+        raise InputError(f"{folder}: is not empty. Name a new folder.")
     return folder
 
 # %% ../nbs/02_files.ipynb #ce0890cf

@@ -334,7 +334,7 @@ def test_a_kept_encoder_is_a_run_that_can_be_loaded_fine_tuned_and_exported(stor
         "cautions": []}  # fmt: skip
     assert run.settings["command"] == "import" and run.settings["least"] == 1
     assert "the weights of another program, from a.pth" in run.summary()
-    for out, fault in ((folder, "not empty"), (folder.parent / "a.pth" / "in", "cannot be written")):
+    for out, fault in ((folder, "not empty"), (folder.parent / "a.pth" / "in", "is a file, and no folder")):
         with pytest.raises(InputError, match=fault):
             read_checkpoint(folder.parent / "a.pth", make_encoder("dynunet", 3, 4, SMALL), out=out)
     with pytest.warns(UserWarning, match=re.escape(f"Take load_encoder({str(folder)!r})")):

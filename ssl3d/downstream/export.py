@@ -29,12 +29,11 @@ from .. import __version__
 from ..data.store import Store
 from .finetune import read_network_card
 from ..errors import InputError, one_of, warn
-from ..files import Folder, read_table
+from ..files import Folder, new_folder, read_table
 from ..networks.cards import differences, encoder_file, known_cases, match_channels
 from ..networks.exchange import dynunet_names
 from ssl3d.networks.hub import (
     About,
-    free_folder,
     licence_name,
     lineage_in_words,
     tell_licence,
@@ -63,8 +62,8 @@ def _reading(file: Path) -> Iterator[None]:
 def _opened(run: Folder) -> Run:
     """A run whose settings say what an export asks of them; raises `InputError` for one that does not."""
     opened = run if isinstance(run, Run) else Run(run)
-    needed = ["command", "seed"] + ["goal", "metric", "validate"] * (opened.settings.get("command") == "finetune")
-    for name in needed:
+    needed = {"pretrain": ["seed"], "finetune": ["seed", "goal", "metric", "validate"]}
+    for name in ["command", *needed.get(opened.settings.get("command", ""), [])]:
         if name not in opened.settings:
             raise InputError(f"{opened / 'settings.yaml'}: has no {name}, so it was changed. Take it from a copy of "
                              "the run, or make the run again in a new folder.")
@@ -433,7 +432,7 @@ def export_monai(
     how: Exporting | None = None,  # what only the owner can say: licence, data
 ) -> Path:
     """Write a run as a MONAI bundle, which predicts without ssl3d; raises `InputError` for a run of another kind."""
-    opened, place, how = _opened(run), free_folder(folder), _owned(how)
+    opened, place, how = _opened(run), new_folder(folder), _owned(how)
     card, network = _segmenting(opened)
     preparation, began = preparation_of(opened), lineage_in_words(_card(opened))
     config = inference_config(network, preparation, [int(code) for code in card["facts"]["classes"]], card["patch"])
@@ -510,7 +509,7 @@ def export_hub(
     how: Exporting | None = None,  # what only the owner can say: licence, data; and the store to probe on
 ) -> Path:
     """Write the encoder of a run as a hub folder: weights, a card without names, and a page that says what it is."""
-    opened, place, how = _opened(run), free_folder(folder), _owned(how)
+    opened, place, how = _opened(run), new_folder(folder), _owned(how)
     card = _card(opened)
     if card["architecture"] == "own":
         read_weights(encoder_file(opened.folder))
@@ -551,4 +550,4 @@ def export(
         return export_hub(run, folder, how)
     from ssl3d.downstream.nnunet import export_nnunet
 
-    return export_nnunet(run if isinstance(run, Run) else Run(run), free_folder(folder), plans=how.plans)
+    return export_nnunet(run if isinstance(run, Run) else Run(run), new_folder(folder), plans=how.plans)

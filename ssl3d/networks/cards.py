@@ -224,6 +224,8 @@ def lineage_of(
     if not before:
         return []
     last = {name: before[name] for name in LINEAGE if name in before}
+    if "imported" in last:
+        last["imported"] = {name: last["imported"][name] for name in _IMPORTED}
     return [*before.get("lineage", ()), last | ({"shared": True} if "library_name" in before else {})]
 
 

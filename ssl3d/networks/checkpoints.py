@@ -22,7 +22,7 @@ from torch import nn
 
 from ..data.voxels import fingerprint
 from ..errors import InputError, one_of, real_number, warn, whole_number
-from ..files import Folder, as_folder, as_json, is_free, write_whole
+from ..files import Folder, as_folder, as_json, new_folder, write_whole
 from .cards import SEEN, is_hub_folder
 from .encoders import ENCODERS, UNetEncoder
 from .exchange import dynunet_names, permuted
@@ -434,8 +434,7 @@ def _some(names: Mapping[str, object]) -> str:
 
 def _keep(encoder: nn.Module, folder: Path, how: dict) -> None:
     """Keep an imported encoder in a folder, which is a run from then on; raises `InputError` for a taken one."""
-    if not is_free(folder):
-        raise InputError(f"{folder}: exists and is not empty. Give a new folder.")
+    new_folder(folder, "out")
     if getattr(encoder, "architecture", "own") not in ENCODERS:
         raise InputError(f"out: the encoder is a network of your own, which a folder cannot describe. Leave out, and "
                          "give the encoder itself to finetune. Architectures that can be kept: "
