@@ -46,7 +46,7 @@ def as_kept(image: np.ndarray, dtype: str) -> tuple[np.ndarray, float]:
     kept = np.rint(image * UNITS[dtype]).astype(dtype) if dtype == "uint8" else image.astype(dtype)
     return kept, float(np.abs(image - kept.astype(np.float32) / UNITS[dtype]).max())
 
-
+# %% ../../nbs/19_prepare.ipynb #75f81fad
 def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> dict:
     """Write the arrays of one case; return what the manifest says of it."""
     from ssl3d.data.scans import prepare_scan  # MONAI is slow to import
@@ -79,7 +79,7 @@ def _prepare_case(case: Case, cohort: Cohort, folder: Path, settings: dict) -> d
         raise InputError(f"{case.images[0]}: was changed while it was read. Prepare again when its copy is complete.")
     return record
 
-
+# %% ../../nbs/19_prepare.ipynb #bbf67d9d
 def _check_modalities(case: Case, cohort: Cohort) -> None:
     """Refuse a case that lacks a modality that others have."""
     lacks = [m for m in cohort.channels if case.modalities and m not in case.modalities]
@@ -98,7 +98,7 @@ def _is_ct(channel: str) -> bool:
     words = {*re.split(r"[\W_]+", channel.casefold())}
     return bool(words & _CT_NAMES) and not words & _PET_NAMES
 
-
+# %% ../../nbs/19_prepare.ipynb #d79dbeb5
 def _modality(file: Path) -> str:
     """What the header of a scan declares; nothing for a file that cannot be read, which is said when it is."""
     try:
@@ -116,7 +116,7 @@ def _declared(case: Case, channels: Sequence[str]) -> list[str]:  # one for each
         return named or headers
     return [header or name for header, name in zip(headers, named)]
 
-
+# %% ../../nbs/19_prepare.ipynb #12462feb
 def _kinds(cohort: Cohort) -> list[list[str]]:  # for each case one for each channel
     """What all cases of a cohort are declared as."""
     return [_declared(case, cohort.channels) for case in cohort.cases]
@@ -140,7 +140,7 @@ def _windows(cohort: Cohort, kinds: list[list[str]], how: Preparing) -> list[lis
         return None
     return [list(how.window or _CT_WINDOW) if ct else None for ct in declared]
 
-
+# %% ../../nbs/19_prepare.ipynb #47294de3
 def _mixed(cohort: Cohort, kinds: list[list[str]], windows: list[list[float] | None] | None) -> list[str]:
     """Which channels are of several modalities, by what the cases declare, in words."""
     found = []
@@ -167,7 +167,7 @@ def _fits(percentiles: Sequence[float], window: Sequence[float]) -> bool:
     within = 0.02 * (end - start) <= p99 - p1 and p1 < end and p99 > start
     return low <= -500 or within and p99 <= end + 10 * (end - start)  # a CT has much beyond a narrow window
 
-
+# %% ../../nbs/19_prepare.ipynb #5a6ea484
 def _off_window(cases: dict[str, list[float]], window: Sequence[float], where: str) -> list[str]:
     """Which scans have values that a window is not for, in words."""
     off = [name for name, values in cases.items() if not _fits(values, window)]
@@ -218,7 +218,7 @@ def _grid(cohort: Cohort, how: Preparing) -> dict:
 
     return {"size": how.size, "spacing": median_spacing(cohort, how.on_error == "skip")}
 
-
+# %% ../../nbs/19_prepare.ipynb #fedb2a51
 def _cut_off(store: Store) -> str:
     """A sentence about masks that the box of a store cuts off; empty where it cuts none."""
     cut = store.cut_masks
@@ -249,7 +249,7 @@ def _begin(folder: Path, settings: dict) -> dict[str, dict]:
     write_whole(notes, lambda f: f.write((json.dumps(settings) + "\n").encode()))
     return {}
 
-
+# %% ../../nbs/19_prepare.ipynb #321216f6
 def _stamp(case: Case) -> list[list]:
     """Path, size and time of change of the files of a case (of a series: of all files beside it)."""
     stamps = []
@@ -283,7 +283,7 @@ def _one_by_one(cases: list[Case], make: Callable[[Case], dict],
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
 
-
+# %% ../../nbs/19_prepare.ipynb #efd07399
 def _is_done(case: Case, record: dict | None, out: Path) -> bool:
     """Whether a noted case was made from the files as they are now, and all of its arrays are there."""
     files = [] if record is None else [(out / kind / array_file(kind, case.id), n)
@@ -291,7 +291,7 @@ def _is_done(case: Case, record: dict | None, out: Path) -> bool:
     return record is not None and "voxel_digests" in record and record["stamp"] == _stamp(case) and \
         all(file.exists() and file.stat().st_size == n for file, n in files)
 
-
+# %% ../../nbs/19_prepare.ipynb #657e30ba
 def _check_room(folder: Path, record: dict, n_cases: int) -> None:
     """Refuse to go on where the disk cannot hold as many cases as are still to come."""
     needed = n_cases * sum(record["bytes"].values())
@@ -313,7 +313,7 @@ def _check_alike(record: dict, first: dict) -> None:
                          f"axes of space, but {first['files'][0]} has {first['stored'][0]} and "
                          f"{len(first['stored']) - 1}. A store holds one kind of image.")
 
-
+# %% ../../nbs/19_prepare.ipynb #dfd39d57
 def _majority(done: dict[str, dict], left_out: list[dict], out: Path) -> dict[str, dict]:
     """The cases of the most frequent kind; the others are left out, and their arrays removed."""
     kind = Counter(_kind(r) for r in done.values()).most_common(1)[0][0]
@@ -370,7 +370,7 @@ def prepare(
         warn(f"{folder}: {found}")
     return store
 
-
+# %% ../../nbs/19_prepare.ipynb #a7ea5522
 def _opened(source: Folder | Cohort, how: Reading) -> Cohort:
     """The cohort that is given, or the one at a path; raises `InputError` for a store, and for anything else."""
     reading = {f.name: getattr(how, f.name) for f in fields(Reading)}
@@ -431,14 +431,14 @@ def _check_people(cohort: Cohort, subjects: dict[str, str], test: float) -> None
                      "for testing. If these are several people, give a table with the columns id and subject "
                      "(table=FILE, in a shell --table FILE); or prepare for pretraining only with test=0 (--test 0).")
 
-
+# %% ../../nbs/19_prepare.ipynb #01a10812
 def _marks(record: dict) -> list[str]:
     """What only a copy of a case shares with it: its bytes, the voxels of a channel, the array that was made of it."""
     if "voxel_digests" not in record:  # of a store that an earlier version made
         return [record["fingerprint"]]
     return [record["fingerprint"], record["arrays"]["images"], *record["voxel_digests"]]
 
-
+# %% ../../nbs/19_prepare.ipynb #4c2fb057
 def _tell_near(out: Path, pairs: list[tuple[str, str]], subjects: dict[str, str], tested: set[str]) -> None:
     """Warn of cases that look like one scan and have different subjects."""
     if not pairs:
@@ -466,7 +466,7 @@ def _check_call(cohort: Cohort, out: Path, how: Preparing) -> None:
     _check_people(cohort, {c.id: c.subject for c in cohort.cases}, how.test)
     split_subjects([c.subject for c in cohort.cases], how.test, how.seed)
 
-
+# %% ../../nbs/19_prepare.ipynb #98fcc3e7
 def _same_store(out: Path, cohort: Cohort, settings: dict, on_error: str) -> "Store":
     """The finished store in a folder, if it is of this cohort, as it is now, and of these settings."""
     store = Store(out)
@@ -526,7 +526,7 @@ def _finish(out: Path, cohort: Cohort, settings: dict, done: dict[str, dict], le
         "hash": hashlib.sha256(json.dumps(known).encode()).hexdigest(), "cases": cases})
     (out / NOTES).unlink()
 
-
+# %% ../../nbs/19_prepare.ipynb #ca095a7a
 def _table(rows: list[dict]) -> str:
     """Rows as the text of a CSV."""
     text = io.StringIO()

@@ -48,7 +48,7 @@ def read_scan(
     known = {"oriented": voxels.oriented, "spaced": voxels.affine is not None}
     return _checked(MetaTensor(torch.tensor(single), affine=voxels.affine, meta=known), path)
 
-
+# %% ../../nbs/16_scans.ipynb #1a5d5535
 def _whole(codes: np.ndarray) -> np.ndarray:
     """The values of a mask, rounded where all of them are nearly whole."""
     if codes.dtype.kind != "f":
@@ -63,7 +63,7 @@ def _check_codes(codes: np.ndarray, single: np.ndarray, path: Path) -> None:
     if changed.any() and (codes[changed] == np.rint(codes[changed])).all():
         raise InputError(f"{path}: is not a mask, it has {int(codes[changed][0])}. {A_MASK}")
 
-
+# %% ../../nbs/16_scans.ipynb #480b731d
 def _check_rounding(array: np.ndarray, single: np.ndarray, path: Path) -> None:
     """Refuse an image that float32 can only hold in steps of more than a thousandth of its range."""
     for channel, rounded in zip(array, single):
@@ -133,7 +133,7 @@ def resize(
         return MetaTensor(torch.stack(labels), affine=scan.affine.numpy() @ wider)
     return _interpolated(MetaTensor(_blurred(scan, size), affine=scan.affine), size)
 
-
+# %% ../../nbs/16_scans.ipynb #ba088ad1
 def _interpolated(scan: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """A scan (C, *space) on another grid, linearly."""
     return Resize(tuple(size), mode="trilinear" if len(size) == 3 else "bilinear")(scan)
@@ -156,7 +156,7 @@ class Frame(NamedTuple):
 
 LEAST = 8  # voxels per axis of what is kept
 
-
+# %% ../../nbs/16_scans.ipynb #ba39a4a3
 def frame_of(
     scan: MetaTensor,  # (C, *space), oriented
     size: int | None,  # voxels per axis of what is kept; the whole scan if None
@@ -176,7 +176,7 @@ def frame_of(
     stops = (-(-stop * new // old) - first for stop, new, old, first in zip(high, grid, sides, begin))
     return Frame(grid, begin, tuple(max(LEAST, n) for n in grid), (tuple(starts), tuple(stops)))
 
-
+# %% ../../nbs/16_scans.ipynb #971d04a5
 def framed(scan: MetaTensor, frame: Frame) -> MetaTensor:  # (C, *grid) -> (C, *shape)
     """The box of a resampled scan that is kept, with the affine moved along."""
     if not any(frame.begin) and frame.shape == frame.grid:
@@ -198,7 +198,7 @@ def _without_specks(classes: np.ndarray, others: np.ndarray, least: float) -> np
         kept[speck] = others[speck]
     return kept
 
-
+# %% ../../nbs/16_scans.ipynb #be5bb1b8
 def most_probable(
     probabilities: torch.Tensor,  # (K, *grid) of K classes, 256 at most
     shape: Sequence[int],  # voxels per axis of another grid over the same field of view
@@ -237,7 +237,7 @@ def _border(channel: np.ndarray) -> np.ndarray:
     ends = [np.take(channel, end, axis).ravel() for axis in range(channel.ndim) for end in (0, -1)]
     return np.concatenate(ends)
 
-
+# %% ../../nbs/16_scans.ipynb #aadb6f87
 def _otsu(channel: np.ndarray) -> float:
     """The threshold between dark and bright voxels that leaves the least variance within both (Otsu 1979)."""
     counts, edges = np.histogram(channel, 256, np.percentile(channel, (0.5, 99.5)))
@@ -264,7 +264,7 @@ def _tissue(channel: np.ndarray) -> np.ndarray | None:  # (*space) bool
     brightest = middle + 6 * spread
     return channel > brightest if high - low <= 0.06 * contrast and brightest <= threshold else None
 
-
+# %% ../../nbs/16_scans.ipynb #35831fa2
 def foreground(
     scan: torch.Tensor,  # (C, *space)
 ) -> np.ndarray:  # (*space) bool; True everywhere where no air can be told
@@ -296,7 +296,7 @@ def limits_of(
         limits.append([float(end) for end in ends])
     return limits
 
-
+# %% ../../nbs/16_scans.ipynb #8d6f7110
 def scale(
     scan: MetaTensor,  # (C, *space)
     limits: Limits | None = None,  # from `limits_of`; minimum and maximum of each channel if None
@@ -317,7 +317,7 @@ def _along(other: MetaTensor, scan: MetaTensor) -> MetaTensor:
     affine = other.affine.numpy() @ nib.orientations.inv_ornt_aff(turn, other.shape[1:])
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(turned)), affine=affine, meta={"oriented": True})
 
-
+# %% ../../nbs/16_scans.ipynb #d79eafe0
 def _on_grid(other: MetaTensor, scan: MetaTensor, other_path: Path, path: Path) -> MetaTensor:
     """The voxels of a scan or mask on the grid of another scan, both as stored; raises `InputError` if they differ."""
     if scan.ndim == other.ndim == 4 and _is_oriented(scan) and _is_oriented(other):
@@ -334,7 +334,7 @@ def _as_stored(array: torch.Tensor, scan: MetaTensor) -> MetaTensor:
 def _is_oriented(scan: MetaTensor) -> bool:
     return scan.meta.get("oriented", True)
 
-
+# %% ../../nbs/16_scans.ipynb #98de1310
 def _check_grid(other: MetaTensor, scan: MetaTensor, other_path: Path, path: Path) -> None:
     """Refuse a scan or mask that does not lie on the grid of another scan."""
     if other.shape[1:] != scan.shape[1:]:
@@ -381,7 +381,7 @@ def _read_image(paths: tuple[Path, ...]) -> MetaTensor:
                          "Mend or leave out this file.")
     return stacked
 
-
+# %% ../../nbs/16_scans.ipynb #6d973a11
 def _read_mask(path: Path, scan: MetaTensor, image: Path, classes: Iterable[int],
                relabel: dict[int, int]) -> MetaTensor:
     """The mask (1, *space) of a scan, on its grid as stored, in the codes of the cohort."""
@@ -405,7 +405,7 @@ def _axes(scan: MetaTensor) -> str:
         return "unknown"
     return "".join(nib.aff2axcodes(scan.affine.numpy()))
 
-
+# %% ../../nbs/16_scans.ipynb #96589829
 def _facts(scan: MetaTensor, axes: str, mask: MetaTensor | None) -> dict:
     """What the manifest says of an oriented scan and its mask, and of how it lay on disk."""
     values = scan.flatten(1).numpy()
@@ -416,7 +416,7 @@ def _facts(scan: MetaTensor, axes: str, mask: MetaTensor | None) -> dict:
             "axes": axes, "percentiles": [[float(f"{v:.6g}") for v in channel] for channel in inner],
             "voxels": {str(int(code)): int(n) for code, n in zip(codes, counts)}}
 
-
+# %% ../../nbs/16_scans.ipynb #64724927
 def survey(
     cohort: Cohort,
     most: int = 200,  # cases to read, evenly spaced; 0 for all
@@ -449,7 +449,7 @@ def _voxel_sizes(file: Path) -> list[float]:  # mm to the right, the front and t
     sizes = nib.affines.voxel_sizes(affine)
     return sizes[np.argsort(nib.io_orientation(affine)[:, 0])].tolist() if oriented else sizes.tolist()
 
-
+# %% ../../nbs/16_scans.ipynb #30e3d627
 def median_spacing(
     cohort: Cohort,
     skip: bool = False,  # leave out scans that cannot be read
@@ -520,7 +520,7 @@ def _mixed(values: np.ndarray) -> np.ndarray:  # float32 -> uint64
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 
-
+# %% ../../nbs/16_scans.ipynb #655eee0b
 def _peaks(values: np.ndarray, reach: int) -> np.ndarray:  # whether each inner voxel is above its direct neighbours
     """The local maxima of an image that are `reach` voxels away from its margin."""
     inner = [slice(reach, n - reach) for n in values.shape]
@@ -531,7 +531,7 @@ def _peaks(values: np.ndarray, reach: int) -> np.ndarray:  # whether each inner 
         peaks &= centre > values[(*inner[:axis], beside, *inner[axis + 1 :])]
     return peaks
 
-
+# %% ../../nbs/16_scans.ipynb #44415670
 def _pieces(channel: torch.Tensor) -> str:  # 8 hexadecimal digits for each piece
     """Up to eight small neighbourhoods of a channel, as hashes: the same ones wherever they lie and however turned."""
     values, reach = np.ascontiguousarray(channel.numpy()) + 0.0, 1 if channel.ndim == 3 else 2
@@ -547,7 +547,7 @@ def _pieces(channel: torch.Tensor) -> str:  # 8 hexadecimal digits for each piec
     ordered = hashes[np.lexsort((hashes, keys[first][rich]))] >> np.uint64(32)
     return "".join(f"{int(each):08x}" for each in [*dict.fromkeys(ordered.tolist())][:_MOST_PIECES])
 
-
+# %% ../../nbs/16_scans.ipynb #cdc958bc
 def marks_of(scan: torch.Tensor) -> dict[str, list[str]]:  # (C, *space), before anything is resized
     """What tells copies of a scan, and near copies: for each channel its digest, its signature and its pieces."""
     channels = [channel.as_tensor() if isinstance(channel, MetaTensor) else channel for channel in scan]
@@ -592,7 +592,7 @@ def prepare_scan(
         facts |= _placing(frame, content is not None, labels)
     return Prepared(image, content, None if labels is None else framed(labels, frame), truth, box, facts)
 
-
+# %% ../../nbs/16_scans.ipynb #b69ed9dc
 def _placing(frame: Frame, cropped: bool, labels: MetaTensor | None) -> dict:
     """What the manifest says of a scan that was not stretched: its grid, where the box begins, and what it leaves out.
 
@@ -606,7 +606,7 @@ def _placing(frame: Frame, cropped: bool, labels: MetaTensor | None) -> dict:
         facts["beyond"] = float(f"{1 - kept / marked:.4g}") if marked else 0.0
     return facts
 
-
+# %% ../../nbs/16_scans.ipynb #995ffdd6
 def _check_spaced(scan: MetaTensor, file: Path) -> None:
     """Refuse a scan, as stored, that does not say how large its voxels are."""
     if scan.ndim == 3:
@@ -617,7 +617,7 @@ def _check_spaced(scan: MetaTensor, file: Path) -> None:
                          "it in a format that says it, as NIfTI; or leave spacing (--spacing) out, and every scan is "
                          "stretched to a cube.")
 
-
+# %% ../../nbs/16_scans.ipynb #64fa384f
 def _check_contrast(image: MetaTensor, file: Path, percentiles: tuple[float, float] | None, limits: Limits) -> None:
     """Refuse a scan that is one grey after scaling."""
     low, high = image.flatten(1).aminmax(dim=1)

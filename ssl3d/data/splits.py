@@ -126,7 +126,7 @@ def copied_pairs(
         pairs |= {(first.setdefault(mark, name), name) for mark in ((own,) if isinstance(own, str) else own)}
     return sorted((one, other) for one, other in pairs if subjects[one] != subjects[other])
 
-
+# %% ../../nbs/17_splits.ipynb #9ebe5d91
 def merge_copies(
     subjects: dict[str, str],  # case id -> subject
     marks: Mapping[str, str | Iterable[str]],  # case id -> what only copies share with it: fingerprint, digests
@@ -152,7 +152,7 @@ MOST_BITS, FEWEST_PIECES = 25, 2  # that may differ, of 256; that must be shared
 _MOST_TURNED = 15  # bits that may differ in another position; there are up to 47, and chance has as many tries
 _COMMON = 10  # a piece that more images have belongs to a logo or a frame
 
-
+# %% ../../nbs/17_splits.ipynb #e1cfed19
 def like_signatures(
     ours: Sequence[str],  # 64 hexadecimal digits each, or nothing
     theirs: Sequence[str],
@@ -174,7 +174,7 @@ def like_signatures(
         found |= {(places[0][start + i], places[1][j]) for i, j in zip(rows.tolist(), columns.tolist())}
     return sorted(found)
 
-
+# %% ../../nbs/17_splits.ipynb #6fa80616
 @cache
 def _positions(axes: int, bits: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For each way in which an image may be turned: the bits that are known then, from which, and with which sign.
@@ -194,12 +194,12 @@ def _positions(axes: int, bits: int) -> list[tuple[np.ndarray, np.ndarray, np.nd
         found.append((known, wave[known], sign[known].astype(np.float32)))
     return found
 
-
+# %% ../../nbs/17_splits.ipynb #fbeb4047
 def _signs(signatures: list[str]) -> np.ndarray:  # (signatures, bits), -1 or 1
     packed = np.frombuffer(bytes.fromhex("".join(signatures)), np.uint8).reshape(len(signatures), -1)
     return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
 
-
+# %% ../../nbs/17_splits.ipynb #eb991d29
 def shared_pieces(
     ours: Sequence[str],  # 8 hexadecimal digits for each piece of an image
     theirs: Sequence[str],
@@ -214,7 +214,7 @@ def shared_pieces(
     counts = Counter(pair for piece in both for pair in product(owners[0][piece], owners[1][piece]))
     return sorted(pair for pair, n in counts.items() if n >= FEWEST_PIECES)
 
-
+# %% ../../nbs/17_splits.ipynb #fe9d3165
 def _compared(what: str, ours: Sequence[str], theirs: Sequence[str],
               cases: Mapping[str, Mapping]) -> list[tuple[int, int]]:
     """The pairs of marks of one kind that belong to near copies; the shape of a case says how many axes there are."""
@@ -229,7 +229,7 @@ def _marks(cases: Mapping[str, Mapping], what: str) -> tuple[list[str], list[str
     pairs = [(name, mark) for name in sorted(cases) for mark in cases[name].get(what, ())]
     return [name for name, _ in pairs], [mark for _, mark in pairs]
 
-
+# %% ../../nbs/17_splits.ipynb #78c2f23a
 def near_pairs(
     cases: Mapping[str, Mapping],  # case id -> `signatures` and `pieces` of its channels
     subjects: Mapping[str, str],  # case id -> subject; cases of one subject are not compared
@@ -242,7 +242,7 @@ def near_pairs(
                   if pair[0] != pair[1]}
     return sorted((one, other) for one, other in pairs if subjects[one] != subjects[other])
 
-
+# %% ../../nbs/17_splits.ipynb #9c933712
 def near_cases(
     cases: Mapping[str, Mapping],  # case id -> `signatures` and `pieces` of its channels
     seen: Mapping[str, Iterable[str]],  # `signatures` and `pieces` of images that somebody else has

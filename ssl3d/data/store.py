@@ -30,7 +30,7 @@ def write_split(file: Path, split: dict[str, list[str]], **made_with: Any) -> No
     """Write the subjects for `train` and `test` as JSON, with how they were drawn and a hash of the lists."""
     write_json(file, split | made_with | {"hash": _split_hash(split)})
 
-
+# %% ../../nbs/18_store.ipynb #b86b0a4e
 def read_split(file: Path) -> dict[str, list[str]]:
     """The subjects for `train` and `test`; raises `InputError` where the lists are not those that were written."""
     content = read_json(file)

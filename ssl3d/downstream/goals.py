@@ -166,14 +166,14 @@ def goal_class(name: str) -> type[Goal]:
     one_of(GOALS, goal=name)
     return getattr(import_module(f"ssl3d.downstream.{name}"), GOALS[name])
 
-
+# %% ../../nbs/61_goals.ipynb #4188ac89
 def goal_options(name: str) -> type[Settings]:
     """The settings class of a goal: of those that `ssl3d.settings` has, without PyTorch."""
     one_of(GOALS, goal=name)
     own = getattr(ssl3d.settings, f"{GOALS[name]}Options", None)
     return own or goal_class(name)  # type: ignore[return-value]
 
-
+# %% ../../nbs/61_goals.ipynb #925de95a
 def make_goal(name: str, options: Mapping[str, Any] | None = None) -> Goal:
     """A goal with its options; raises `InputError` for an option that is another goal's, or none."""
     given, own = dict(options or {}), [f.name for f in fields(goal_options(name))]

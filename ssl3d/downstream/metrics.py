@@ -51,7 +51,7 @@ def _array(values: Any) -> np.ndarray:
         values = values.double() if values.is_floating_point() else values
     return np.asarray(values)
 
-
+# %% ../../nbs/60_metrics.ipynb #fa3872ac
 def _codes(mask: Any) -> np.ndarray:
     """A mask of class codes; raises `InputError` where it holds anything but whole numbers."""
     mask = _array(mask)
@@ -64,7 +64,7 @@ def _codes(mask: Any) -> np.ndarray:
 # %% ../../nbs/60_metrics.ipynb #44f8ca6f
 BRATS_REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}  # whole tumour, tumour core, enhancing tumour
 
-
+# %% ../../nbs/60_metrics.ipynb #4423b340
 def regions(
     mask: np.ndarray,  # (*space) class codes
     table: dict[str, tuple[int, ...]] = BRATS_REGIONS,  # name -> the codes that it joins
@@ -149,7 +149,7 @@ def _in_mm(axes: int, spacing: Sequence[float]) -> tuple[float, ...]:
                          "batch and channels, and for each of its 2 or 3 axes a spacing above 0.")
     return found
 
-
+# %% ../../nbs/60_metrics.ipynb #13bca122
 def hausdorff95(
     prediction: np.ndarray,  # (*space) class codes of one case, 2D or 3D
     truth: np.ndarray,  # (*space) class codes
@@ -269,7 +269,7 @@ ScoreRow = TypedDict("ScoreRow", {
 }, total=False)
 _BEFORE = {"dice": "Dice", "grade": "kappa of grade", "sex": "kappa of sex", "age": "R² of age"}
 
-
+# %% ../../nbs/60_metrics.ipynb #e84cfdde
 def read_scores(file: str | Path) -> list[ScoreRow]:
     """The rows of an experiment's `results.csv`; raises `InputError` for a table that is none.
 

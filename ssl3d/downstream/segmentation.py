@@ -51,7 +51,7 @@ class Segmented(NamedTuple):
     on_store: np.ndarray  # (*size) uint8, or the shape of the case where each has its own
     on_scan: np.ndarray  # (*shape of the scan) uint8, axes in RAS
 
-
+# %% ../../nbs/62_segmentation.ipynb #c84e8e40
 @torch.no_grad()
 def probabilities_of(
     network: nn.Module,  # (B, C, *space) to class scores
@@ -64,7 +64,7 @@ def probabilities_of(
     for pair in pairs(case_ids, alone=store.own_shapes):
         yield from zip(pair, network(read_batch(store, pair).image.to(device)).float().softmax(dim=1).cpu())
 
-
+# %% ../../nbs/62_segmentation.ipynb #1ba2945d
 def _one_by_one(network: nn.Module, store: Store, case_ids: list[str]) -> Iterator[tuple[str, Segmented]]:
     """Each case with its predicted mask."""
     codes = np.array(sorted(store.classes), dtype=np.uint8)
@@ -90,7 +90,7 @@ def _truth_of(store: Store, name: str) -> Segmented:
     """The true mask of a case on both grids."""
     return Segmented(np.asarray(store.mask(name)), store.truth(name))
 
-
+# %% ../../nbs/62_segmentation.ipynb #a3005798
 def _score_case(name: str, found: Segmented, truth: Segmented, store: Store, table: Regions | None,
                 distances: bool, tolerance: float | None = None) -> list[dict]:
     """The rows of one case: one for each class, or for each region of a table."""
@@ -110,7 +110,7 @@ def _score_case(name: str, found: Segmented, truth: Segmented, store: Store, tab
             scored |= {f"{metric}{grid}": values[k] for metric, values in scores.items()}
     return [*rows.values()]
 
-
+# %% ../../nbs/62_segmentation.ipynb #5c9826ad
 def score(
     predictions: Mapping[str, Segmented],  # from `segment`
     store: Store,
@@ -135,7 +135,7 @@ def class_shares(store: Store, case_ids: list[str]) -> np.ndarray:  # (K,), they
         counts += np.bincount(store.mask(name).ravel(), minlength=256)[codes]
     return counts.clip(min=1) / counts.sum()
 
-
+# %% ../../nbs/62_segmentation.ipynb #ed93de89
 @torch.no_grad()
 def start_at(
     network: nn.Module,  # with a decoder, as `Segmenter`

@@ -38,7 +38,7 @@ def has_statistics(encoder: nn.Module) -> bool:
     alone = (each.num_groups == each.num_channels for each in encoder.modules() if isinstance(each, nn.GroupNorm))
     return any(alone) or any(isinstance(each, _NormBase) for each in encoder.modules())
 
-
+# %% ../../nbs/30_encoders.ipynb #9ee6a44e
 @contextmanager
 def told_of_statistics(encoder: nn.Module, x: torch.Tensor) -> Iterator[None]:
     """In here PyTorch's error for a normalisation of one value becomes an `InputError` that says how to mend it."""
@@ -73,7 +73,7 @@ def _slow_alone(x: torch.Tensor) -> bool:
     """Whether PyTorch would take its slow way for a volume because it is alone in its batch."""
     return len(x) == 1 and x.shape[:4].numel() <= _NATIVE and x.shape[2] >= _COARSE
 
-
+# %% ../../nbs/30_encoders.ipynb #e7c01a59
 class _Convolution(nn.Conv3d):
     """PyTorch's convolution of volumes, without its slow way for a batch of one."""
 
@@ -101,7 +101,7 @@ class _Convolution(nn.Conv3d):
         made = F.conv3d(halves, weight, bias, self.stride, (0, *self.padding[1:]), self.dilation)
         return torch.cat([made[:1], made[1:]], dim=2)[:, :, :planes]
 
-
+# %% ../../nbs/30_encoders.ipynb #aef9ae8d
 def _planes(x: torch.Tensor, begin: int, end: int) -> torch.Tensor:
     """Planes of a volume along its first axis of space; those that lie outside are zero."""
     depth = x.shape[2]
@@ -118,7 +118,7 @@ class _Enlargement(nn.ConvTranspose3d):
             return super().forward(x, output_size)
         return torch.cat(super().forward(torch.cat(x.chunk(2, dim=2))).chunk(2), dim=2)
 
-
+# %% ../../nbs/30_encoders.ipynb #897952b4
 _QUICK: dict[type[nn.Module], type[nn.Module]] = {nn.Conv3d: _Convolution, nn.ConvTranspose3d: _Enlargement}
 
 
@@ -137,7 +137,7 @@ def quick_convolutions(
 WIDTHS = Training.widths  # filters per level (paper, appendix A)
 ANY_WIDTHS = ("unet", "dynunet", "resenc", "plainunet")  # architectures whose number of levels and filters are free
 
-
+# %% ../../nbs/30_encoders.ipynb #f12e05b0
 class UNetEncoder(nn.Module):
     """The downward path of a residual U-Net: (B, in_channels, *space) to a list of maps, fine to coarse."""
 
@@ -186,7 +186,7 @@ def untouched(network: nn.Module) -> Iterator[None]:
             for module, name, buffer, kept in buffers:
                 module._buffers[name] = buffer if torch.equal(buffer, kept) else buffer.copy_(kept)
 
-
+# %% ../../nbs/30_encoders.ipynb #3b705880
 def maps_of(encoder: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
     """The maps of an image; the encoder stays as it was, running statistics and modes included."""
     with untouched(encoder):
@@ -196,7 +196,7 @@ def maps_of(encoder: nn.Module, image: torch.Tensor) -> list[torch.Tensor]:
 class _Seen(Exception):
     """The shape is known, and the network need not go on."""
 
-
+# %% ../../nbs/30_encoders.ipynb #ef3d6f37
 def shown_to(encoder: nn.Module, ask: Callable[[], object]) -> tuple[int, ...]:
     """The shape of the images that an encoder is shown first when a network is asked; it does not see them."""
     shapes: list[tuple[int, ...]] = []
@@ -215,7 +215,7 @@ def shown_to(encoder: nn.Module, ask: Callable[[], object]) -> tuple[int, ...]:
         hook.remove()
     return shapes[0] if shapes else ()
 
-
+# %% ../../nbs/30_encoders.ipynb #4ffd8322
 def check_shown(
     encoder: nn.Module,
     shape: Sequence[int],  # (rows, C, *space) of what it is shown in a step, as `shown_to` finds it
@@ -261,7 +261,7 @@ def kept_maps(
         raise InputError(f"{whose}: gives no map of an image, other than the image itself.")
     return tuple(kept)
 
-
+# %% ../../nbs/30_encoders.ipynb #306dbdf7
 def _channels_last(each: torch.Tensor, image: torch.Tensor) -> bool:
     """True where the sides of a map fit those of the image from its second axis on, and from its third they do not."""
     second, third = ({side / own for side, own in zip(image.shape[2:], sides)}
@@ -355,13 +355,13 @@ def _densenet_maps(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
             maps.append(x)
     return [*maps[:-1], maps[-1].relu()]
 
-
+# %% ../../nbs/30_encoders.ipynb #8f5f4250
 def _densenet121(spatial_dims: int, in_channels: int, norm: str | tuple = _GROUPS) -> AdaptedEncoder:
     """DenseNet-121 (Huang et al. 2017): five maps, with sides of 1/2 to 1/32."""
     network = DenseNet121(spatial_dims, in_channels, out_channels=1, norm=norm).features
     return AdaptedEncoder(network, _densenet_maps, _blank(spatial_dims, in_channels, 64), min_side=32)
 
-
+# %% ../../nbs/30_encoders.ipynb #7bb13058
 def _resnet_maps(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     maps = [network.act(network.bn1(network.conv1(x)))]
     x = network.maxpool(maps[0])
@@ -395,7 +395,7 @@ def _nnunet_library() -> ModuleType:
                          "install --no-deps dynamic-network-architectures==0.4.4") from None
     return unet
 
-
+# %% ../../nbs/30_encoders.ipynb #29d86fde
 def nnunet_plan(
     architecture: str,  # "resenc" or "plainunet"
     spatial_dims: int,  # 2 for pictures, 3 for volumes
@@ -426,7 +426,7 @@ def nnunet_network(
                    deep_supervision=False, **plan)
     return network.apply(network.initialize)
 
-
+# %% ../../nbs/30_encoders.ipynb #f1d8b484
 def tidied(network: nn.Module) -> nn.Module:
     """A part of one of nnU-Net's networks, changed in place: it takes any side, and has each weight under one name."""
     for layer in list(network.modules()):
@@ -445,7 +445,7 @@ def nnunet_kind(encoder: nn.Module) -> str | None:
     kinds = {"ResidualEncoder": "resenc", "PlainConvEncoder": "plainunet"}
     return kinds.get(type(getattr(encoder, "network", None)).__name__)
 
-
+# %% ../../nbs/30_encoders.ipynb #753231ed
 def nnunet_decoder(encoder: nn.Module, n_classes: int) -> nn.Module:
     """nnU-Net's decoder for an encoder of nnU-Net's, with fresh weights; raises `InputError` for any other encoder."""
     kind = nnunet_kind(encoder)
@@ -461,7 +461,7 @@ def nnunet_decoder(encoder: nn.Module, n_classes: int) -> nn.Module:
     del decoder.encoder  # it would hold all weights of the encoder again
     return tidied(decoder.apply(InitWeights_He(1e-2)))
 
-
+# %% ../../nbs/30_encoders.ipynb #491eec78
 def _nnunet(spatial_dims: int, in_channels: int, widths: Sequence[int] = WIDTHS,
             architecture: str = "resenc") -> AdaptedEncoder:
     """The encoder of one of nnU-Net's networks: a map for each width, with sides of 1, 1/2, 1/4 and so on."""
@@ -488,7 +488,7 @@ def _segresnet(spatial_dims: int, in_channels: int) -> AdaptedEncoder:
         delattr(network, name)
     return AdaptedEncoder(network, _encoded, _blank(spatial_dims, in_channels, 16), min_side=9)
 
-
+# %% ../../nbs/30_encoders.ipynb #d2f458e4
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNetEncoder,
     "dynunet": partial(UNetEncoder, norm="instance"),
@@ -547,7 +547,7 @@ def _flat(given: object, whose: str) -> list[torch.Tensor]:
 class _Enough(Exception):
     """All layers that are wanted have answered."""
 
-
+# %% ../../nbs/30_encoders.ipynb #a7d9a031
 class TappedMaps:
     """The outputs of some layers of a network, as its maps."""
 
@@ -574,7 +574,7 @@ class TappedMaps:
         self.tried = self.tried or _called_once(taken)
         return [outputs[0] for outputs in taken.values()]
 
-
+# %% ../../nbs/30_encoders.ipynb #a6035e28
 def _called_once(taken: dict[str, list]) -> bool:
     """True where each layer gave one tensor, once; else raises `InputError`."""
     for name, outputs in taken.items():

@@ -62,7 +62,7 @@ def _alike(fit: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scaled = [((rows - middle)[:, varies] / spread[varies]).clip(-3, 3) / weight for rows in (fit, held)]
     return scaled[0], scaled[1]
 
-
+# %% ../../nbs/36_floors.ipynb #8419f25c
 def _turned(fit: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same rows in as few directions as those of the fit have."""
     if not fit.any():
@@ -97,7 +97,7 @@ def _agreement(true: np.ndarray, said: np.ndarray) -> dict[str, float]:
     kappa = cohen_kappa_score(true, said, labels=codes, weights="quadratic") if len(codes) > 1 else 0.0
     return {"accuracy": float((true == said).mean()), "kappa": float(np.nan_to_num(kappa))}
 
-
+# %% ../../nbs/36_floors.ipynb #712caa10
 class Reading(NamedTuple):
     """What was said of some people: numbers, or how probable each class is."""
 
@@ -189,7 +189,7 @@ def _box_of(store: Store, name: str) -> tuple[slice, ...]:
     inside = store.cases[name].get("inside") if store.own_shapes else None
     return tuple(slice(*ends) for ends in zip(*inside)) if inside else (slice(None),) * store.spatial_dims
 
-
+# %% ../../nbs/36_floors.ipynb #f59d66b5
 def _filled(frequencies: np.ndarray, volumes: np.ndarray) -> np.ndarray:  # (K, places) -> (places,)
     """The class of each place, with weights such that each class has nearly its volume."""
     logs, weights = np.log(frequencies + 1e-9), np.zeros((len(volumes), 1), np.float32)
@@ -220,7 +220,7 @@ def common_mask(
         answer[doubtful] = np.array(codes)[_filled(np.array(smooth), np.array(volumes).clip(min=0))]
     return answer
 
-
+# %% ../../nbs/36_floors.ipynb #57022ce8
 def position_masks(
     store: Store,
     fit: Sequence[str],  # cases with masks
@@ -251,7 +251,7 @@ def mean_dice(
     sizes = [((answer == k).sum() + (truth == k).sum(), ((answer == k) & (truth == k)).sum()) for k in codes]
     return float(np.mean([2 * both / size if size else 1.0 for size, both in sizes]))
 
-
+# %% ../../nbs/36_floors.ipynb #e8d53646
 def position_dice(
     store: Store,
     fit: Sequence[str],  # cases with masks
@@ -278,7 +278,7 @@ def kappa_of(reading: Reading, truth: Sequence[int]) -> float:
     """Quadratic weighted kappa of grades that were read off as numbers, rounded."""
     return round(_agreement(np.array(truth), np.rint(reading.said).astype(int))["kappa"], 6)
 
-
+# %% ../../nbs/36_floors.ipynb #ba7e6de2
 def floors_of(
     store: Store,
     case_ids_fit: Sequence[str],  # whose labels are known

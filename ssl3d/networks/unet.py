@@ -79,7 +79,7 @@ class NNUNetDecoder(nn.Module):
 HEAD = "decoder.out."  # how the names of the weights of a `Segmenter`'s last layer begin
 READERS = ("full.conv1.", "full.conv3.")  # and of what reads the image beside the encoder, where there is such a block
 
-
+# %% ../../nbs/31_unet.ipynb #678caceb
 class Segmenter(nn.Module):
     """Encoder and decoder: (B, C, *space) to class scores (B, n_classes, *space).
 

@@ -28,7 +28,7 @@ def _window(begin: torch.Tensor, shape: Sequence[int], side: int) -> Window:
     starts = torch.where(room < 0, room.div(2, rounding_mode="floor"), inside)
     return tuple(slice(start, start + side) for start in starts.tolist())
 
-
+# %% ../../nbs/34_windows.ipynb #59c48def
 def _anywhere(shape: Sequence[int], side: int, generator: torch.Generator) -> Window:
     """Any window of a volume, all of them equally likely."""
     room = (torch.tensor(shape) - side).clamp(min=0)
@@ -48,7 +48,7 @@ def random_window(
         return _window(torch.tensor(np.unravel_index(chosen, mask.shape)) - side // 2, mask.shape, side)
     return _anywhere(mask.shape, side, generator)
 
-
+# %% ../../nbs/34_windows.ipynb #07fa3dbe
 def window_of(
     array: np.ndarray,  # (..., *space), mapped or in memory
     window: Window,
@@ -111,7 +111,7 @@ def from_pictures(pictures: torch.Tensor) -> torch.Tensor:  # (Z, ..., Y, X) -> 
     """The volume whose slices these are."""
     return pictures.flip(-2).transpose(-1, -2).movedim(0, -1)
 
-
+# %% ../../nbs/34_windows.ipynb #0b1baf07
 class SliceBySlice(nn.Module):
     """A 2D network that answers for every axial slice of volumes (B, C, X, Y, Z)."""
 

@@ -36,7 +36,7 @@ def _draw_range(ax: Axes, rows: list[dict], channels: list[str]) -> None:
     names = channels or [f"channel {channel}" for channel in range(values.shape[1])]
     ax.set_xticklabels(names, fontsize=8, rotation=20, ha="right")
 
-
+# %% ../../nbs/21_charts.ipynb #e677b9c0
 def _draw_labels(ax: Axes, rows: list[dict], classes: dict[int, str]) -> None:
     """The share of each class in each mask, or how many scans have each grade."""
     masks = [{int(k): n for k, n in row["voxels"].items()} for row in rows if row.get("voxels")]
@@ -106,7 +106,7 @@ def _draw_steps(ax: Axes, log: Mapping[str, np.ndarray], name: str, mean: int) -
     ax.plot(log["step"], running_mean(log[name], mean), color=COLOURS[5], label="this run")
     ax.set_ylabel(name if mean == 1 else f"{name} (mean of {mean})")
 
-
+# %% ../../nbs/21_charts.ipynb #eda11360
 def training_curve(
     log: dict[str, np.ndarray],  # columns of a run's log.csv: step, loss, and where known accuracy, chance and lr
     title: str = "",
@@ -161,7 +161,7 @@ def draw_scores(
     ax.set_xticklabels(names if few else [], fontsize=8, rotation=20, ha="right")
     ax.set_xlabel("" if few else f"{len(names)} classes")
 
-
+# %% ../../nbs/21_charts.ipynb #2663d07d
 def draw_answers(
     ax: Axes,
     truths: Sequence[float],

@@ -28,7 +28,7 @@ CLASS_COLOURS = tuple(COLOURS[k] for k in (0, 1, 5, 4, 6, 3, 2, 7))  # of a mask
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}  # plane -> the axis that a slice is taken across
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))  # where each axis of a RAS volume begins and ends
 
-
+# %% ../../nbs/20_slices.ipynb #11178204
 def _slice(volume: np.ndarray, plane: str, at: int | None) -> np.ndarray:
     """One slice of a RAS volume as rows and columns of a picture whose origin is below."""
     axis = PLANES[plane]

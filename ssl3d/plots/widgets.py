@@ -125,7 +125,7 @@ def _named(labels: np.ndarray | None, classes: dict[int, str] | None) -> list[di
     codes = [] if labels is None else [int(code) for code in np.unique(labels) if code]
     return [{"code": code, "name": (classes or {}).get(code, f"label {code}")} for code in codes]
 
-
+# %% ../../nbs/22_widgets.ipynb #a1963282
 def _slices(volume: np.ndarray, labels: np.ndarray | None, classes: dict[int, str] | None) -> Any:
     """One slice at a time, drawn by the browser."""
     _game_class()  # where its packages are missing, `view` tells of the picture that does without

@@ -101,7 +101,7 @@ def ball(
     slope = np.sqrt(sum((v / np.float32(r * r)) ** 2 for v, r in zip(offsets, radii))) + np.float32(1e-6)
     return far * (far - 1) / slope
 
-
+# %% ../../nbs/91_abdomens.ipynb #f4c6842d
 def join(a: np.ndarray, b: np.ndarray, round_mm: float) -> np.ndarray:  # signed distance, mm
     "Both shapes as one, with the groove between them filled."
     share = np.clip(0.5 + 0.5 * (b - a) / round_mm, 0, 1)
@@ -123,7 +123,7 @@ def curve(
     at = np.linspace(0, way[-1], max(int(way[-1] / 1.5), 2))
     return PchipInterpolator(way, points)(at), PchipInterpolator(way, radii)(at), at
 
-
+# %% ../../nbs/91_abdomens.ipynb #7bfd8f69
 def box_around(
     person: dict,  # from `sample_person`
     points,  # (n, 3) or (3,), mm in the plan
@@ -140,7 +140,7 @@ def box_around(
     x, y, z = (slice(a, b) for a, b in zip(start.tolist(), stop.tolist()))
     return x, y, z
 
-
+# %% ../../nbs/91_abdomens.ipynb #8fb1320c
 def tube(
     where: np.ndarray,  # (3, X, Y, Z) point of the plan at each fine voxel
     person: dict,  # from `sample_person`
@@ -177,7 +177,7 @@ def paint(
     hu += share * (level - hu)
     scene["organ"][box][share > 0.5] = ORGANS.index(organ)
 
-
+# %% ../../nbs/91_abdomens.ipynb #ae387dff
 def new_scene(
     rng: np.random.Generator,
 ) -> dict:  # hu, organ, person, stiff, soft, and three random fields: fine, mid, slow
@@ -199,7 +199,7 @@ def cavity_axes(
     front = 67 + 0.08 * z + 10 * fat * np.exp(-(((z + 70) / 70) ** 2))
     return sides, front, 82 + 16 * np.clip((z + 30) / 80, 0, 1)
 
-
+# %% ../../nbs/91_abdomens.ipynb #4c2f2f67
 def trunk(scene: dict) -> None:  # adds cavity, flesh, skin: signed distances, mm
     "Shape of the trunk, in layers."
     x, y, z = scene["stiff"]
@@ -216,7 +216,7 @@ def trunk(scene: dict) -> None:  # adds cavity, flesh, skin: signed distances, m
     layer = person["under_skin"] * (1 + 0.25 * np.clip((-z - 20) / 80, -0.5, 1) - 0.15 * np.clip(y / 80, -1, 1))
     scene["skin"] = join(wall, scene["columns"], 36) - np.maximum(layer + 1.5 * scene["slow"], 4)
 
-
+# %% ../../nbs/91_abdomens.ipynb #843ce9c4
 def paint_trunk(scene: dict) -> None:
     "Skin, fat, the muscles of the wall with the fat between their layers, and the fat of the cavity."
     x, y, z = scene["stiff"]
@@ -251,7 +251,7 @@ def arch(
     thorn = ball((x, y, dz - 25 - 0.4 * y), (0, -85, 0), (3, 15, 10))
     return np.minimum(np.minimum(ring, across), np.minimum(joint, thorn))
 
-
+# %% ../../nbs/91_abdomens.ipynb #bb668675
 def spine(rng: np.random.Generator, scene: dict) -> None:
     "Vertebrae, discs and the canal."
     box = box_around(scene["person"], [(-50, -104, -140), (50, -20, 140)], 0)
@@ -288,7 +288,7 @@ def rib_line(
     points[0, :2] = side * 20, -60  # the joint with the vertebra
     return points, round_
 
-
+# %% ../../nbs/91_abdomens.ipynb #6185eae5
 def ribs(rng: np.random.Generator, scene: dict) -> None:
     "The ribs that reach into the field of view, and their cartilage."
     lift, person = rng.uniform(-8, 8), scene["person"]
@@ -312,7 +312,7 @@ def diaphragm(scene: dict) -> None:  # adds below: signed distance, mm, negative
     saddle = ball(where, (0, -5, 0), (45, 75, 150))
     scene["below"] = join(join(right, left, 14), join(low, saddle, 10), 10)
 
-
+# %% ../../nbs/91_abdomens.ipynb #04e1c3ae
 def chest(rng: np.random.Generator, scene: dict) -> None:
     "Lungs with their vessels, diaphragm and heart."
     cavity, below, person = scene["cavity"], scene["below"], scene["person"]
@@ -335,7 +335,7 @@ def liver_shape(scene: dict) -> np.ndarray:  # signed distance, mm
     outside = meet(np.maximum(scene["cavity"] + 2.5, scene["below"] + 3), -62 - 2 * big - x, 8)
     return meet(meet(under, (back - y) * 0.8, 16), outside, 5)
 
-
+# %% ../../nbs/91_abdomens.ipynb #3c885f8a
 def branch(
     rng: np.random.Generator,
     start: Sequence[float] | np.ndarray,  # (3,), mm
@@ -350,7 +350,7 @@ def branch(
     for _ in range(2 * depth):
         yield from branch(rng, middle, end + rng.normal(0, 28, 3), 0.75 * radius, depth - 1)
 
-
+# %% ../../nbs/91_abdomens.ipynb #28f17c23
 def liver(rng: np.random.Generator, scene: dict) -> None:
     "Liver with vessels, fissure, porta and gall bladder."
     person, soft, signed = scene["person"], scene["soft"], liver_shape(scene)
@@ -370,7 +370,7 @@ def liver(rng: np.random.Generator, scene: dict) -> None:
     paint(scene, bag - 1.5, 60)
     paint(scene, bag, 10)
 
-
+# %% ../../nbs/91_abdomens.ipynb #0cdb2359
 def spleen(rng: np.random.Generator, scene: dict) -> None:
     "An ellipsoid that the ribs, the diaphragm and the stomach have pressed into shape."
     person, size = scene["person"], scene["person"]["spleen"]
@@ -388,7 +388,7 @@ def height(
     points = np.atleast_2d(points)
     return (points[:, 1] - ARCH * (points[:, 2] + 45) ** 2) * person["size"][1] + person["shift"][1]
 
-
+# %% ../../nbs/91_abdomens.ipynb #68dd55a2
 def hollow(
     scene: dict,
     points,  # (n, 3), mm
@@ -408,7 +408,7 @@ def hollow(
         above = np.interp(way, *level) - grid_mm()[1][box]
         paint(scene, np.maximum(signed + wall[0] + 0.3, above), -960, organ, box)
 
-
+# %% ../../nbs/91_abdomens.ipynb #ca63a1d8
 def stomach(rng: np.random.Generator, scene: dict) -> None:
     "From the dome on the left down and across to the right."
     person = scene["person"]
@@ -419,7 +419,7 @@ def stomach(rng: np.random.Generator, scene: dict) -> None:
     content = rng.choice([8, 25, 60]) + 14 * scene["mid"]
     hollow(scene, points, radii, (4.2, 60 + 26 * person["phase"]), content, ([0], [level]), organ="stomach")
 
-
+# %% ../../nbs/91_abdomens.ipynb #d7c35b0a
 def small_bowel(rng: np.random.Generator, scene: dict) -> None:
     "Some forty loops of jejunum and ileum, wherever there is room for them."
     for k in range(int(rng.integers(36, 46))):
@@ -432,7 +432,7 @@ def small_bowel(rng: np.random.Generator, scene: dict) -> None:
         content = rng.choice([25, 40, 65]) + 20 * scene["mid"]
         hollow(scene, points, rng.uniform(8.5, 12.5), (3, 60 + 30 * scene["person"]["phase"]), content, level)
 
-
+# %% ../../nbs/91_abdomens.ipynb #778491f7
 def colon(rng: np.random.Generator, scene: dict) -> None:
     "Ascending, across behind the front wall, and descending: stool with bubbles, and gas at the front."
     person, sag = scene["person"], rng.uniform(-20, 12)
@@ -450,7 +450,7 @@ def colon(rng: np.random.Generator, scene: dict) -> None:
         surface = np.interp(knots, way, height(person, line)) + radius * (rng.uniform(1.2, 2, 9) - 2.6 * gas)
         hollow(scene, points, radius, (2.4, 62), stool, (knots, surface), folds=8)
 
-
+# %% ../../nbs/91_abdomens.ipynb #8a921be8
 def duodenum(rng: np.random.Generator, scene: dict) -> None:
     "The C around the head of the pancreas."
     points = [(36, 38, 4), (55, 26, 2), (62, 12, -12), (60, 8, -36), (44, 6, -54), (12, 4, -54), (-18, 8, -44),
@@ -484,7 +484,7 @@ def kidney(rng: np.random.Generator, scene: dict, side: int) -> None:  # side: -
     box, vein, _ = tube(scene["soft"], person, [centre + (-14 * side, 6, 0), *ends], 4.4, 4)
     paint(scene, vein, 60 + 88 * phase, "vein", box)
 
-
+# %% ../../nbs/91_abdomens.ipynb #283fd4b6
 def deep_muscles(rng: np.random.Generator, scene: dict) -> None:
     "Psoas and quadratus lumborum beside the spine, the legs of the diaphragm, and the adrenal glands."
     (x, y, z), person = scene["soft"], scene["person"]
@@ -503,7 +503,7 @@ def deep_muscles(rng: np.random.Generator, scene: dict) -> None:
             box, signed, _ = tube(scene["soft"], person, limb, [2.6, 2.6, 1.6], 4)
             paint(scene, signed, 70, "other", box)
 
-
+# %% ../../nbs/91_abdomens.ipynb #bb7c90dd
 def great_vessels(rng: np.random.Generator, scene: dict) -> None:
     "Aorta on the left, vena cava on the right."
     phase, shift = scene["person"]["phase"], rng.normal(0, 2)
@@ -527,7 +527,7 @@ def pancreas_line(
     radii = np.array([9, 13.5, 12.5, 9.5, 10, 10.5, 10, 6.5]) * person["pancreas"] * rng.normal(1, 0.06, 8)
     return curve(points, radii)[:2]
 
-
+# %% ../../nbs/91_abdomens.ipynb #ddc08634
 TUMOUR_MM = (8.0, 22.0)  # radius of the smallest and of the largest tumour
 
 
@@ -542,7 +542,7 @@ def tumour_place(
     axes = np.exp(rng.normal(0, 0.15, 3))
     return k, line[k] + rng.normal(0, 0.35 * radii[k], 3), radius * axes / np.cbrt(axes.prod())
 
-
+# %% ../../nbs/91_abdomens.ipynb #ed3e71ad
 def pancreas(rng: np.random.Generator, scene: dict) -> np.ndarray:  # (m, 3) middle line of the gland, mm
     "The gland, its duct and its tumour."
     person, (line, radii) = scene["person"], pancreas_line(rng, scene["person"])
@@ -579,7 +579,7 @@ def portal_vessels(rng: np.random.Generator, scene: dict, line: np.ndarray) -> N
         paint(scene, signed - 1, -60, "fat", box)
         paint(scene, signed, 60 + 102 * phase if name == "vein" else 55 + 92 * phase, name, box)
 
-
+# %% ../../nbs/91_abdomens.ipynb #ae970a3a
 def mesentery(rng: np.random.Generator, scene: dict) -> None:
     "Small vessels in the fat between the loops."
     for _ in range(34):
@@ -607,7 +607,7 @@ def coarse(
     x, y, z = (n // k for n in fine.shape)
     return fine.reshape(x, k, y, k, z, k).mean((1, 3, 5))
 
-
+# %% ../../nbs/91_abdomens.ipynb #e158e226
 def scan(
     rng: np.random.Generator,
     scene: dict,
@@ -640,7 +640,7 @@ def paint_abdomen(
         organ(rng, scene)
     return scene
 
-
+# %% ../../nbs/91_abdomens.ipynb #93d424ee
 def sample_abdomen(
     index: int,  # number of the subject, from 0
     seed: int = 0,  # of the cohort
@@ -665,7 +665,7 @@ can be made from them. They have the file layout of Task07 of the Medical Segmen
 Licence of the scans and masks: Apache License 2.0, as the software.
 """
 
-
+# %% ../../nbs/91_abdomens.ipynb #c51bf000
 def dataset_description(
     n: int,  # number of subjects
 ) -> dict:  # what `dataset.json` holds

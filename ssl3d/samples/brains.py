@@ -161,7 +161,7 @@ def tumour_mask(
 # %% ../../nbs/90_brains.ipynb #6db02be0
 LIMITS_ML = {"core": (0.5, 40), "oedema": (2.5, 70), "rim": (1.5, 40), "whole": (7, 95)}
 
-
+# %% ../../nbs/90_brains.ipynb #7349e4cd
 def place_tumour(
     rng: np.random.Generator,
     tissues: np.ndarray,  # (3, size, size, size) from `sample_tissues`
@@ -278,7 +278,7 @@ def decathlon_table(
         "test": [],
     }
 
-
+# %% ../../nbs/90_brains.ipynb #a26430ef
 def write_decathlon(
     folder: Path,  # where the cohort goes; made if missing, files of the same name are replaced
     table: dict,  # from `decathlon_table`
@@ -297,7 +297,7 @@ def write_decathlon(
     file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     return file
 
-
+# %% ../../nbs/90_brains.ipynb #03ebf806
 def dataset_description(
     n: int,  # number of subjects
 ) -> dict:  # what `dataset.json` holds

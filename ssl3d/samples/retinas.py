@@ -72,7 +72,7 @@ def resample(
     at = np.arange(0, lengths[-1], STEP)
     return np.stack([np.interp(at, lengths, line[:, k]) for k in (0, 1)], 1)
 
-
+# %% ../../nbs/92_retinas.ipynb #3e11287a
 def trunks(
     rng: np.random.Generator,
     eye: dict,  # from `sample_eye`
@@ -101,7 +101,7 @@ def turned(
     c, s = np.cos(angle), np.sin(angle)
     return np.array([c * heading[0] - s * heading[1], s * heading[0] + c * heading[1]])
 
-
+# %% ../../nbs/92_retinas.ipynb #23b2c56e
 def walk(
     rng: np.random.Generator,
     eye: dict,  # from `sample_eye`
@@ -145,7 +145,7 @@ def side_branches(
                 radius = max((radius**3 - 0.5 * child**3) ** (1 / 3), 0.5 * whole)
     return found, radius
 
-
+# %% ../../nbs/92_retinas.ipynb #c258b45b
 def grow(
     rng: np.random.Generator,
     eye: dict,  # from `sample_eye`
@@ -184,7 +184,7 @@ def murray(
         cubes[parents[node]] += cubes[node]
     return np.cbrt(cubes)
 
-
+# %% ../../nbs/92_retinas.ipynb #e0005072
 def tapering(
     parents: np.ndarray,  # (N,)
     length: int = 14,  # points
@@ -224,7 +224,7 @@ def tube(far: np.ndarray) -> np.ndarray:  # distance from the axis, in radii -> 
     "How much blood light passes in a round vessel."
     return 2 * np.sqrt(np.clip(1 - far**2, 0, 1))
 
-
+# %% ../../nbs/92_retinas.ipynb #7694768a
 def stamp(
     canvas: np.ndarray,  # float32 (n, n), changed in place
     points: np.ndarray,  # (N, 2)
@@ -244,7 +244,7 @@ def stamp(
         np.maximum.at(canvas, (line[seen], column[seen]), value[seen].astype(canvas.dtype))
     return canvas
 
-
+# %% ../../nbs/92_retinas.ipynb #7c5ebdd6
 def along(
     places: np.ndarray,  # (N, 2)
     parents: np.ndarray,  # (N,)
@@ -309,7 +309,7 @@ def blob(
     far = np.hypot(u, v) / radius / np.clip(1 + bent, 0.4, 1.3)
     np.maximum(canvas[box], value * np.clip((1 - far) / soft + 0.5, 0, 1), out=canvas[box])
 
-
+# %% ../../nbs/92_retinas.ipynb #44f7aac5
 def spots(
     rng: np.random.Generator,
     eye: dict,  # from `sample_eye`
@@ -329,7 +329,7 @@ def spots(
             found.append(p)
     return np.array(found).reshape(-1, 2)
 
-
+# %% ../../nbs/92_retinas.ipynb #947d9cac
 def quadrant_of(
     points: np.ndarray,  # (..., 2)
 ) -> np.ndarray:  # (...): 0 to 3
@@ -354,7 +354,7 @@ def haemorrhages(rng, eye, canvas, per_quadrant):
         else:
             blob(rng, canvas, p, radius, 0.16, 0.8, rng.uniform(0.4, 1), rng.uniform(1, 1.4), rng.uniform(0, np.pi))
 
-
+# %% ../../nbs/92_retinas.ipynb #d2d360dc
 def exudates(rng, eye, canvas, n_clusters):
     "Clusters and rings of small sharp spots, most of them near the macula."
     d = eye["disc_diameter"]
@@ -368,7 +368,7 @@ def exudates(rng, eye, canvas, n_clusters):
             radius = d * np.clip(np.exp(rng.normal(np.log(0.026), 0.55)), 0.01, 0.1)
             blob(rng, canvas, p, radius, 0.25, 0.4, rng.uniform(0.6, 1), rng.uniform(1, 1.8), rng.uniform(0, np.pi))
 
-
+# %% ../../nbs/92_retinas.ipynb #6d88aee1
 def cotton_wool(rng, eye, canvas, n):
     "Soft pale patches near the arcades."
     for p in spots(rng, eye, n, 0.9, 0.5 * (eye["disc"] + eye["fovea"]), 0.5):
@@ -393,7 +393,7 @@ def curls(
         points = start + rng.normal(0, 0.03, 2) + 0.006 * np.cumsum(np.stack([np.cos(way), np.sin(way)], 1), 0)
         stamp(canvas, points, np.full(steps, radius * rng.uniform(0.7, 1.2)))
 
-
+# %% ../../nbs/92_retinas.ipynb #8fcc1ee8
 def boat(rng, eye, canvas):
     "Preretinal haemorrhage: a bowl of blood with a level top."
     n, d = len(canvas), eye["disc_diameter"]
@@ -404,7 +404,7 @@ def boat(rng, eye, canvas):
     share = np.clip((y - level) / 0.03 + 0.5, 0, 1) * np.clip((1 - far) / 0.3 + 0.5, 0, 1)
     np.maximum(canvas, share, out=canvas)
 
-
+# %% ../../nbs/92_retinas.ipynb #b347a287
 def beaded(
     rng: np.random.Generator,
     tree: tuple[np.ndarray, np.ndarray, np.ndarray],  # places, parents, radii of the veins
@@ -452,7 +452,7 @@ def ground(
     red, green, blue = 5.10 + 0.17 * a, 4.38 + 0.22 * a + 0.15 * b, 2.95 + 0.18 * a + 0.7 * b + 0.5 * c
     return np.exp([red, green, min(blue, green - 0.25)])
 
-
+# %% ../../nbs/92_retinas.ipynb #24273e98
 def toward(image, colour, share):
     "Mix a colour (3,) into an image (n, n, 3), by shares (n, n)."
     return image + share[..., None] * (colour - image)
@@ -462,7 +462,7 @@ def filtered(image, thickness, absorption):
     "An image (n, n, 3) through something of a thickness (n, n) that absorbs R, G and B (3,)."
     return image * np.exp(-thickness[..., None] * np.asarray(absorption))
 
-
+# %% ../../nbs/92_retinas.ipynb #260fce1a
 def background(
     rng: np.random.Generator,
     base: np.ndarray,  # (3,) from `ground`
@@ -490,7 +490,7 @@ def disc_colours(rng, base):
     cup = np.minimum([255, 245, 215], rim * [1.12, 1.3, 1.45] + [12, 10, 8])
     return rim, np.minimum(cup, cup[[0, 0, 1]] * [1, 0.92, 0.85])
 
-
+# %% ../../nbs/92_retinas.ipynb #03776620
 def nerve(
     rng: np.random.Generator,
     image: np.ndarray,  # (n, n, 3)
@@ -561,7 +561,7 @@ def take_photograph(
     blur = n / 1024 * rng.uniform(0.4, 2.6)
     return ndimage.gaussian_filter(toward(image, grey, np.clip(veil, 0, 0.8)), (blur, blur, 0))
 
-
+# %% ../../nbs/92_retinas.ipynb #6d649907
 def develop(
     rng: np.random.Generator,
     image: np.ndarray,  # (n, n, 3)
@@ -576,7 +576,7 @@ def develop(
     grain = ndimage.gaussian_filter(rng.standard_normal(image.shape), (0.5, 0.5, 0)) * rng.uniform(0.4, 1.2)
     return np.where(seen > 0, np.clip(np.rint(image + grain * seen), 0, 255), 0).astype(np.uint8)
 
-
+# %% ../../nbs/92_retinas.ipynb #128997ff
 def coarse(
     array: np.ndarray,  # (n, n, ...)
 ) -> np.ndarray:  # (n / FINE, n / FINE, ...)
@@ -608,7 +608,7 @@ def draw_vessels(
     stamp(blank[2], points[radii > 0.007], 0.45 * radii[radii > 0.007])
     return {"arteries": blank[0], "veins": blank[1], "reflex": (blank[2] > 0).astype(np.float32)}
 
-
+# %% ../../nbs/92_retinas.ipynb #f5b4519e
 def fundus(
     index: int,  # number of the picture, from 0
     size: int = 128,  # pixels per side
@@ -650,7 +650,7 @@ They serve to learn and to test the software. No claim about medicine, and none 
 can be made from them. The file layout is that of the APTOS 2019 challenge; no picture is from it.
 """
 
-
+# %% ../../nbs/92_retinas.ipynb #23aa5c25
 def sample_retinas(
     folder: str | Path,  # where the cohort goes; made if missing, files of the same name are replaced
     n: int = 160,  # number of pictures

@@ -77,7 +77,7 @@ def came_from(
         places = places + (back[:, axis, None] * steps).reshape(dims, *(-1 if k == axis else 1 for k in range(dims)))
     return places.movedim(0, -1)
 
-
+# %% ../../nbs/45_augment.ipynb #136564c8
 def resample(
     image: torch.Tensor,  # (C, *space)
     matrix: np.ndarray,  # (dims, dims), invertible: where a voxel goes, from the middle of the image
@@ -100,7 +100,7 @@ def along_axes(
         image = torch.einsum("bij,bc...j->bc...i", each, lines).movedim(-1, axis + 2)
     return image
 
-
+# %% ../../nbs/45_augment.ipynb #a7219407
 @lru_cache
 def _spline(side: int, knots: int) -> torch.Tensor:  # (side, knots)
     """How much each of a few numbers in a row counts at each voxel: a cubic B-spline through the whole side."""
@@ -108,7 +108,7 @@ def _spline(side: int, knots: int) -> torch.Tensor:  # (side, knots)
     basis = BSpline.design_matrix(at, np.arange(-3.0, knots + 1), 3).toarray()
     return torch.tensor(basis, dtype=torch.float32)
 
-
+# %% ../../nbs/45_augment.ipynb #a87e4031
 def smooth_fields(
     numbers: torch.Tensor,  # (B, fields, *knots), from 4 of them along each axis
     space: Sequence[int],  # sides of the image
@@ -128,7 +128,7 @@ def elastic_field(
     apart = torch.tensor([(side - 1) / (BENDS - 3) for side in space]).to(pulls)
     return smooth_fields(pulls, space) * apart.reshape(-1, *[1] * len(space))
 
-
+# %% ../../nbs/45_augment.ipynb #b227b42c
 def warp(
     image: torch.Tensor,  # (B, C, *space)
     mask: torch.Tensor | None,  # (B, 1, *space) classes, moved in the same way
@@ -175,14 +175,14 @@ def blur(
         matrices.append(weights / weights.sum(dim=2, keepdim=True))
     return along_axes(image, matrices)
 
-
+# %% ../../nbs/45_augment.ipynb #bbb4f439
 @lru_cache(maxsize=1024)
 def _coarsened(side: int, kept: int) -> torch.Tensor:  # (side, side)
     """The matrix that keeps so many of the voxels of a line, and interpolates between them."""
     few = F.interpolate(torch.eye(side)[None], size=kept, mode="nearest-exact")
     return F.interpolate(few, size=side, mode="linear")[0].T.contiguous()
 
-
+# %% ../../nbs/45_augment.ipynb #a332b2fd
 def low_resolution(
     image: torch.Tensor,  # (B, C, *space)
     zoom: torch.Tensor,  # (B, 1) up to 1: the share of the voxels along each axis that are kept
@@ -207,7 +207,7 @@ def contrast(
     mean = image.mean(dim=tuple(range(2, image.ndim)), keepdim=True)
     return image.mul_(factor).add_(mean * (1 - factor) + shift)
 
-
+# %% ../../nbs/45_augment.ipynb #9b1ee6ca
 def gamma(
     image: torch.Tensor,  # (B, C, *space) in [0, 1]
     power: torch.Tensor,  # (B, 1 or C)
@@ -217,7 +217,7 @@ def gamma(
     image, power = image.clamp(0, 1), _wide(power, image)
     return 1 - (1 - image) ** power if inverted else image**power
 
-
+# %% ../../nbs/45_augment.ipynb #977e79ce
 def bias_field(
     image: torch.Tensor,  # (B, C, *space)
     strength: torch.Tensor,  # (B, 1): the logarithm of the field where it is strongest
@@ -229,7 +229,7 @@ def bias_field(
     field = field / field.abs().amax(dim=tuple(range(1, field.ndim)), keepdim=True)
     return image * torch.exp(_wide(strength, image) * field)
 
-
+# %% ../../nbs/45_augment.ipynb #f33761a4
 def noise(
     image: torch.Tensor,  # (B, C, *space)
     variance: torch.Tensor,  # (B, 1), as a share of the variance of each channel
@@ -240,7 +240,7 @@ def noise(
     grain = torch.randn(image.shape, generator=generator, device=image.device)
     return image + _wide(variance.sqrt(), image) * spread * grain
 
-
+# %% ../../nbs/45_augment.ipynb #46e37c83
 def colour(
     image: torch.Tensor,  # (B, 3, height, width): red, green and blue
     factors: torch.Tensor,  # (B, 4): of red, green and blue, and of how strong colours are
@@ -265,7 +265,7 @@ class Chance(NamedTuple):
             return self.low * (self.high / self.low) ** numbers
         return self.low + (self.high - self.low) * numbers
 
-
+# %% ../../nbs/45_augment.ipynb #9b8c1009
 @dataclass(frozen=True)
 class Augmentation:
     """The chance of each augmentation, in the order in which they are made."""
@@ -303,12 +303,10 @@ FULL = Augmentation(
     gamma=Chance(0.3, 0.7, 1.5), inverted_gamma=Chance(0.1, 0.7, 1.5), bias_field=Chance(0.15, 0, 0.3),
     brightness=Chance(0.15, 0.75, 1.25), contrast=Chance(0.15, 0.75, 1.25), colour=Chance(0.3, 0.75, 1.25),
     noise=Chance(0.1, 0, 0.1))
-
 LIGHT = Augmentation(
     rotation=Chance(0.2, -15, 15), scale=Chance(0.2, 0.9, 1.1), shift=Chance(0.2, -0.05, 0.05),
     gamma=Chance(0.3, 0.8, 1.25), brightness=Chance(0.15, 0.9, 1.1), contrast=Chance(0.15, 0.9, 1.1),
     colour=Chance(0.3, 0.9, 1.1), noise=Chance(0.1, 0, 0.02))
-
 AUGMENTATIONS: dict[str, Augmentation | None] = {"none": None, "light": LIGHT, "full": FULL}
 
 # %% ../../nbs/45_augment.ipynb #9d1614ef
@@ -321,7 +319,7 @@ class _Sampled(NamedTuple):
     field: torch.Tensor  # (B, 1, *[4] * dims) in [-1, 1)
     seed: int  # of the noise
 
-
+# %% ../../nbs/45_augment.ipynb #9c0760a2
 def _sample(how: Augmentation, image: torch.Tensor, generator: torch.Generator, mirror: Sequence[int]) -> _Sampled:
     """Draw what happens to a batch: always as many numbers, for a batch of this shape."""
     n, dims, names = len(image), image.ndim - 2, [f.name for f in fields(how)]
@@ -359,7 +357,7 @@ def _moved(image: torch.Tensor, mask: torch.Tensor | None,
             mask[rows] = classes
     return mirrored(image, mask, sampled.mirror)
 
-
+# %% ../../nbs/45_augment.ipynb #73c64e0b
 def _regraded(image: torch.Tensor, sampled: _Sampled, photographs: bool) -> torch.Tensor:
     """The images of a batch with other grey values; what is 0 stays 0."""
     grains = torch.Generator(image.device).manual_seed(sampled.seed)
@@ -401,7 +399,7 @@ def augment(
         changed, classes = _moved(image.float().clone(), None if mask is None else mask.clone(), sampled)
         return _regraded(changed, sampled, photographs).to(image.dtype), classes
 
-
+# %% ../../nbs/45_augment.ipynb #a6b79674
 def check_axes(mirror: Sequence[int], dims: int, slices: bool = False) -> None:
     """Refuse axes to mirror along that images, or slices of volumes, do not have."""
     if not set(mirror) <= set(range(dims)):
@@ -426,7 +424,7 @@ def of_step(
         return augment(image, mask, how, generator_for(seed, "augment", step), mirror or (), photographs)
     return change
 
-
+# %% ../../nbs/45_augment.ipynb #0fd988f8
 def check_mirror(
     name: str | None,  # one of `AUGMENTATIONS`; none if None
     mirror: Sequence[int] | None,  # axes to mirror along

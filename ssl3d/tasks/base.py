@@ -73,7 +73,7 @@ def check_range(
         raise InputError(f"{what} have values from {low:g} to {high:g}. Give finite numbers from 0 to 1: {cure}, as "
                          "MONAI's ScaleIntensity does, and clamp what an augmentation brings beyond them.")
 
-
+# %% ../../nbs/40_base.ipynb #0e14c66d
 def check_subjects(
     subjects: Any,  # a list, array or tensor
     n: int,  # images
@@ -225,7 +225,7 @@ class Evaluation(NamedTuple):
     def __str__(self) -> str:
         return f"{self.accuracy:.3f} ({self.low:.3f} to {self.high:.3f}), chance {self.chance:.3f}"
 
-
+# %% ../../nbs/40_base.ipynb #ad16234c
 @torch.no_grad()
 def evaluate(
     task: ProxyTask,

@@ -140,6 +140,8 @@ LOSSES = {"infonce": infonce, "binary": pairwise}
 
 # %% ../../nbs/47_cpc.ipynb #9254dd98
 ROLES = {"context": (1, ""), "the patch": (0, "o"), "targets": (4, "$?$"), "negatives": (7, "X")}
+
+
 # -> which of the kit's colours, and a mark
 
 
@@ -170,7 +172,7 @@ def _draw_layer(ax, cells: dict[str, torch.Tensor], corner: torch.Tensor, patch:
             if name in ("the patch", "targets"):
                 _square(ax, begin, patch, name, fill=False)
 
-
+# %% ../../nbs/47_cpc.ipynb #1864cb1c
 def _mark_role(ax, name: str, middle: list[float]) -> None:
     """The mark of a role in the middle of a patch."""
     colour = "white" if name == "negatives" else "black"
@@ -204,7 +206,7 @@ def _name_roles(fig, cells: dict[str, torch.Tensor], columns: int) -> None:
         handles.append((square, shape))
     fig.legend(handles, names, loc="outside lower center", frameon=False, fontsize=10, ncols=columns)
 
-
+# %% ../../nbs/47_cpc.ipynb #df7973f4
 def _in_layer(cells: dict[str, torch.Tensor], across: int, layer: int) -> dict[str, torch.Tensor]:
     """The cells of each role that lie in one layer of a volume."""
     return {name: places[places[:, across] == layer] for name, places in cells.items()}
@@ -255,7 +257,7 @@ def _first_target(grid: int, overlap: float) -> int:
                          "smaller overlap.")
     return first
 
-
+# %% ../../nbs/47_cpc.ipynb #9ee9772e
 def _ruled_out(grid: int, dims: int, first: int, own: torch.Tensor, positives: torch.Tensor, n_negatives: int) -> float:
     """Accuracy of a guess among those candidates that share no voxel with the context of their question."""
     number = {place: i for i, place in enumerate(product(range(grid), repeat=dims))}
@@ -275,7 +277,7 @@ def scan_plane(direction: str) -> str:
     """A plane in whose slices the patches of a volume can be followed in this direction."""
     return "sagittal" if direction in ("A", "P") else "coronal"
 
-
+# %% ../../nbs/47_cpc.ipynb #c9ee126a
 class CPC(ProxyTask):
     """Predict the codes of patches from those of the patches above them (paper, section 3.1).
 
@@ -459,7 +461,7 @@ def _edges(middles: torch.Tensor, axes: Sequence[int], step: Sequence[int]) -> l
     around = [middles[:, axis].unique()[:, None] + step[axis] * torch.tensor([-0.5, 0.5]) for axis in axes]
     return [torch.cat([each[:, 0], each[-1:, 1]]).numpy() for each in around]
 
-
+# %% ../../nbs/47_cpc.ipynb #697f6178
 def _frame(ax, own: torch.Tensor, targets: torch.Tensor, side: torch.Tensor) -> None:
     """A dot in the middle (2,) of a patch, and frames around the middles (n, 2) of its targets."""
     from matplotlib.patches import Rectangle
@@ -470,7 +472,7 @@ def _frame(ax, own: torch.Tensor, targets: torch.Tensor, side: torch.Tensor) -> 
         ax.add_patch(Rectangle(low, *side.tolist(), fill=False, edgecolor="white", lw=2, label="where its target lies",
                                path_effects=[withStroke(linewidth=4, foreground="black")]))
 
-
+# %% ../../nbs/47_cpc.ipynb #0650f501
 def _name_maps(fig, axes, words: list[str], ends: str) -> None:
     """Name the rows of a figure (of a picture: the columns), its layers, if it has any, and its marks."""
     for ax, text in zip(axes[:, 0] if ends else axes[0], words):
@@ -528,7 +530,7 @@ def _face(image: torch.Tensor, plane: str, at: int | None = None) -> torch.Tenso
     axis = PLANES[plane]
     return image[0].select(axis, image.shape[1 + axis] // 2 if at is None else at).T.flip(0)
 
-
+# %% ../../nbs/47_cpc.ipynb #e7b7ac9b
 def _lie(space: Sequence[int], corners: torch.Tensor, patch: Sequence[int], plane: str) -> tuple[list, list]:
     """Where patches with corners (n, dims) lie: their layer, left and upper edge in pixels; and the layers' slices."""
     from ssl3d.plots.slices import PLANES
@@ -574,7 +576,7 @@ def _answered(task: CPC, outputs: torch.Tensor, shows: torch.Tensor, generator: 
     mixed = torch.rand(candidates.shape, generator=generator).argsort(dim=1)
     return [x.tolist() for x in (candidates.gather(1, mixed), mixed.argmin(dim=1), chances.gather(1, mixed))]
 
-
+# %% ../../nbs/47_cpc.ipynb #d06a8179
 def _places(task: CPC, outputs: torch.Tensor, shows: torch.Tensor, generator: torch.Generator) -> list[dict]:
     """Every patch that has a target, with its context, its targets, and a question about one of them."""
     candidates, right, chances = _answered(task, outputs, shows, generator)
@@ -629,7 +631,7 @@ def _game_state(image: torch.Tensor, task: CPC) -> dict[str, Any]:  # image (C, 
         "colours": {"context": COLOURS[1], "own": COLOURS[0], "target": COLOURS[4]},
     }
 
-
+# %% ../../nbs/47_cpc.ipynb #8f6157a0
 def play_cpc(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: CPC,

@@ -28,7 +28,7 @@ class View(NamedTuple):
     contrast: float = 1.0  # factor for the difference to the mean of each channel
     brightness: float = 0.0  # added
 
-
+# %% ../../nbs/46_exemplar.ipynb #e009ef41
 def transform(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     view: View,
@@ -71,7 +71,7 @@ def _view(u: Iterator[float], space: tuple[int, ...], rates: dict[str, float]) -
         return View(matrix, 0.5 + next(u), (next(u) - 0.5) / 4)
     return View(matrix)
 
-
+# %% ../../nbs/46_exemplar.ipynb #487370b3
 def sample_views(
     n: int,
     space: tuple[int, ...],  # sides of the image
@@ -106,7 +106,7 @@ def _rotation_words(rotation: np.ndarray) -> list[str]:
     axis = next((name for k, name in enumerate(_ABOUT[:dims]) if rotation[k, k] > 1 - 1e-6), "an oblique axis")
     return [f"rotated by {degrees}°" + (f" about {axis}" if dims == 3 else "")] if degrees else []
 
-
+# %% ../../nbs/46_exemplar.ipynb #1b99a25b
 def view_in_words(view: View) -> list[str]:
     """What a view does to an image (of a volume in RAS), one thing after another; nothing: an empty list."""
     axis, rotation, zooms = _parts(view.matrix)
@@ -148,7 +148,7 @@ class Pair(NamedTuple):
     second: int  # equal to the first: the same person
     view: View
 
-
+# %% ../../nbs/46_exemplar.ipynb #73738b10
 def sample_pairs(
     n_people: int,  # at least 2
     space: tuple[int, ...],  # sides of the images
@@ -177,7 +177,7 @@ def _slices(image: torch.Tensor) -> list[dict]:  # (C, *space)
         return [packed(shown, (0, 1))]
     return [packed(shown.select(axis, shown.shape[axis] // 2).T.flip(0), (0, 1)) for axis in (2, 1, 0)]
 
-
+# %% ../../nbs/46_exemplar.ipynb #6c70a8b9
 def play_exemplar(
     images: torch.Tensor,  # (B, C, *space) in [0, 1], each of another person; two at least
     task: "Exemplar | None" = None,  # a trained one, which answers, too
@@ -203,7 +203,7 @@ def play_exemplar(
 # %% ../../nbs/46_exemplar.ipynb #9d615caa
 NEGATIVES = ("semi-hard", "hard", "random")
 
-
+# %% ../../nbs/46_exemplar.ipynb #01c6811c
 def pick_negatives(
     how: str,  # one of NEGATIVES
     positive: torch.Tensor,  # (rows,) distance to the positive
@@ -443,7 +443,7 @@ def _draw_distances(ax: Any, positive: float, negative: float, margin: float) ->
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
 
-
+# %% ../../nbs/46_exemplar.ipynb #e480efe9
 def draw_triplet(
     image: torch.Tensor,  # (C, *space) in [0, 1]: the anchor
     other: torch.Tensor,  # (C, *space): another person

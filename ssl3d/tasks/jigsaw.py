@@ -60,7 +60,7 @@ def _layers(grid: int) -> list[str]:
     between = ["middle"] if grid == 3 else [f"layer {k}" for k in range(2, grid)]
     return ["feet end", *between, "head end"]
 
-
+# %% ../../nbs/44_jigsaw.ipynb #df9c9659
 def draw_puzzle(solved: torch.Tensor, shuffled: torch.Tensor, grid: int) -> list:  # of axes
     """Draw a puzzle (grid**dims, C, *patch) in order and shuffled; a volume in one axial slice of each layer."""
     import matplotlib.pyplot as plt
@@ -161,7 +161,7 @@ def _network_answer(task: "Jigsaw", right: int, chances: torch.Tensor) -> dict:
     rows = [{"name": f"shuffle {k}", "chance": float(chances[k]), "right": k == right} for k in best]
     return {"order": order.tolist(), "chances": rows}
 
-
+# %% ../../nbs/44_jigsaw.ipynb #4f8fb86e
 def _puzzle(image: torch.Tensor, task: "Jigsaw | None", seed: int, grid: int) -> dict:
     """One puzzle as ssl3d/games/jigsaw.js reads it."""
     from ssl3d.plots.widgets import packed
@@ -208,7 +208,7 @@ def hamming(
         least = min(least, int(apart.min()))
     return total / (n * (n - 1)), least
 
-
+# %% ../../nbs/44_jigsaw.ipynb #4e894cc5
 def mean_bound(n_tiles: int, n_permutations: int) -> float:
     """The highest mean Hamming distance that so many can have: every place holds all tiles equally often."""
     often, rest = divmod(n_permutations, n_tiles)
@@ -217,6 +217,8 @@ def mean_bound(n_tiles: int, n_permutations: int) -> float:
 
 # %% ../../nbs/44_jigsaw.ipynb #18f12f79
 _FIELDS = {4: (2, (1, 1)), 7: (7, (3,)), 8: (2, (1, 1, 0)), 9: (3, (1, 1)), 27: (3, (2, 1, 0))}
+
+
 # size: its prime, and the coefficients of x^n = c0 + c1 x + ... by which a power is reduced
 
 
@@ -237,7 +239,7 @@ def _added(size: int) -> list[np.ndarray]:
     x = np.arange(size)
     return [x - (x // prime**i % prime) * prime**i + (x // prime**i + 1) % prime * prime**i for i in range(len(law))]
 
-
+# %% ../../nbs/44_jigsaw.ipynb #de4f2ef4
 def _powered(size: int, times: int, plus: int) -> np.ndarray:
     """The map that sends the element g^k to g^(times k + plus), and 0 to 0."""
     powers = np.array(_powers(size))
@@ -255,7 +257,7 @@ def _closure(generators: list[np.ndarray]) -> np.ndarray:  # (size of the group,
         known = known | fresh
     return np.array(sorted(known))
 
-
+# %% ../../nbs/44_jigsaw.ipynb #523c2e2d
 def _by_cosets(group: np.ndarray, regular: np.ndarray) -> np.ndarray:
     """A group in the order of the cosets of a subgroup that takes any tile to any place in exactly one way."""
     taken: set[tuple[int, ...]] = set()
@@ -274,7 +276,7 @@ def _affine(size: int, semilinear: bool) -> np.ndarray:
     turn = [_powered(size, 1, 1)] + ([_powered(size, _FIELDS[size][0], 0)] if semilinear else [])
     return _by_cosets(_closure([*shift, *turn]), _closure(shift))
 
-
+# %% ../../nbs/44_jigsaw.ipynb #ff308a4f
 def _round_trip(permutation: np.ndarray) -> int:
     """How often a permutation has to be applied until tile 0 is back."""
     at, n = permutation[0], 1
@@ -282,7 +284,7 @@ def _round_trip(permutation: np.ndarray) -> int:
         at, n = permutation[at], n + 1
     return n
 
-
+# %% ../../nbs/44_jigsaw.ipynb #5c47b6f3
 def _projective(size: int, semilinear: bool) -> np.ndarray:
     """x -> (a x + b) / (c x + d) on a field and infinity (written as `size`), and with powers of x if semilinear."""
     def fix(moved):
@@ -320,7 +322,7 @@ def _continued(chosen: np.ndarray, n_tiles: int, n: int, rng: np.random.Generato
     greedy = np.array(out, dtype=int)
     return max(greedy, blind, key=lambda some: hamming(some)[::-1])
 
-
+# %% ../../nbs/44_jigsaw.ipynb #fd67883b
 def permutation_set(
     n_tiles: int,
     n_permutations: int,

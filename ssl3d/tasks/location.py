@@ -128,7 +128,7 @@ class Questions(NamedTuple):
     pieces: torch.Tensor  # (n, 2, C, *patch): centre and query, as the network gets them
     chances: torch.Tensor  # (n, 9 or 27) in [0, 1]: of each cell, by the network; 0 for the centre
 
-
+# %% ../../nbs/43_location.ipynb #dd33f166
 @torch.no_grad()
 def questions_about(
     image: torch.Tensor,  # (C, *space) in [0, 1]
@@ -172,7 +172,7 @@ def _seen_at(cell: int, dims: int) -> tuple[int, int, int]:  # layer, row from a
     at = _place(cell, dims)
     return (at[2], 2 - at[1], at[0]) if dims == 3 else (0, at[0], at[1])
 
-
+# %% ../../nbs/43_location.ipynb #c12a54c0
 def _draw_chances(axes: list, chances: torch.Tensor, dims: int) -> None:  # axes of the layers, from the feet
     """Maps of all places, bluer where the chance is higher; the centre is grey."""
     from matplotlib.colors import LinearSegmentedColormap
@@ -209,7 +209,7 @@ def _mark(axes: list, marks: dict[str, int], dims: int) -> None:
         axes[0].plot([], [], ms=9, label=name, **look)
     axes[0].figure.legend(loc="outside lower right", ncols=len(marks), frameon=False)
 
-
+# %% ../../nbs/43_location.ipynb #587abd2b
 def draw_question(
     image: torch.Tensor,  # (C, *space) in [0, 1]
     task: Location,  # makes the question, and answers it

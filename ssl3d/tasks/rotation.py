@@ -46,7 +46,7 @@ def _axis_and_angle(matrix: np.ndarray) -> tuple[tuple[int, ...], int]:
         axis, angle = -axis, 360 - angle
     return tuple(axis.tolist()), angle
 
-
+# %% ../../nbs/41_rotation.ipynb #6ec4ccba
 def _order(matrix: np.ndarray) -> tuple:
     """Sorts the identity first, then turns about x, y and z, then the others."""
     axis, angle = _axis_and_angle(matrix)
@@ -228,7 +228,7 @@ def _draw_chances(ax, names: list[str], chances: np.ndarray, right: int) -> None
     ax.spines[["top", "right"]].set_visible(False)
     ax.invert_yaxis()
 
-
+# %% ../../nbs/41_rotation.ipynb #654015bf
 def _draw_cuts(axes: list, image: torch.Tensor, matrix: np.ndarray) -> None:
     """A picture (C, H, W) turned; or three cuts through a turned volume (C, X, Y, Z), with their letters."""
     from ssl3d.plots.slices import PLANES, draw_slice, drawable, write_directions

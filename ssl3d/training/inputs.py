@@ -48,7 +48,7 @@ def _is_deep(low: float, high: float) -> bool:
     """Whether an intensity lies as far below zero as air does in a CT, and not just a little beside the others."""
     return low <= _DEEP and low < -0.1 * high
 
-
+# %% ../../nbs/55_inputs.ipynb #7596a26d
 def check_values(file: Path, facts: dict, ranges: dict, names: Sequence[str] = ()) -> str:
     """Refuse a scan of other intensities than a run was trained on; what is only odd is said in the answer."""
     for k, (low, p1, _, p99, high) in enumerate(facts["percentiles"]):
@@ -88,11 +88,11 @@ def _outside(values: Sequence[float], ranges: list[list[float]]) -> bool:
     """Whether a number is beyond its range by more than the factor."""
     return any(not low / _FACTOR <= value <= high * _FACTOR for value, (low, high) in zip(values, ranges))
 
-
+# %% ../../nbs/55_inputs.ipynb #a687a52e
 def _by(values: Sequence[float]) -> str:
     return " x ".join(f"{value:.3g}" for value in values)
 
-
+# %% ../../nbs/55_inputs.ipynb #668fb050
 def unlike(facts: dict, ranges: dict) -> dict[str, str]:  # kind -> what is seen
     """In what a scan is unlike those that a run was trained on, apart from its intensities."""
     found, compared = {}, is_placed(facts) and ranges["spacing"]
@@ -207,7 +207,7 @@ class Preparation:
         kept, _ = as_kept(image.numpy(), self.dtype)
         return torch.from_numpy(kept).float() / UNITS[self.dtype], ready.facts | {"files": [*map(str, files)]}
 
-
+# %% ../../nbs/55_inputs.ipynb #a8881602
 def preparation_of(run: Folder) -> Preparation:
     """How the images of a finished run were prepared; raises `InputError` where its card does not say it."""
     opened = run if isinstance(run, Run) else Run(run)
@@ -282,7 +282,7 @@ class Scans(NamedTuple):
         """Warn of what was noticed of the scans."""
         self.notes.tell(self.source, len(self.cases))
 
-
+# %% ../../nbs/55_inputs.ipynb #3465a16c
 def _from_files(files: list[Path]) -> Cohort:
     """A cohort of single files, one case each."""
     for file in files:
@@ -294,7 +294,7 @@ def _from_files(files: list[Path]) -> Cohort:
         raise problems[0]
     return cohort
 
-
+# %% ../../nbs/55_inputs.ipynb #4a98011e
 def _from_store(store: Store, run: Run, preparation: Preparation) -> Scans:
     """The test cases of the store that a run was trained on; all cases of another one that is prepared alike."""
     own = store.hash == run.card["store"]
@@ -347,7 +347,7 @@ def open_scans(
                                   f"{cohort.left_out[0]}")
     return Scans(cohort.source, list(cohort.cases), preparation, notes, whole=cohort.layout != "files")
 
-
+# %% ../../nbs/55_inputs.ipynb #a17a3795
 def check_source(case: Case, store: Store) -> None:
     """Refuse a case of a store whose files are not there any more, or not what it was made from."""
     try:
@@ -367,7 +367,7 @@ def device_of(accelerator: str) -> torch.device:
     except (ValueError, RuntimeError, TypeError) as e:  # Lightning's own are among them
         raise InputError(f"accelerator is {accelerator!r}, which cannot be used here: {e}") from None
 
-
+# %% ../../nbs/55_inputs.ipynb #c5dd0575
 def _vectors(encoder: torch.nn.Module, images: torch.Tensor, patch: int | None) -> np.ndarray:  # (B, width) float32
     """The vectors of images (B, C, *space); of an encoder that was trained on windows, those of windows of one."""
     if patch is None:
@@ -377,7 +377,7 @@ def _vectors(encoder: torch.nn.Module, images: torch.Tensor, patch: int | None) 
                          image.shape[1:], patch)
     return found.float().cpu().numpy()
 
-
+# %% ../../nbs/55_inputs.ipynb #9f185c16
 @torch.no_grad()
 def features_of(
     run: Run,

@@ -84,7 +84,7 @@ def read_batch(
         image /= store.unit
     return Batch(image, torch.tensor([store.subjects[store.cases[name]["subject"]] for name in case_ids]))
 
-
+# %% ../../nbs/51_loop.ipynb #d1c070e8
 def pairs(case_ids: list[str], alone: bool = False) -> list[list[str]]:
     """The names two by two, and the last one may stay alone; or all of them alone, where shapes differ."""
     n = 1 if alone else 2
@@ -96,7 +96,7 @@ def check_one_view(patch: int | None, slices: bool) -> None:
     if patch is not None and slices:
         raise InputError("a network sees patches or slices, not both. Leave one of them out.")
 
-
+# %% ../../nbs/51_loop.ipynb #309bab13
 def check_windows(
     store: Store,
     patch: int | None,  # voxels per axis of the windows that are trained on; whole images if None
@@ -169,7 +169,7 @@ def _tell(trainer: pl.Trainer, values: dict[str, float], kind: str = "") -> None
         with torch.random.fork_rng():
             logger.log_metrics(named, step=trainer.global_step)
 
-
+# %% ../../nbs/51_loop.ipynb #e6af22a2
 class _Keep(pl.Callback):
     """Writes the log, and a checkpoint every so many steps, at the end, and where the training is asked to stop."""
 
@@ -208,7 +208,7 @@ def _unnoticed(network: torch.nn.Module) -> Iterator[None]:
         for part, mode in modes:
             part.training = mode
 
-
+# %% ../../nbs/51_loop.ipynb #164dd24d
 class _Observe(pl.Callback):
     """Writes what an observer finds to `observed.csv`, before the first step, after some, and after the last."""
 
@@ -246,7 +246,7 @@ def _step_of(checkpoint: Path) -> int:
     except Exception as e:  # zipfile, pickle and torch each have their own
         raise InputError(f"{checkpoint}: is damaged ({e}). Remove it to train from the start.") from None
 
-
+# %% ../../nbs/51_loop.ipynb #4bfe9342
 def _loggers(
     logger: Any,  # "csv", "tensorboard", a logger of Lightning, or several of these
     out: Path,  # folder of the run
@@ -277,7 +277,7 @@ def _show(logger: Any, axes: list, step: int) -> None:
         figure.savefig(held, format="png")
         logger.log_image("picture", [Image.open(held)], step=step)
 
-
+# %% ../../nbs/51_loop.ipynb #296de27d
 class _Report(pl.Callback):
     """Tells loggers the settings of a run, and shows them a picture of its first step, and ten more."""
 
@@ -337,7 +337,7 @@ def not_finite(
                      f"learning rate than {learner.lr:g} (lr=, in a shell --lr),{half} or look at these images. Name a "
                      "new folder for it.")
 
-
+# %% ../../nbs/51_loop.ipynb #63f3f87f
 def check_weights(learner: "Learner", step: int) -> None:
     """Refuse to go on with weights that are infinite or not a number after a step, counted from 0."""
     broken = broken_weight(learner.network.state_dict(), learner.network)
@@ -369,7 +369,7 @@ def recipe_of(how: Optimising) -> dict[str, Any]:
     given = {f.name: getattr(how, f.name) for f in fields(Optimising)}
     return given | {"weight_decay": decay, "schedule": how.schedule or "constant"}
 
-
+# %% ../../nbs/51_loop.ipynb #a2631693
 def optimiser_of(recipe: Optimising, network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimiser of a network's weights."""
     decay = recipe_of(recipe)["weight_decay"]
@@ -465,7 +465,7 @@ def check_devices(
         raise InputError("several devices need a program that can be started for each of them: put the call into a "
                          "script, or use the command `ssl3d` with --devices.")
 
-
+# %% ../../nbs/51_loop.ipynb #937bb310
 @contextmanager
 def _helped(devices: int, out: Path) -> Iterator[None]:
     """In here other processes may help; they end at the end of it, and leave no trace in this one."""
@@ -509,7 +509,7 @@ def times_slower(
         best[mixed] = min(times)
     return best[True] / best[False]
 
-
+# %% ../../nbs/51_loop.ipynb #82c4bafa
 _TOO_SLOW = 1.5  # times as long as in single precision
 
 

@@ -77,7 +77,7 @@ def _axes(how: Pretraining, dims: int) -> tuple[int, ...]:
         return how.mirror or ()
     return tuple(1 - axis for axis in how.mirror)
 
-
+# %% ../../nbs/53_pretrain.ipynb #8870595d
 def check_augmentation(
     task: str,  # one of `ssl3d.tasks.TASKS`
     augment: str | None = None,  # none if not given
@@ -93,7 +93,7 @@ def check_augmentation(
                          f"half, which is what task '{task}' asks about. Give one axis, as mirror=(0,) (--mirror 0), "
                          "or none.")
 
-
+# %% ../../nbs/53_pretrain.ipynb #f8c2c3eb
 def _measure(task: ProxyTask, outputs: torch.Tensor, targets: torch.Tensor) -> dict:
     """The loss and the scores of a task."""
     return {"loss": task.loss(outputs, targets), **task.scores(outputs.detach(), targets)}
@@ -132,7 +132,7 @@ def paper_options(
     """The options of a preset."""
     return dict(TASKS[task].PAPER) if preset and task in TASKS else {}
 
-
+# %% ../../nbs/53_pretrain.ipynb #7418268c
 def _rate(task: ProxyTask, dims: int, how: Pretraining) -> float:
     """The learning rate that is given, or the paper's, or the task's own."""
     usual = 1e-3 if dims == 3 else 5e-4  # paper, appendix A
@@ -141,14 +141,14 @@ def _rate(task: ProxyTask, dims: int, how: Pretraining) -> float:
         own, usual = None, SGD_RATE
     return next(rate for rate in (how.lr, own, usual) if rate is not None)
 
-
+# %% ../../nbs/53_pretrain.ipynb #eff078fc
 def _in_full(task: str, options: dict) -> dict:
     """The options with the defaults of all others, so that a run says everything that made it."""
     bound = inspect.signature(TASKS[task]).bind(None, **options)
     bound.apply_defaults()
     return {name: value for name, value in bound.arguments.items() if name != "encoder"}
 
-
+# %% ../../nbs/53_pretrain.ipynb #ad1bb881
 def _check_people(subjects: list[str], batch_size: int, seed: int, n_steps: int, least: int) -> None:
     """Refuse a run one of whose batches would hold too few people for its task."""
     if least > 1 and (len(set(subjects)) < len(subjects) or batch_size < least):
@@ -165,7 +165,7 @@ def _check_probe(store: Store | None, how: Pretraining) -> None:
     elif how.probe is None and how.keep == "probe":
         raise InputError("keep is 'probe', and there is no probe. Say what to read from the encoder, as probe='mask'.")
 
-
+# %% ../../nbs/53_pretrain.ipynb #7bf3e95f
 def _look(store: Store, target: str, out: Path, patch: int | None) -> Callable[[ProxyTask, int], dict]:
     """An observer that asks the encoder, and keeps the weights that answered best so far."""
     def look(task: ProxyTask, step: int) -> dict:
@@ -179,7 +179,7 @@ def _look(store: Store, target: str, out: Path, patch: int | None) -> Callable[[
         return found
     return look
 
-
+# %% ../../nbs/53_pretrain.ipynb #5049976a
 def _best_step(out: Path) -> int:
     """The first step, after the look before training, at which the probe found most."""
     observed = read_log(out, "observed.csv")
@@ -202,14 +202,14 @@ class Images(NamedTuple):
     named: Callable[[int], list[str]] | None = None  # step -> what its images are called
     others: Callable[[int], torch.Tensor] | None = None  # step -> for each image one of another person
 
-
+# %% ../../nbs/53_pretrain.ipynb #37da2bcc
 def _chosen_by(store: Store, how: Pretraining) -> list[str]:
     """The cases by whose labels the encoder that is kept is chosen; none where the last one is kept."""
     if how.probe is None or how.keep != "probe":
         return []
     return [name for part in probe_cases(store, how.probe) for name in part]
 
-
+# %% ../../nbs/53_pretrain.ipynb #1c6c3e7a
 def _of_another(places: list[int], n: int, subject_of: Callable[[int], Any], generator: torch.Generator) -> list[int]:
     """For each image (its place) the place of one of another person, drawn from all `n`."""
     found = []
@@ -223,12 +223,12 @@ def _of_another(places: list[int], n: int, subject_of: Callable[[int], Any], gen
         found.append(other)
     return found
 
-
+# %% ../../nbs/53_pretrain.ipynb #11189c77
 def _crops(store: Store, case_ids: list[str], side: int, generator: torch.Generator) -> list[Window]:
     """The crops of the images in one step."""
     return [random_crop(store.content(name), side, generator, store.unit) for name in case_ids]
 
-
+# %% ../../nbs/53_pretrain.ipynb #6072e0fa
 def _of_store(place: Folder, how: Pretraining) -> Images:
     """The training images of a store, cropped to their content; or a crop of each."""
     store = Store(place, how.fold)
@@ -268,7 +268,7 @@ def _image_and_subject(item: Any, what: str) -> tuple[torch.Tensor, Any]:
                          "item of a dataset, several in a batch.")
     return image.as_subclass(torch.Tensor), item.get("subject") if isinstance(item, Mapping) else None
 
-
+# %% ../../nbs/53_pretrain.ipynb #aa8e465b
 def _numbers_of(subjects: Sequence, known: dict[Any, int]) -> torch.Tensor:
     """A number for each subject, whatever it is called; the same one in every batch."""
     names = [each.item() if isinstance(each, torch.Tensor) else each for each in subjects]
@@ -282,7 +282,7 @@ def _unknown(what: str, how: Pretraining) -> dict:
             **{what: before.get(what, []) for what in (*SEEN, "sealed")}, "lineage": lineage_of(before),
             "unknown": f"who was seen and how images were prepared: they came from {what}"}
 
-
+# %% ../../nbs/53_pretrain.ipynb #a8bbbcb5
 def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
     """The images of a `Dataset`, a list or a tensor (N, C, *space): one image an item."""
     if len(items) == 0:
@@ -319,7 +319,7 @@ def _of_dataset(items: Sequence, how: Pretraining, compares: bool) -> Images:
                   named=lambda step: [f"image {i}" for i in images_of_step(len(items), n, how.seed, step)],
                   others=others)
 
-
+# %% ../../nbs/53_pretrain.ipynb #3c9a123e
 def _of_stream(batches: Iterable, how: Pretraining, compares: bool) -> Images:
     """The images of anything that gives batches (B, C, *space), from its beginning again when it ends."""
     what, left = f"a {type(batches).__name__}", iter(batches)
@@ -372,7 +372,7 @@ def images_from(
     raise InputError(f"images are of type {type(images).__name__}. Give a prepared store, a PyTorch Dataset, or "
                      "something that gives tensors (B, C, *space).")
 
-
+# %% ../../nbs/53_pretrain.ipynb #81968c5f
 def _with_others(seen: Images, task: ProxyTask) -> Images:
     """The images as a task needs them: with one of another person for each, where it asks for that."""
     read, others = seen.read, seen.others
@@ -408,7 +408,7 @@ def _handful(
     steps = range(min(-(-n // seen.in_batch), seen.per_epoch or 1) if seen.again else 1)
     return torch.cat([seen.read(step).image for step in steps])[:n]
 
-
+# %% ../../nbs/53_pretrain.ipynb #6eb3e66d
 def _health(
     network: ProxyTask,
     untrained: nn.Module,  # its encoder before the first step
@@ -486,7 +486,7 @@ def pretrain(
             (folder / "best.safetensors").unlink(missing_ok=True)
     return finished_run(folder, how.progress, own_module(how.encoder))
 
-
+# %% ../../nbs/53_pretrain.ipynb #85891ae2
 def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
     """A fresh encoder for these images, or a copy of the one given; raises `InputError` for one that does not fit."""
     given = given_encoder(how.encoder)
@@ -500,7 +500,7 @@ def _new_encoder(seen: Images, how: Pretraining) -> nn.Module:
                          f"images have {seen.channels} in {seen.dims}D. Give images of its kind.")
     return given if seen.store is None else _fitted(given, seen.store, how)
 
-
+# %% ../../nbs/53_pretrain.ipynb #c6f84d49
 def _fitted(given: nn.Module, store: Store, how: Pretraining) -> nn.Module:
     """An encoder with its channels in the order of a store; warns where it was trained on images of another kind."""
     fit = fit_images(given_card(how.encoder), store, encoder_name(how.encoder), choose=False)
@@ -511,7 +511,7 @@ def _fitted(given: nn.Module, store: Store, how: Pretraining) -> nn.Module:
     given.started_with = {"start": fit.told + fit.cautions}
     return given
 
-
+# %% ../../nbs/53_pretrain.ipynb #d996b79c
 def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
     """The number of steps; raises `InputError` where the task cannot be made of these images."""
     first = seen.read(0)
@@ -532,7 +532,7 @@ def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
         _check_people(seen.subjects, how.batch_size or 1, how.seed, n_steps, least)
     return n_steps
 
-
+# %% ../../nbs/53_pretrain.ipynb #3fdca024
 def _learn(network: ProxyTask, seen: Images, out: Path, n_steps: int, lr: float, how: Pretraining, title: str) -> int:
     """Train a task; leaves the weights that are kept in the network, and returns the step that they are of."""
     look = (how.probe_every, _look(seen.store, how.probe, out, how.patch)) if seen.store and how.probe else None

@@ -34,7 +34,7 @@ def pool(
     maps = encoder(to_pictures(images).flatten(0, 1) if flat else images)  # slice after slice, image by image
     return maps[-1].flatten(2).mean(dim=2).unflatten(0, (-1, len(images))).mean(dim=0)
 
-
+# %% ../../nbs/52_probes.ipynb #5cc351cd
 def pool_windows(
     encoder: nn.Module,
     read: Callable[[list[Window]], torch.Tensor],  # windows of one image -> (B, C, *side)
@@ -46,7 +46,7 @@ def pool_windows(
     vectors = [pool(encoder, read(windows[begin : begin + 2])) for begin in range(0, len(windows), 2)]
     return torch.cat(vectors).mean(dim=0, keepdim=True)
 
-
+# %% ../../nbs/52_probes.ipynb #a44565e2
 @torch.no_grad()
 def pooled_features(
     encoder: nn.Module,
@@ -79,7 +79,7 @@ def spread_of(rows: np.ndarray) -> float:
     around = float(np.sqrt(((rows - middle) ** 2).sum(axis=1).mean()))
     return around / max(float(np.linalg.norm(middle)), 1e-12)
 
-
+# %% ../../nbs/52_probes.ipynb #25ab4ac0
 @torch.no_grad()
 def told_apart(
     encoder: nn.Module,
@@ -94,7 +94,7 @@ def told_apart(
         features = np.zeros_like(features)
     return {"rank": rank_me(features), "spread": spread_of(features)}
 
-
+# %% ../../nbs/52_probes.ipynb #d7f629e7
 def all_alike(
     found: dict[str, float],  # of an encoder
     before: dict[str, float],  # of the same one before it was trained
@@ -107,7 +107,7 @@ def all_alike(
 # %% ../../nbs/52_probes.ipynb #3008a2d3
 TARGETS = ("grade", "sex", "age", "mask")
 
-
+# %% ../../nbs/52_probes.ipynb #cbd66cc6
 def probe_cases(
     store: Store,
     target: str,  # grade, sex, age or mask
@@ -136,7 +136,7 @@ def _neighbours(x: np.ndarray, z: np.ndarray, y: np.ndarray, truth: np.ndarray, 
     model = (KNeighborsRegressor if number else KNeighborsClassifier)(min(5, len(y)))
     return float(make_pipeline(StandardScaler(), model).fit(x, y).score(z, truth))
 
-
+# %% ../../nbs/52_probes.ipynb #094e6e60
 def probe_images(encoder: nn.Module, store: Store, target: str, fit: list[str], held: list[str],
                  patch: int | None = None) -> dict[str, float]:
     """How well a grade, sex (accuracy) or age (R²) is read from features, and without an encoder.
@@ -171,7 +171,7 @@ def _voxels(maps: list[torch.Tensor], places: torch.Tensor) -> torch.Tensor:
         columns.append(one[0][:, *(places / scale).long().T].T)
     return torch.cat(columns, dim=1)
 
-
+# %% ../../nbs/52_probes.ipynb #d9567885
 def _answer(maps: list[torch.Tensor], weights: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Class of each voxel (1, *space) by a linear model (classes, sum of channels) of all maps."""
     scores = bias.reshape(1, -1, *[1] * (maps[0].ndim - 2))
@@ -180,7 +180,7 @@ def _answer(maps: list[torch.Tensor], weights: torch.Tensor, bias: torch.Tensor)
         scores = scores + F.interpolate(here, maps[0].shape[2:], mode="nearest")
     return scores.argmax(dim=1)
 
-
+# %% ../../nbs/52_probes.ipynb #d95e149d
 def _maps(encoder: nn.Module, store: Store, name: str,
           patch: int | None = None) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
     """The maps of a case, and its mask (1, *space) in the numbers of its classes, on the grid of the finest map.
@@ -232,7 +232,7 @@ def _voxel_dice(encoder: nn.Module, store: Store, fit: list[str], held: list[str
             dice.append(compute_dice(*both, include_background=False, ignore_empty=False).mean().item())
     return dice, tuple(mask.shape[1:])
 
-
+# %% ../../nbs/52_probes.ipynb #b484e0bb
 @torch.no_grad()
 def probe_voxels(
     encoder: nn.Module,  # of as many dimensions as the store
@@ -252,7 +252,7 @@ def probe_voxels(
             "rank": rank_me(pooled_features(encoder, store, [*fit, *held], patch)),
             "floor": position_dice(store, fit, held, grid)}
 
-
+# %% ../../nbs/52_probes.ipynb #185c6489
 def probe(
     encoder: nn.Module,
     store: Store,
@@ -281,7 +281,7 @@ def bootstrap_ends(
     low, high = np.percentile(scores, [2.5, 97.5])
     return round(float(low), 6), round(float(high), 6)
 
-
+# %% ../../nbs/52_probes.ipynb #593c337c
 def probe_interval(
     encoder: nn.Module,
     store: Store,

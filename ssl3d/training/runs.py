@@ -59,7 +59,7 @@ def check_run(
     elif not is_free(out) and not file.exists():  # in this order: another process may be writing it
         raise InputError(f"{out}: is not empty and is no run. Name a new folder for the run.")
 
-
+# %% ../../nbs/50_runs.ipynb #cdb50bb4
 def begin_run(
     out: str | Path,  # folder of the run
     settings: dict,  # everything that makes it: numbers, strings, lists
@@ -77,7 +77,7 @@ FAILED = "failed.txt"  # why a training ended without a result, where going on w
 HELPS = "SSL3D_HELPS"  # in the environment of a helper: the folder of the run that it helps to train
 _held: set[tuple[int, Path]] = set()  # thread and folder, of the locks that this process has
 
-
+# %% ../../nbs/50_runs.ipynb #8ef1e3e9
 @contextmanager
 def alone(
     out: Path,  # folder of a run
@@ -102,7 +102,7 @@ def alone(
         _held.discard(mine)
         lock.release()
 
-
+# %% ../../nbs/50_runs.ipynb #411388c2
 @contextmanager
 def begun_run(
     out: Path,  # folder of the run
@@ -174,7 +174,7 @@ def progress_of(run: Folder) -> tuple[int, int]:  # a run, or its folder -> step
     total = read_settings(folder).get("steps", 0) if (folder / "settings.yaml").exists() else 0
     return (0 if log is None else int(log["step"][-1])), total
 
-
+# %% ../../nbs/50_runs.ipynb #c39e9643
 def score_name(run: Folder, what: str) -> str:
     """What a column of `observed.csv` is, and of whom."""
     settings = read_settings(run)
@@ -185,7 +185,7 @@ def score_name(run: Folder, what: str) -> str:
 # %% ../../nbs/50_runs.ipynb #1dd03409
 FEWEST = 30  # steps; of fewer nothing can be told
 
-
+# %% ../../nbs/50_runs.ipynb #54d0480e
 def _parts(right: np.ndarray) -> np.ndarray:  # accuracies of all steps -> (parts, steps of each)
     """The steps in parts of a tenth, or of ten steps; the last part is the end."""
     size = max(10, len(right) // 10)
@@ -225,7 +225,7 @@ def judged(
     return {"verdict": verdict, "accuracy": _short(end), "chance": _short(chance), "best": _short(best),
             "solved_at": solved}
 
-
+# %% ../../nbs/50_runs.ipynb #a5911421
 def _short(number: float) -> float:
     """Four digits of a number."""
     return float(f"{number:.4g}")
@@ -394,35 +394,7 @@ class Run(os.PathLike[str]):
 
         return export(self, to, folder, **vars(how))
 
-# %% ../../nbs/50_runs.ipynb #14e407ea
-def _so_far(run: Run) -> str:
-    """How far a fine-tuning is that has no scores yet, in one line."""
-    (step, total), loss = progress_of(run), run.log["loss"][-10:].mean()
-    told, seen = f"the loss of the last ten is {loss:.3f}", log_so_far(run.folder, "observed.csv")
-    if seen is not None:
-        what = next(name for name in seen if name != "step")
-        told += f"; {score_name(run, what)}, at step {seen['step'][-1]:.0f}: {seen[what][-1]:.3f}"
-    return f"{run}: not finished, {step} of {total} steps: {told}. The same command goes on."
-
-
-def _draw_scores(ax: "Axes", run: Run) -> None:
-    """The scores of a finished fine-tuning: the Dice of each case and class, or its answers beside the truth."""
-    from ssl3d.plots.charts import draw_answers, draw_scores
-
-    rows, who = read_table(run / "scores.csv"), "validation" if run.settings["validate"] else "test"
-    if "class" in rows[0]:
-        regions = run / "regions.csv"
-        draw_scores(ax, rows + (read_table(regions) if regions.exists() else []))
-        ax.set_title(f"{len({row['case'] for row in rows})} {who} cases", fontsize=10)
-        return
-    answers = read_table(run / "predictions.csv")
-    truth, said = list(answers[0])[1], "predicted" if "predicted" in answers[0] else "guess"
-    known = [row for row in answers if row[truth] != ""]
-    draw_answers(ax, [row[truth] for row in known], [row[said] for row in known], whole=said == "predicted")
-    score = next(value for name, value in rows[0].items() if name != "cases")
-    ax.set_title(f"{run.settings['metric']} {score:.2f},\n{len(known)} {who} cases", fontsize=10)
-
-
+# %% ../../nbs/50_runs.ipynb #c683fca3
 def _learned(run: Run) -> str:
     """What a proxy task had learned at the end of its run, in one line."""
     log, steps = run.log, int(run.log["step"][-1])
@@ -438,7 +410,7 @@ def _learned(run: Run) -> str:
     caution = f" {card['caution']}" if "caution" in card else ""
     return f"{run}: {_in_words(health, run.settings, found)}{caution}{_probed(run)}"
 
-
+# %% ../../nbs/50_runs.ipynb #1eeac765
 def _in_words(health: dict, settings: dict, found: str) -> str:
     """A verdict, what it rests on, and what to try."""
     steps, task = settings["steps"], settings["task"]
@@ -462,7 +434,7 @@ def _in_words(health: dict, settings: dict, found: str) -> str:
             "(options=, --options), or compare it with another task."
     return said
 
-
+# %% ../../nbs/50_runs.ipynb #4cd2d9ce
 def finished_run(
     out: Path,  # folder of a run that is finished
     progress: bool,  # whether to say in a line what came out
@@ -473,6 +445,34 @@ def finished_run(
     if progress:
         say(run.summary())
     return run
+
+# %% ../../nbs/50_runs.ipynb #14e407ea
+def _so_far(run: Run) -> str:
+    """How far a fine-tuning is that has no scores yet, in one line."""
+    (step, total), loss = progress_of(run), run.log["loss"][-10:].mean()
+    told, seen = f"the loss of the last ten is {loss:.3f}", log_so_far(run.folder, "observed.csv")
+    if seen is not None:
+        what = next(name for name in seen if name != "step")
+        told += f"; {score_name(run, what)}, at step {seen['step'][-1]:.0f}: {seen[what][-1]:.3f}"
+    return f"{run}: not finished, {step} of {total} steps: {told}. The same command goes on."
+
+# %% ../../nbs/50_runs.ipynb #8cc55384
+def _draw_scores(ax: "Axes", run: Run) -> None:
+    """The scores of a finished fine-tuning: the Dice of each case and class, or its answers beside the truth."""
+    from ssl3d.plots.charts import draw_answers, draw_scores
+
+    rows, who = read_table(run / "scores.csv"), "validation" if run.settings["validate"] else "test"
+    if "class" in rows[0]:
+        regions = run / "regions.csv"
+        draw_scores(ax, rows + (read_table(regions) if regions.exists() else []))
+        ax.set_title(f"{len({row['case'] for row in rows})} {who} cases", fontsize=10)
+        return
+    answers = read_table(run / "predictions.csv")
+    truth, said = list(answers[0])[1], "predicted" if "predicted" in answers[0] else "guess"
+    known = [row for row in answers if row[truth] != ""]
+    draw_answers(ax, [row[truth] for row in known], [row[said] for row in known], whole=said == "predicted")
+    score = next(value for name, value in rows[0].items() if name != "cases")
+    ax.set_title(f"{run.settings['metric']} {score:.2f},\n{len(known)} {who} cases", fontsize=10)
 
 # %% ../../nbs/50_runs.ipynb #54289a87
 def _probed(run: Run) -> str:
