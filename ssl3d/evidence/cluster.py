@@ -172,7 +172,7 @@ def run_on_ray(
             ray.shutdown()
     return collect(experiment, stores, out)
 
-
+# %% ../../nbs/71_cluster.ipynb #779e27ef
 def _deal_out(ray, experiment: Experiment, stores: dict[str, Store], out: Path, known: int, each: dict,
               progress: bool) -> None:
     """Give every cell to a worker, after its encoder, and wait for all of them."""
