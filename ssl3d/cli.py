@@ -71,7 +71,7 @@ def prepare_command(scans: str, out: str, given: dict[str, Any]) -> None:
     print(f"about {need['bytes'] / 1e9:.2g} GB and {need['hours']:.2g} hours, at {need['seconds_per_case']:.2g} "
           "seconds per case and core")
 
-
+# %% ../nbs/81_cli.ipynb #2a31f34b
 def check_command(store: str, given: dict[str, Any]) -> None:
     """Read every array of a prepared store and compare it with its hash."""
     opened = Store(store)
@@ -97,7 +97,7 @@ def pretrain_command(task: str, store: str, out: str, given: dict[str, Any]) -> 
 
     pretrain(task, store, out, **given)
 
-
+# %% ../nbs/81_cli.ipynb #08cc5e8e
 def finetune_command(store: str, out: str, given: dict[str, Any]) -> None:
     """Train a network with labels, from an encoder or from scratch, and score it on the test subjects."""
     how = Finetuning(**{name: value for name, value in given.items() if name in options_of(Finetuning)})
@@ -118,7 +118,7 @@ def predict_command(trained: str, scans: list[str], out: str, given: dict[str, A
     files = predict(trained, scans if len(scans) > 1 else scans[0], out, **given)
     print(f"{out}: {len(files)} file(s), the first is {files[0].name}")
 
-
+# %% ../nbs/81_cli.ipynb #5f644f16
 def features_command(run: str, scans: list[str], file: str, given: dict[str, Any]) -> None:
     """Write one feature vector for each scan: the mean of the encoder's coarsest map."""
     place = Path(file)
@@ -138,7 +138,7 @@ def features_command(run: str, scans: list[str], file: str, given: dict[str, Any
         write_whole(place, lambda f: f.write(text.getvalue().encode(errors="surrogateescape")))
     print(f"{file}: {len(ids)} vectors of {features.shape[1]} numbers")
 
-
+# %% ../nbs/81_cli.ipynb #578af453
 def export_command(run: str, out: str, given: dict[str, Any]) -> None:
     """Write what a run has learned for MONAI, for the Hugging Face Hub, or for nnU-Net."""
     to, given = given.get("to"), {name: value for name, value in given.items() if name != "to"}
@@ -172,7 +172,7 @@ def show_command(folder: str, picture: str, given: dict[str, Any]) -> None:
         file = _page_of(place, picture)
     print(f"{file}: how it looks")
 
-
+# %% ../nbs/81_cli.ipynb #84ecda19
 def _page_of(place: Path, picture: str) -> Path:
     """The page of an experiment, whose summary is printed; raises `InputError` for a folder of another kind."""
     if not (place / "experiment.yaml").exists():
@@ -198,7 +198,7 @@ def init_command(scans: str, description: str, given: dict[str, Any]) -> None:
     say(f"{file}: written. Read it, and change what you like. Then: ssl3d experiment {shlex.quote(str(file))} --out "
         f"{shlex.quote(f'runs/{file.stem}')}")
 
-
+# %% ../nbs/81_cli.ipynb #56938303
 def experiment_command(description: str, out: str, given: dict[str, Any]) -> None:
     """Compare arms by a description: does pretraining help, and how sure is that?"""
     if not os.path.isfile(description):
@@ -237,7 +237,7 @@ class Command(NamedTuple):
     usual: str | None  # the value of --out if it is not given, empty where the folder says it; None where it has to be
     example: str  # a line to try
 
-
+# %% ../nbs/81_cli.ipynb #7a69c016
 def commands() -> dict[str, Command]:
     """The commands by name."""
     goals = tuple(goal_options(name) for name in GOALS)
@@ -272,7 +272,7 @@ def _value(name: str, kinds: tuple[type[Settings], ...], text: str) -> Any:
     except InputError as e:
         raise argparse.ArgumentTypeError(str(e)) from None
 
-
+# %% ../nbs/81_cli.ipynb #be27b49c
 def _metavar(kind: Any) -> str:
     """What stands for the value of an option in the help."""
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
@@ -285,7 +285,7 @@ def _metavar(kind: Any) -> str:
         return "YAML"
     return _metavar(parts[0]) if parts else {int: "N", float: "X", str: "TEXT"}.get(kind, "PATH")
 
-
+# %% ../nbs/81_cli.ipynb #0cdc4b5d
 def _add_options(parser: argparse.ArgumentParser, kinds: tuple[type[Settings], ...]) -> None:
     """An option of the shell for each field, under the heading of its group."""
     groups: dict[str, Any] = {}
@@ -339,7 +339,7 @@ class _Parser(argparse.ArgumentParser):
                 hint = f" A value that begins with a minus goes behind an equals sign: {flag}={value}"
         self.exit(2, f"{self.prog}: {message.rstrip('.')}.{hint} `{self.prog} --help` explains all options.\n")
 
-
+# %% ../nbs/81_cli.ipynb #8cb4d584
 def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     """The parser of the whole line, and that of each command."""
     parser = _Parser("ssl3d", description="Self-supervised learning from unlabelled 3D medical scans.",
@@ -365,13 +365,13 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         _add_options(parsers[name], command.kinds)
     return parser, parsers
 
-
+# %% ../nbs/81_cli.ipynb #b2d4dde2
 def _as_typed(word: str) -> str:
     """An option as the shell knows it: `--batch_size`, the name in Python, is `--batch-size`."""
     flag, equals, value = word.partition("=")
     return flag.replace("_", "-") + equals + value if word.startswith("--") else word
 
-
+# %% ../nbs/81_cli.ipynb #d061a848
 def main(args: list[str] | None = None) -> None:
     """The `ssl3d` command; exits with 1 for a mistake in the input, 2 for one in the command, 130 when interrupted."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for memory in large pages, which is quicker

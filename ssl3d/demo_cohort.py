@@ -57,7 +57,7 @@ _NEXT = """Next:
   with your scans     ssl3d init YOUR_SCANS my.yaml      looks at the folder and writes an experiment to run
   step by step        the lessons in JupyterLab: `make lab` in a clone of the repository"""
 
-
+# %% ../nbs/80_demo_cohort.ipynb #a68d670a
 @takes(Demonstrating)
 def demo(
     how: Demonstrating,

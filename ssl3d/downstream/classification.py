@@ -54,7 +54,7 @@ def grade_bits(
     """Grades as answers to "more than 0?", "more than 1?" and so on."""
     return (grades[:, None] > torch.arange(n_grades - 1, device=grades.device)).float()
 
-
+# %% ../../nbs/63_classification.ipynb #ce5f7990
 def grade_probabilities(
     scores: torch.Tensor,  # (B, n_grades), or (B, n_grades - 1) where they are answers
     ordinal: bool,  # whether they are answers, see `grade_bits`
@@ -66,7 +66,7 @@ def grade_probabilities(
     ends = torch.ones_like(beyond[:, :1])
     return torch.cat([ends, beyond], dim=1) - torch.cat([beyond, 0 * ends], dim=1)
 
-
+# %% ../../nbs/63_classification.ipynb #680b8928
 def likely_grade(probabilities: torch.Tensor, ordinal: bool) -> torch.Tensor:  # (B, n_grades) -> (B,)
     """The most probable grade; with an order, the one that half of the probability lies at or above."""
     if not ordinal:
@@ -106,7 +106,7 @@ def truth_of(case: dict, target: str) -> float | int | None:
     value = case[target]
     return "FM".index(value) if target == "sex" and value is not None else value
 
-
+# %% ../../nbs/63_classification.ipynb #ee4b38b4
 @torch.no_grad()
 def outputs_of(network: nn.Module, store: Store, case_ids: list[str]) -> dict[str, torch.Tensor]:
     """The outputs (1, n_out) of a network for each case, in float32."""

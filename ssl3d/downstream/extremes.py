@@ -56,7 +56,7 @@ def slice_of(
     every = -(-max(flat.shape[-2:]) // SIDE)
     return flat[..., ::every, ::every]
 
-
+# %% ../../nbs/68_extremes.ipynb #c5cc45ac
 def as_bytes(picture: np.ndarray) -> np.ndarray:  # of the same shape, uint8
     """A picture from its darkest value (0) to its brightest (255)."""
     values = picture.astype(np.float32)
@@ -82,7 +82,7 @@ def _shown(store: Store, name: str, channel: int = -1) -> tuple[np.ndarray, np.n
         return (image if len(image) == 3 else image[0]), truth, None
     return image[channel], truth, busiest(truth) if truth.any() else truth.shape[2] // 2
 
-
+# %% ../../nbs/68_extremes.ipynb #d519c609
 def examples_of(
     store: Store,
     scores: Mapping[str, float],  # case id -> mean Dice, by which the cases are chosen
@@ -114,7 +114,7 @@ def keep_examples(file: Path, examples: Sequence[Kept], about: Mapping) -> None:
     text = np.array(json.dumps({"examples": told, "about": dict(about)}))
     write_whole(file, lambda f: np.savez_compressed(f, told=text, **arrays))
 
-
+# %% ../../nbs/68_extremes.ipynb #d519f6e4
 def read_examples(file: Path) -> tuple[list[Kept], dict]:
     """The examples in a file, and what is to be known of them; raises `InputError` for a file that is damaged."""
     try:

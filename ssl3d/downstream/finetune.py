@@ -56,7 +56,7 @@ def freeze(encoder: nn.Module, frozen: bool = True) -> None:
     encoder.requires_grad_(not frozen)
     encoder.train(not frozen)
 
-
+# %% ../../nbs/65_finetune.ipynb #7b747dcc
 def warm_up(
     n_steps: int,  # in which the encoder is frozen, the first ones
     change: Callable | None = None,  # (images, masks or None, step) -> images, masks: the augmentation
@@ -89,7 +89,7 @@ def filled(
     return replace(how, **{name: value for name, value in usual.items()
                            if name != "warmup" and getattr(how, name) is None})
 
-
+# %% ../../nbs/65_finetune.ipynb #d3ae93d3
 def plan_steps(n_cases: int, how: Finetuning, goal: Goal) -> tuple[int, int]:
     """Steps in all, and steps with a frozen encoder; raises `InputError` where those are more."""
     batch_size = how.batch_size or 1
@@ -126,7 +126,7 @@ def held_back(
     people = set(split_subjects(whose, max(0.2, goal.least / n), store.settings["seed"], labels)["test"])
     return [name for name, subject in zip(case_ids, whose) if subject in people]
 
-
+# %% ../../nbs/65_finetune.ipynb #142cf2ea
 def set_aside(store: Store, goal: Goal, how: Finetuning) -> list[str]:
     """The cases that `track` scores while a network trains, and that it is not trained on: the validation people's.
 
@@ -142,7 +142,7 @@ def set_aside(store: Store, goal: Goal, how: Finetuning) -> list[str]:
                          "or prepare more labelled people.")
     return found
 
-
+# %% ../../nbs/65_finetune.ipynb #69ab7ea2
 def cases_of(store: Store, goal: Goal, how: Finetuning) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
     """The truths of the parts `train` and `test`, the cases to train on, and those to score.
 
@@ -188,7 +188,7 @@ def starting_encoder(
     same = base.in_channels == store.channels and fit.sources is None
     return base, [] if same else widen(base, store.channels, fit.sources, bool(how.scaled))
 
-
+# %% ../../nbs/65_finetune.ipynb #7f2d5fce
 def weight_origins(network: nn.Module, widened: list[str] | None,
                    decoder: Mapping[str, str]) -> dict[str, list[str]]:  # `decoder` from `load_decoder`
     """Where the weights of a network with an `encoder` come from: loaded, widened, new; and what is told of it."""
@@ -201,7 +201,7 @@ def weight_origins(network: nn.Module, widened: list[str] | None,
             names["widened" if inside in widened else "loaded"].append(name)
     return names | getattr(network.encoder, "started_with", {})
 
-
+# %% ../../nbs/65_finetune.ipynb #54d59a7c
 def starting_network(
     store: Store,
     goal: Goal,
@@ -244,7 +244,7 @@ def settings_of(store: Store, network: nn.Module, goal: Goal, facts: dict, how: 
                   "steps": n_steps, "warmup_steps": warmup_steps, **own, **shared, **shape, "fold": store.fold,
                   "size": store.settings["size"], "facts": facts})
 
-
+# %% ../../nbs/65_finetune.ipynb #8b75fa51
 def keep_trained(network: nn.Module, out: Path, settings: dict, seen: dict, origins: dict[str, list[str]]) -> None:
     """Write a trained network with its card, and its encoder, so that other runs can begin with it."""
     save_weights(network, out / "network.safetensors")
@@ -275,7 +275,7 @@ def never_predicted(
               for k in one.argmax(dim=0).unique().tolist()}
     return [store.classes[code] for code in sorted(set().union(*(codes[name] for name in asked)) - marked)]
 
-
+# %% ../../nbs/65_finetune.ipynb #ac64e058
 def told_failure(settings: Mapping[str, Any]) -> str:
     """What a trained network (its card) never predicts, and what to try, as a sentence; empty where it has learned."""
     missed = settings.get("never_predicted")
@@ -286,6 +286,54 @@ def told_failure(settings: Mapping[str, Any]) -> str:
             f"seed (--seed), a lower learning rate (--lr), more steps{weights.get(settings['goal'], '')}.")
 
 # %% ../../nbs/65_finetune.ipynb #69b0d3b5
+def _step(store: Store, goal: Goal, truths: dict[str, Any], case_ids: list[str], settings: dict,
+          step: int) -> tuple[list[str], Callable]:
+    """The cases of a step, and a function that reads their images and truths."""
+    places = images_of_step(len(case_ids), settings["batch_size"], settings["seed"], step)
+    chosen = [case_ids[i] for i in places]
+    return chosen, lambda: goal.read(store, truths, chosen, generator_for(settings["seed"], "windows", step))
+
+
+def _check_maps(network: nn.Module, store: Store, goal: Goal, truths: dict[str, Any], case_ids: list[str],
+                settings: dict) -> None:
+    """Refuse images whose coarsest map is too small for a normalisation of the encoder, unless it never learns."""
+    if settings["warmup_steps"] < settings["steps"] and has_statistics(network.encoder):
+        images, _ = _step(store, goal, truths, case_ids, settings, 0)[1]()
+        check_shown(network.encoder, shown_to(network.encoder, lambda: network(images)))
+
+# %% ../../nbs/65_finetune.ipynb #ac5e4cb7
+def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths: dict[str, Any], case_ids: list[str],
+           watched: list[str], out: Path, how: Finetuning) -> None:
+    """Train a network on cases; now and then, score it on validation people's (`watched`) where that is wanted."""
+    facts, loss = settings["facts"], goal.loss(settings["facts"])
+    whole = goal.whole(network, how.slices)
+
+    def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return _step(store, goal, truths, case_ids, settings, step)[1]()
+
+    def named(step: int) -> list[str]:
+        return _step(store, goal, truths, case_ids, settings, step)[0]
+
+    def measure(network: nn.Module, outputs: torch.Tensor, truth: torch.Tensor) -> dict:
+        return {"loss": loss(outputs, truth)}
+
+    def look(trained: nn.Module, step: int) -> dict:
+        return goal.track(whole, store, watched, facts)
+
+    def picture(trained: nn.Module, batch: tuple, step: int) -> list:
+        title = f"step {step}" if watched else f"step {step}, trained on it"
+        return _draw_marked(store, largest_case(store, watched or case_ids), {title: whole}) if goal.voxelwise else []
+
+    photographs = store.spatial_dims == 2 and store.channels == 3
+    change = of_step(how.augment, how.seed, how.mirror, photographs)
+    question = warm_up(settings["warmup_steps"], change, goal.voxelwise)
+    train(goal.trained(network, how.slices), question, measure, read, out,
+          n_steps=settings["steps"], lr=settings["lr"], recipe=how, title=f"finetune {len(case_ids)} labels",
+          progress=how.progress, accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
+          precision=how.precision, observe=(how.track, look) if how.track else None, seen=named,
+          logger=how.logger, picture=picture)
+
+# %% ../../nbs/65_finetune.ipynb #8bc7ff84
 @takes(Finetuning, *map(goal_options, GOALS))
 def finetune(
     store: Folder,  # a prepared store, or its folder
@@ -342,54 +390,6 @@ def finetune(
                 write_table(folder / file, rows)
     return finished_run(folder, how.progress, own_module(how.encoder))
 
-
-def _step(store: Store, goal: Goal, truths: dict[str, Any], case_ids: list[str], settings: dict,
-          step: int) -> tuple[list[str], Callable]:
-    """The cases of a step, and a function that reads their images and truths."""
-    places = images_of_step(len(case_ids), settings["batch_size"], settings["seed"], step)
-    chosen = [case_ids[i] for i in places]
-    return chosen, lambda: goal.read(store, truths, chosen, generator_for(settings["seed"], "windows", step))
-
-
-def _check_maps(network: nn.Module, store: Store, goal: Goal, truths: dict[str, Any], case_ids: list[str],
-                settings: dict) -> None:
-    """Refuse images whose coarsest map is too small for a normalisation of the encoder, unless it never learns."""
-    if settings["warmup_steps"] < settings["steps"] and has_statistics(network.encoder):
-        images, _ = _step(store, goal, truths, case_ids, settings, 0)[1]()
-        check_shown(network.encoder, shown_to(network.encoder, lambda: network(images)))
-
-
-def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths: dict[str, Any], case_ids: list[str],
-           watched: list[str], out: Path, how: Finetuning) -> None:
-    """Train a network on cases; now and then, score it on validation people's (`watched`) where that is wanted."""
-    facts, loss = settings["facts"], goal.loss(settings["facts"])
-    whole = goal.whole(network, how.slices)
-
-    def read(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return _step(store, goal, truths, case_ids, settings, step)[1]()
-
-    def named(step: int) -> list[str]:
-        return _step(store, goal, truths, case_ids, settings, step)[0]
-
-    def measure(network: nn.Module, outputs: torch.Tensor, truth: torch.Tensor) -> dict:
-        return {"loss": loss(outputs, truth)}
-
-    def look(trained: nn.Module, step: int) -> dict:
-        return goal.track(whole, store, watched, facts)
-
-    def picture(trained: nn.Module, batch: tuple, step: int) -> list:
-        title = f"step {step}" if watched else f"step {step}, trained on it"
-        return _draw_marked(store, largest_case(store, watched or case_ids), {title: whole}) if goal.voxelwise else []
-
-    photographs = store.spatial_dims == 2 and store.channels == 3
-    change = of_step(how.augment, how.seed, how.mirror, photographs)
-    question = warm_up(settings["warmup_steps"], change, goal.voxelwise)
-    train(goal.trained(network, how.slices), question, measure, read, out,
-          n_steps=settings["steps"], lr=settings["lr"], recipe=how, title=f"finetune {len(case_ids)} labels",
-          progress=how.progress, accelerator=how.accelerator, devices=how.devices, frozen=settings["warmup_steps"] > 0,
-          precision=how.precision, observe=(how.track, look) if how.track else None, seen=named,
-          logger=how.logger, picture=picture)
-
 # %% ../../nbs/65_finetune.ipynb #4ea0703b
 def goal_of(settings: dict) -> Goal:
     """The goal of a run, with its options, from the run's settings."""
@@ -404,7 +404,7 @@ def _empty_network(settings: dict, own: nn.Module | None, run: Folder) -> tuple[
     side = settings["size"] or settings["patch"]  # a store of whole scans has no size
     return goal.network(empty_encoder(settings, own, run), settings["facts"], side), goal
 
-
+# %% ../../nbs/65_finetune.ipynb #94e61a2f
 def read_network_card(run: Folder) -> dict:
     """What the network of a finished run is; raises `InputError` where there is none."""
     folder = as_folder(run, "run")
@@ -415,7 +415,7 @@ def read_network_card(run: Folder) -> dict:
         raise InputError(f"{folder}: holds no network. Give the folder of a finished fine-tuning run.")
     return read_json(folder / "network.json")
 
-
+# %% ../../nbs/65_finetune.ipynb #e1a0bc69
 def load_network(
     run: Folder,  # a finished fine-tuning run, or its folder
     encoder: nn.Module | None = None,  # one of your own, where the run was trained with it
@@ -443,7 +443,7 @@ def told_floors(folder: Path, goal: Goal) -> str:
     alone = ", ".join(f"{what} {score:.3f}" for what, score in found.items() if what != "together")
     return f"; floor, from the same labels without a network: {found['together']:.3f} ({alone})"
 
-
+# %% ../../nbs/65_finetune.ipynb #5df680d0
 def summary(run: Folder) -> str:
     """The scores of a finished run, in one line; raises `InputError` for a run that has none."""
     folder = as_folder(run, "run")
@@ -497,7 +497,7 @@ def largest_case(
     masked = [name for name in case_ids if store.cases[name]["classes"]]
     return max(masked, key=lambda name: (store.mask(name) > 0).sum(), default=None)
 
-
+# %% ../../nbs/65_finetune.ipynb #64569ba0
 def _draw_marked(store: Store, case: str | None, networks: Mapping[str, nn.Module], channel: int = -1) -> list:
     """A case: image, truth, and what each network marks, with its mean Dice; returns axes, none without a case."""
     if case is None:

@@ -40,7 +40,7 @@ class Grid(NamedTuple):
     header: nib.Nifti1Header | None  # for a NIfTI file on this grid; None where the format knows no place
     oriented: bool = True  # whether the file says which way its axes point; if not, the prediction has them as stored
 
-
+# %% ../../nbs/66_predict.ipynb #97fd5fd6
 def read_grid(path: str | Path) -> Grid:  # anything that `ssl3d.data.scans.read_scan` reads
     """The grid of a scan as it lies on disk; raises `InputError` for what cannot be read."""
     path = Path(path)
@@ -76,7 +76,7 @@ def _from_ras(grid: Grid) -> tuple[tuple[int, ...], np.ndarray]:
     # row i: the axis of RAS that axis i of the scan is, and its direction
     return tuple(grid.shape[i] for i in np.argsort(axes[:, 0])), nib.orientations.ornt_transform(_RAS, axes)
 
-
+# %% ../../nbs/66_predict.ipynb #473f1a85
 def to_scan(
     probabilities: torch.Tensor,  # (K, *size) of K classes: in RAS for a volume, as prepared by `prepare_scan`
     grid: Grid,  # of the scan, from `read_grid`
@@ -107,7 +107,7 @@ def _nifti_bytes(classes: np.ndarray, model: nib.Nifti1Header) -> bytes:
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return gzip.compress(kind(classes, None, header).to_bytes(), compresslevel=3, mtime=0)
 
-
+# %% ../../nbs/66_predict.ipynb #9e6c5206
 def write_prediction(
     classes: np.ndarray,  # (*grid.shape) uint8, from `to_scan`
     grid: Grid,  # of the scan
@@ -149,7 +149,7 @@ def _begin(out: Path, card: dict, scans: Scans) -> None:
     else:
         write_json(out / "predictions.json", card)
 
-
+# %% ../../nbs/66_predict.ipynb #9bf40efe
 def _ending(scan: Path) -> str:
     """What the name of a mask of this scan ends in."""
     if is_picture(scan):
@@ -195,7 +195,7 @@ def _write_masks(network: nn.Module, facts: dict, scans: Scans, out: Path,
         write_prediction(to_scan(found, grid, codes), grid, mask)
     return files
 
-
+# %% ../../nbs/66_predict.ipynb #5bdf9b6b
 @torch.no_grad()
 def _write_answers(network: nn.Module, goal: Goal, facts: dict, scans: Scans, out: Path,
                    how: Predicting) -> list[Path]:

@@ -50,6 +50,25 @@ class Answer(os.PathLike[str]):
         return self.folder / "report.html"
 
 # %% ../../nbs/75_answer.ipynb #15373053
+def _foresee(described: Experiment, folder: Path) -> None:
+    """Say before an experiment begins what its seeds and people will be able to detect."""
+    with disk_troubles(folder):
+        stores = open_experiment(described, folder)
+    if not read_diary(folder):
+        metric, people = people_tested(described, stores["cohort"])
+        rivals = len(described.arms) - 1 - (described.control is not None)
+        n = len(described.primary or ()) or max(1, rivals * len(described.label_fractions))
+        say(f"{folder}: {foreseen_in_words(metric, described.seeds, people, n)}")
+
+# %% ../../nbs/75_answer.ipynb #f7f44c15
+def _read(description: Folder) -> Experiment:
+    """The experiment in a file; raises `InputError` for one that is not there or cannot be run."""
+    file = as_folder(description, "description")
+    if not file.is_file():
+        raise InputError(f"{file}: no such file. Give the description of an experiment, a YAML file.")
+    return read_experiment(file)
+
+# %% ../../nbs/75_answer.ipynb #efdb4af7
 @takes(Spreading)
 def experiment(
     description: Folder | Experiment,  # a YAML file, or an `Experiment`
@@ -71,22 +90,3 @@ def experiment(
     about = "\n".join(f"failed: {line['cell']}: {line['error']}" for line in failed)
     answers = verdict(rows, baseline, **declared(described))
     return Answer(folder, rows, answers, failed, keep_answer(rows, folder, title, about, baseline))
-
-
-def _foresee(described: Experiment, folder: Path) -> None:
-    """Say before an experiment begins what its seeds and people will be able to detect."""
-    with disk_troubles(folder):
-        stores = open_experiment(described, folder)
-    if not read_diary(folder):
-        metric, people = people_tested(described, stores["cohort"])
-        rivals = len(described.arms) - 1 - (described.control is not None)
-        n = len(described.primary or ()) or max(1, rivals * len(described.label_fractions))
-        say(f"{folder}: {foreseen_in_words(metric, described.seeds, people, n)}")
-
-
-def _read(description: Folder) -> Experiment:
-    """The experiment in a file; raises `InputError` for one that is not there or cannot be run."""
-    file = as_folder(description, "description")
-    if not file.is_file():
-        raise InputError(f"{file}: no such file. Give the description of an experiment, a YAML file.")
-    return read_experiment(file)

@@ -50,7 +50,7 @@ def _free_gib() -> float:
     except (AttributeError, ValueError, OSError):
         return 8.0
 
-
+# %% ../../nbs/71_cluster.ipynb #78b03164
 def usual_processes(n_cells: int) -> int:
     """How many processes share an experiment of so many cells, where nothing else is said."""
     if torch.cuda.is_available() or torch.backends.mps.is_available():
@@ -68,14 +68,14 @@ def _end_with_parent() -> None:
     sys.stdin.read()
     os.kill(os.getpid(), signal.SIGINT)
 
-
+# %% ../../nbs/71_cluster.ipynb #1c54257c
 def _share(out: str, threads: int) -> None:
     """Make cells of the experiment in a folder beside other processes; its errors are noted with the cells."""
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     run_experiment(read_experiment(Path(out) / "experiment.yaml"), out, progress=False)
 
-
+# %% ../../nbs/71_cluster.ipynb #2bca7e6f
 @contextmanager
 def _children(out: Path, n: int, threads: int) -> Iterator[None]:
     """While in here, so many more processes make cells; they end with it."""
@@ -172,7 +172,7 @@ def run_on_ray(
             ray.shutdown()
     return collect(experiment, stores, out)
 
-
+# %% ../../nbs/71_cluster.ipynb #779e27ef
 def _deal_out(ray, experiment: Experiment, stores: dict[str, Store], out: Path, known: int, each: dict,
               progress: bool) -> None:
     """Give every cell to a worker, after its encoder, and wait for all of them."""

@@ -52,7 +52,7 @@ def _no_further(ax: Axes, metric: str) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, -0.02 if metric == "Dice" else -1.02), min(high, 1.02))
 
-
+# %% ../../nbs/73_curves.ipynb #ee89b753
 def data_efficiency(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     title: str = "",
@@ -142,7 +142,7 @@ def _along(ax: Axes, seeds: dict[int, dict[int, float]], look: dict, arm: str = 
                         facecolor=to_rgba(look["color"], 0.12), edgecolor=to_rgba(look["color"], 0.5))
     return scores
 
-
+# %% ../../nbs/73_curves.ipynb #c03efcb0
 def convergence(
     learning_curves: Rows,  # rows of an experiment's learning_curves.csv
     fraction: float,  # of the labels
@@ -188,7 +188,7 @@ def _when_there(learning_curves: Rows, arm: str, baseline: str, fraction: float)
     spread = f" ({min(steps)} to {max(steps)})" if len(steps) > 1 else ""
     return f"{there}" + (f",\nstep {np.median(steps):g}{spread}" if steps else "")
 
-
+# %% ../../nbs/73_curves.ipynb #672373d2
 def convergence_per_method(
     learning_curves: Rows,  # rows of an experiment's learning_curves.csv
     fraction: float,  # of the labels
@@ -233,7 +233,7 @@ def _read_logs(folders: dict[str, None], out: Path) -> list[dict[str, np.ndarray
     runs = [out / name for name in folders]
     return [read_log(run) for run in runs if (run / "log.csv").exists() and (run / "settings.yaml").exists()]
 
-
+# %% ../../nbs/73_curves.ipynb #ffa4d6e3
 def _cells_in(rows: Rows) -> dict[str, list[Cell]]:
     """The cells that results come from, by their arms."""
     found: dict[str, dict[Cell, None]] = {}
@@ -242,7 +242,7 @@ def _cells_in(rows: Rows) -> dict[str, list[Cell]]:
         found.setdefault(row["arm"], {})[Cell(row["arm"], float(row["label_fraction"]), row["seed"], fold)] = None
     return {arm: [*cells] for arm, cells in found.items()}
 
-
+# %% ../../nbs/73_curves.ipynb #901a05c7
 def pretrained_for(
     rows: Rows,  # results of an experiment
 ) -> dict[str, dict[str, None]]:  # arm -> run folders within the experiment's, whether they are kept or not
@@ -250,7 +250,7 @@ def pretrained_for(
     return {arm: {f"pretraining/{arm}-{cell.seed}{suffix}": None for cell in cells for suffix in ("", cell.suffix)}
             for arm, cells in _cells_in(rows).items()}
 
-
+# %% ../../nbs/73_curves.ipynb #2c7fb735
 def losses_of(
     out: Path,  # folder of an experiment
     rows: Rows,  # its results
@@ -294,14 +294,13 @@ def _panels(logs: Logs, column: str, shared: bool) -> list[Axes]:
     fig.supxlabel("step", fontsize=10)
     return list(grid.flat[:len(logs)])
 
-
+# %% ../../nbs/73_curves.ipynb #79a33f44
 def loss_curves(
     logs: Logs,  # from `losses_of`
     shared: bool,  # whether all panels have one scale
 ) -> list[Axes]:
     """Loss against step, a panel for each arm, a thin line for each training: the mean of a fortieth of its steps."""
     return _panels(logs, "loss", shared)
-
 
 # %% ../../nbs/73_curves.ipynb #b8ad00c4
 def accuracy_curves(

@@ -46,7 +46,7 @@ class Seen(NamedTuple):
     cases: dict[str, dict]  # case id -> subject, mask (None where there is none), grade, age, sex
     rows: list[dict]  # what the scans are like, see `ssl3d.data.scans.survey`; none before they are surveyed
 
-
+# %% ../../nbs/76_planning.ipynb #17992dd8
 def look(scans: Folder, how: Describing) -> Seen:
     """Read a folder of scans, or a store; raises `InputError` for one that cannot be read."""
     place = as_folder(scans, "scans").expanduser()
@@ -59,7 +59,7 @@ def look(scans: Folder, how: Describing) -> Seen:
     cohort = open_cohort(place, **given)
     return Seen(place, cohort, {case.id: _known(vars(case)) for case in cohort.cases}, [])
 
-
+# %% ../../nbs/76_planning.ipynb #c335f281
 def _known(case: dict) -> dict:
     """What is known of a case, or of the record of one in a store."""
     return {name: case[name] for name in ("subject", "mask", "grade", "age", "sex")}
@@ -82,7 +82,7 @@ def _problems(cohort: Cohort, rows: list[dict]) -> dict[str, str]:
                     f"{cohort.source} have {usual[0]} and {usual[1]}. A store holds one kind of image."
                     for name, kind in kinds.items() if kind != usual}
 
-
+# %% ../../nbs/76_planning.ipynb #fa17cb51
 def surveyed(seen: Seen, how: Describing) -> Seen:
     """With what up to 200 of the scans are like; raises `InputError` where one cannot be used, or leaves it out."""
     if isinstance(seen.data, Store):
@@ -114,7 +114,7 @@ def labels_in(seen: Seen) -> list[Labels]:
              for goal, what in _KINDS]
     return [labels for labels in kinds if labels.truths]
 
-
+# %% ../../nbs/76_planning.ipynb #00ca16f5
 def choose_labels(seen: Seen, goal: str | None = None) -> Labels:
     """The labels for a goal, or the first choice; raises `InputError` where there are none."""
     there = labels_in(seen)
@@ -142,7 +142,7 @@ def people_by_label(seen: Seen, labels: Labels) -> dict[Any, set[str]]:
         found["a mask" if labels.what == "mask" else truth].add(seen.cases[name]["subject"])
     return dict(found)
 
-
+# %% ../../nbs/76_planning.ipynb #d2453cb8
 def check_people(seen: Seen, labels: Labels) -> None:
     """Refuse a folder with too few people who have a label, or with labels that are all alike."""
     by_label = people_by_label(seen, labels)
@@ -169,7 +169,7 @@ class Tested(NamedTuple):
     people: int  # with a label, who are tested
     taught: int  # with a label, to train on; in the smallest part
 
-
+# %% ../../nbs/76_planning.ipynb #ee43a733
 def _taught(seen: Seen, labels: Labels, test: float | None) -> list[set[str]]:
     """The labelled people to train on: in each part where no share is given."""
     if isinstance(seen.data, Store):
@@ -183,7 +183,7 @@ def _taught(seen: Seen, labels: Labels, test: float | None) -> list[set[str]]:
         trained = [{*split["train"]} for split in splits]
     return [{seen.cases[name]["subject"] for name in labels.truths} & who for who in trained]
 
-
+# %% ../../nbs/76_planning.ipynb #e9d3349a
 def who_is_tested(seen: Seen, labels: Labels) -> Tested:
     """A share of the people where that is enough to test on, else everybody, in parts."""
     people, enough = len({seen.cases[name]["subject"] for name in labels.truths}), ENOUGH[labels.goal]
@@ -283,7 +283,34 @@ def _fewest(seen: Seen, labels: Labels) -> int:
     several = 2 * len(people_by_label(seen, labels)) if labels.goal == "classification" else 4
     return 2 if labels.goal == "segmentation" else several
 
+# %% ../../nbs/76_planning.ipynb #23434087
+def _about_labels(seen: Seen, labels: Labels) -> str:
+    """What is learned, from whom, and from what else one could learn."""
+    by_label = people_by_label(seen, labels)
+    counts = "" if labels.what in ("mask", "age") else \
+        " (" + ", ".join(f"{label}: {len(who)}" for label, who in sorted(by_label.items())) + ")"
+    others = [f"{other.what} ({len(other.truths)} cases, goal: {other.goal})" for other in labels_in(seen)
+              if other.what != labels.what]
+    more = f" Known as well: {', '.join(others)}." if others else ""
+    return f"The labels: a {labels.what} for each of {len(set().union(*by_label.values()))} people{counts}.{more}"
 
+# %% ../../nbs/76_planning.ipynb #a6b275d7
+def _about_tested(tested: Tested, share: bool) -> str:
+    """Who is tested, and why."""
+    if "folds" in tested.settings:
+        return (f"Who is tested: all {tested.people} labelled people, in {FOLDS} parts (cross-validation). The "
+                "networks that are tested on a part have never seen its people. A single part would be too small. This "
+                "cannot be changed later.")
+    where = "'test' above is their share" if share else "they are those of the store"
+    return f"Who is tested: about {tested.people} labelled people ({where}). No network learns from them."
+
+
+def _about_shares(counts: Sequence[int]) -> str:
+    """What the shares are."""
+    listed = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}"
+    return f"Label fractions: how many of the labelled training people have their labels used, about {listed}."
+
+# %% ../../nbs/76_planning.ipynb #a083d316
 def plan_for(seen: Seen, labels: Labels, given: dict[str, Any], gpu: bool) -> Plan:
     """The experiment on what was seen; `given` are the options with which the folder is read."""
     check_people(seen, labels)
@@ -307,33 +334,6 @@ def plan_for(seen: Seen, labels: Labels, given: dict[str, Any], gpu: bool) -> Pl
                "has to be laid down before anybody sees a result."}
     return Plan(experiment, reasons, spare, tested.people)
 
-# %% ../../nbs/76_planning.ipynb #23434087
-def _about_labels(seen: Seen, labels: Labels) -> str:
-    """What is learned, from whom, and from what else one could learn."""
-    by_label = people_by_label(seen, labels)
-    counts = "" if labels.what in ("mask", "age") else \
-        " (" + ", ".join(f"{label}: {len(who)}" for label, who in sorted(by_label.items())) + ")"
-    others = [f"{other.what} ({len(other.truths)} cases, goal: {other.goal})" for other in labels_in(seen)
-              if other.what != labels.what]
-    more = f" Known as well: {', '.join(others)}." if others else ""
-    return f"The labels: a {labels.what} for each of {len(set().union(*by_label.values()))} people{counts}.{more}"
-
-
-def _about_tested(tested: Tested, share: bool) -> str:
-    """Who is tested, and why."""
-    if "folds" in tested.settings:
-        return (f"Who is tested: all {tested.people} labelled people, in {FOLDS} parts (cross-validation). The "
-                "networks that are tested on a part have never seen its people. A single part would be too small. This "
-                "cannot be changed later.")
-    where = "'test' above is their share" if share else "they are those of the store"
-    return f"Who is tested: about {tested.people} labelled people ({where}). No network learns from them."
-
-
-def _about_shares(counts: Sequence[int]) -> str:
-    """What the shares are."""
-    listed = f"{', '.join(map(str, counts[:-1]))} and {counts[-1]}"
-    return f"Label fractions: how many of the labelled training people have their labels used, about {listed}."
-
 # %% ../../nbs/76_planning.ipynb #5a4b74f0
 _TRIED = 12  # cases on which time is measured
 
@@ -344,7 +344,7 @@ def _few(seen: Seen, labels: Labels) -> list[str]:
     places = np.unique(np.linspace(0, len(ordered) - 1, min(_TRIED, len(ordered))).round().astype(int))
     return [ordered[i] for i in places]
 
-
+# %% ../../nbs/76_planning.ipynb #6c0ba81b
 def time_in_words(seen: Seen, labels: Labels, experiment: Experiment) -> str:
     """How many runs an experiment has, and how long they take on this machine."""
     if isinstance(seen.data, Store):
@@ -376,7 +376,7 @@ def _entries(name: str, entries: dict[str, Any]) -> list[str]:
     """A field of an experiment that holds values by name."""
     return [f"{name}:", *(f"  {_yaml(key)}: {_yaml(value)}" for key, value in entries.items())]
 
-
+# %% ../../nbs/76_planning.ipynb #5fe22cde
 _QUESTIONS = {
     "scratch": "not pretrained: random weights",
     "rotation": "which way was the scan turned?",
@@ -395,18 +395,28 @@ def _arms(plan: Plan) -> list[str]:
 _ARMS = ("What is compared. All arms are trained alike; they differ in how their encoder begins. The first one is "
          "the baseline, with which the others are compared. Each other one is pretrained by one question. More arms: "
          "take a # away.")
+
+
 _SEEDS = ("Repetitions, each with other random numbers and other labelled people. For a first look, write 1. Write 5 "
           "later: the same command then makes only what is missing.")
+
+
 _PRIMARY = ("What this experiment is about. Only these comparisons get a verdict, so they have to be chosen before "
             "anybody sees a result. The fewer they are, the smaller a difference can be shown.")
+
+
 _NETWORK = ("A small network, since this machine has no GPU. On one with a GPU, take these two lines out and give a "
             "larger size.")
+
+
 _LONG = ("How long each training is. What is not given has its default: see `ssl3d pretrain --help` and `ssl3d "
          "finetune --help`.")
+
+
 _RATES = ("Every training may choose its own learning rate, on a part of its own labelled people. It takes four times "
           "as long.")
 
-
+# %% ../../nbs/76_planning.ipynb #642c575f
 def _body(plan: Plan) -> list[str]:
     """The lines of the file below its head."""
     e, why, lines = plan.experiment, plan.reasons, []
@@ -422,7 +432,7 @@ def _body(plan: Plan) -> list[str]:
         lines += ["", *_comment(reason), *content]
     return lines
 
-
+# %% ../../nbs/76_planning.ipynb #a32a5061
 def as_text(plan: Plan, file: Path, about: str, hours: str) -> str:
     """The whole file: what was found, what it takes, what it can show, and the experiment."""
     e, line = plan.experiment, f"ssl3d experiment {shlex.quote(str(file))} --out {shlex.quote(f'runs/{file.stem}')}"

@@ -77,7 +77,7 @@ def in_words(answer: dict) -> str:
     failed = "".join(f" Of {arm}, {words}." for _, arm, words in told_failures([a]))
     return begin + _said(a) + failed
 
-
+# %% ../../nbs/74_report.ipynb #89b601ee
 def _said(a: dict) -> str:
     """How sure a comparison is, in words."""
     interval = f"a difference of {a['difference']:+.3f} (95 % interval {a['low']:+.3f} to {a['high']:+.3f})"
@@ -136,13 +136,13 @@ def failures_of(rows: Rows) -> list[str]:
     return [f"Failed with {100 * fraction:g} % of the labels: {arm}, {failures(rows, arm, fraction, bad)}."
             for arm, fraction in pairs]
 
-
+# %% ../../nbs/74_report.ipynb #8dda0b63
 def _span(numbers: list) -> str:
     """Numbers as one, or as a range."""
     texts = sorted(set(map(str, numbers)), key=lambda text: (not text.isdigit(), len(text), text))
     return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}"
 
-
+# %% ../../nbs/74_report.ipynb #c271d5d9
 def labels_in_words(trainings: Rows) -> list[str]:
     """How many labelled cases each arm has seen in all, a line for each share."""
     lines = []
@@ -156,7 +156,7 @@ def labels_in_words(trainings: Rows) -> list[str]:
         lines.append(f"with {100 * fraction:g} % of the labels, labelled cases seen: {'; '.join(said)}")
     return lines
 
-
+# %% ../../nbs/74_report.ipynb #796b2598
 def pretraining_in_words(trainings: Rows) -> list[str]:
     """The verdicts on the pretrainings of each arm, where one of them has not simply learned; a line for each arm."""
     verdicts: dict[str, list[str]] = {}
@@ -167,7 +167,7 @@ def pretraining_in_words(trainings: Rows) -> list[str]:
                                                   for word in dict.fromkeys(words))
             for arm, words in verdicts.items() if {*words} - {"", "learned"}]
 
-
+# %% ../../nbs/74_report.ipynb #ea5efb54
 def steps_in_words(trainings: Rows) -> list[str]:
     """For how many steps each share was fine-tuned; none where the table does not say it."""
     steps: dict[float, set[int]] = {}
@@ -181,7 +181,7 @@ def steps_in_words(trainings: Rows) -> list[str]:
     return [f"shares of the labels differ in steps, too ({each}), so what more labels bring cannot be told from what "
             "more steps bring"]
 
-
+# %% ../../nbs/74_report.ipynb #8527d387
 def foreseen_and_found(answers: list[dict]) -> list[str]:
     """What was to be detected by the spread of earlier experiments, and what this one found detectable; a line."""
     counted = [a for a in answers if a["role"] == "primary" and a["seeds"] > 2 and np.isfinite(a["smallest"])]
@@ -193,7 +193,7 @@ def foreseen_and_found(answers: list[dict]) -> list[str]:
     return [f"detectable differences: foreseen {min(before):.2g} to {max(before):.2g}, found {min(after):.2g} to "
             f"{max(after):.2g}"]
 
-
+# %% ../../nbs/74_report.ipynb #7a87121b
 def floors_in_words(floors: Rows) -> list[str]:
     """What the labels of each share tell without a network, the mean over seeds, a line for each share."""
     lines = []
@@ -206,7 +206,7 @@ def floors_in_words(floors: Rows) -> list[str]:
         lines.append(f"floor with {100 * fraction:g} % of the labels, without a network: {told}")
     return lines
 
-
+# %% ../../nbs/74_report.ipynb #dc2c3c70
 def trained_in_words(trainings: Rows) -> list[str]:
     """What was frozen, how many labels were seen, and how learning rates were chosen: a line each."""
     frozen: dict[str, set[int]] = {}
@@ -223,7 +223,7 @@ def trained_in_words(trainings: Rows) -> list[str]:
     search = [f"each training chose its learning rate among {n_rates}, by a fifth of its own labelled people"]
     return [*lines, *pretraining_in_words(trainings), *labels_in_words(trainings), *(search if n_rates else [])]
 
-
+# %% ../../nbs/74_report.ipynb #b6cfc744
 def _kept_table(out: Path, name: str) -> list[dict]:
     """The rows of a table of an experiment; none where its folder does not have it."""
     return read_table(out / name) if (out / name).exists() else []
@@ -248,7 +248,7 @@ def _best_floor(floors: Rows, fraction: float) -> tuple[str, float]:
     means = {name: round(float(np.mean(scores)), 6) for name, scores in found.items()}
     return max(means.items(), key=lambda floor: floor[1], default=("", -np.inf))
 
-
+# %% ../../nbs/74_report.ipynb #42e94589
 def poor_baseline(
     rows: Rows,
     baseline: str,
@@ -289,7 +289,7 @@ pre { background: #f4f4f4; padding: 0.8rem; overflow-x: auto; font-size: 0.82rem
 .note { color: #555; font-size: 0.92rem; } summary { cursor: pointer; color: #0072B2; }
 """
 
-
+# %% ../../nbs/74_report.ipynb #6f921a5d
 def _picture(alt: str) -> str:
     """The current figure as an element of a page; closes it."""
     png = io.BytesIO()
@@ -297,7 +297,7 @@ def _picture(alt: str) -> str:
     plt.close()
     return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 
-
+# %% ../../nbs/74_report.ipynb #2d5fd882
 def _text(words: str, kind: str = "") -> str:
     """A paragraph."""
     begin = f'<p class="{kind}">' if kind else "<p>"
@@ -308,7 +308,7 @@ def _list(lines: Sequence[str]) -> list[str]:
     """Lines as a list; none where there are none."""
     return ["<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"] if lines else []
 
-
+# %% ../../nbs/74_report.ipynb #e449b119
 def _folded(title: str, inside: Sequence[str], opened: bool = False) -> list[str]:
     """A part of a page that is opened by a click."""
     begin = f"<details{' open' * opened}><summary>{html.escape(title)}</summary>"
@@ -331,7 +331,7 @@ def _with_its_interval(a: dict) -> tuple[str, str]:
     known = difference_in_words(a)
     return (known if known == "none" else f"{known} ({interval_in_words(a)})"), effect
 
-
+# %% ../../nbs/74_report.ipynb #251357f5
 def _cells(a: dict) -> dict[str, str]:
     """What the table has of an answer, by the names of its columns."""
     difference, effect = _with_its_interval(a)
@@ -341,7 +341,7 @@ def _cells(a: dict) -> dict[str, str]:
             "detectable": detectable_in_words(a), "seeds": str(a["seeds"]), "people": str(a["subjects"]),
             "verdict": a["verdict"]}
 
-
+# %% ../../nbs/74_report.ipynb #7a71c28c
 def _table(answers: list[dict]) -> str:
     """The answers of `verdict` as a table, without columns that tell nothing: seeds and people where all are alike."""
     lines = [_cells(a) for a in answers]
@@ -358,7 +358,7 @@ def _table(answers: list[dict]) -> str:
         text += f"</tr><tr>{''.join(cells)}"
     return f"<div class=wide><table><tr>{text}</tr></table></div>"
 
-
+# %% ../../nbs/74_report.ipynb #bc24592b
 def _versions() -> str:
     """What the experiment was evaluated with."""
     names = ("ssl3d", "torch", "monai", "lightning", "numpy", "scipy")
@@ -388,7 +388,7 @@ def _found(rows: Rows, baseline: str, laid_down: dict, floors: Rows) -> list[str
     return page + _details("Region by region", table_one(rows)) + \
         _details("Surfaces", surface_table(rows, baseline)) + _arm_by_arm(rows, baseline)
 
-
+# %% ../../nbs/74_report.ipynb #13170604
 def _arm_by_arm(rows: Rows, baseline: str) -> list[str]:
     """A panel for each arm, where there are several to tell apart."""
     if len({row["arm"] for row in rows}) < 3:
@@ -400,14 +400,20 @@ def _arm_by_arm(rows: Rows, baseline: str) -> list[str]:
 _NO_EXAMPLES = """This folder keeps no example masks: it was made by an earlier version, or the weights of its
 networks were removed. Where its `cells` still have network.safetensors, the command of the experiment adds them,
 and trains nothing again."""
+
+
 _EXAMPLES = """The test cases with the best, the median and the worst mean Dice of {arm}, trained with {labels:g} %
 of the labels (seed {seed}). The name is the person's id. One axial slice is shown, the one with most of the true
 mask; the Dice is that of the whole scan."""
+
+
 _BESIDE = """ Beside it stands {other}, with the same labels and seed. The cases were chosen by the scores of {arm},
 so {other} is likely to look better in the row of the worst, and worse in the row of the best."""
+
+
 _WHO_MAY_SEE = "These are scans and ids of people. Ask who may see them before you send this page."
 
-
+# %% ../../nbs/74_report.ipynb #d1b32553
 def _examples_in(out: Path) -> list[str]:
     """The best, the median and the worst case, from the file that the experiment has kept; or why there are none."""
     title = "<h2>What the masks look like</h2>"
@@ -446,8 +452,12 @@ def _answered(out: Path, rows: Rows, arms: list[str]) -> list[str]:
 
 # %% ../../nbs/74_report.ipynb #de778571
 _ABOUT_QUESTIONS = "Each proxy task makes questions of scans without labels. The encoder learns by answering them."
+
+
 _ABOUT_ACCURACY = """A thin line is one pretraining: the share of its questions that it answered as it should, the mean
 of a fortieth of its steps. A network that guesses stays at chance."""
+
+
 _TWO_ABOUT = 2  # people whose scans a question is drawn of: a task that compares people needs both
 
 
@@ -460,7 +470,6 @@ def _draw_question(run: Run, store: Store) -> None:
         people.setdefault(store.cases[name]["subject"], name)
     heights = torch.Generator().manual_seed(0) if settings["slices"] else None
     task.show(read_batch(store, [*people.values()][:_TWO_ABOUT], content=True, slices=heights))
-
 
 # %% ../../nbs/74_report.ipynb #dd561c42
 def _question(arm: str, runs: Sequence[Path], stores: Sequence[Path]) -> list[str]:
@@ -475,7 +484,7 @@ def _question(arm: str, runs: Sequence[Path], stores: Sequence[Path]) -> list[st
         return [title, _text(f"The question cannot be drawn: {e}", "note")]
     return [title, _picture(f"the question of {arm} about one scan")]
 
-
+# %% ../../nbs/74_report.ipynb #dc651637
 def _asked(out: Path, rows: Rows) -> list[str]:
     """The question of each proxy task about one scan, and how often it was answered; empty where nothing is kept."""
     stores = [out / name for name in ("store-pretraining", "store") if (out / name / "manifest.json").exists()]
@@ -485,7 +494,6 @@ def _asked(out: Path, rows: Rows) -> list[str]:
     if accuracy_curves(losses_of(out, rows)[0]):
         page += [_picture("accuracy of the proxy tasks against the step"), _text(_ABOUT_ACCURACY, "note")]
     return page and ["<h2>What was asked of the scans</h2>", _text(_ABOUT_QUESTIONS, "note"), *page]
-
 
 # %% ../../nbs/74_report.ipynb #f1a85d2e
 _WHOSE_CURVES = """Scores of validation people while the networks trained (of test people in experiments of earlier
@@ -558,7 +566,7 @@ def _how_large(rows: Rows) -> str:
         told.append(f"{n} {one if n == 1 else many.get(one, one + 's')}")
     return f"{', '.join(told)}. Score: {METRICS[metric_of(rows)]}."
 
-
+# %% ../../nbs/74_report.ipynb #5e36087d
 def html_report(out: str | Path, title: str, baseline: str | None = None) -> str:
     """The page of an experiment, from its folder."""
     out = Path(out)

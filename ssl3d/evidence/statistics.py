@@ -23,6 +23,8 @@ from ..errors import InputError
 
 # %% ../../nbs/72_statistics.ipynb #b5041eb5
 Rows = Sequence[Mapping[str, Any]]  # as ssl3d.downstream.metrics.ScoreRow
+
+
 METRICS = {"Dice": "mean Dice", "kappa": "quadratic weighted kappa", "R²": "share of the variance explained (R²)"}
 
 
@@ -34,7 +36,7 @@ def metric_of(rows: Rows) -> str:
                          "last two with what they are of, as 'kappa of grade'.")
     return rows[0]["metric"].partition(" of ")[0]
 
-
+# %% ../../nbs/72_statistics.ipynb #1264c0b1
 def _truth_of(rows: Rows) -> str:
     """The column with the truth that answers are compared with, as grade."""
     return rows[0]["metric"].partition(" of ")[2]
@@ -45,7 +47,7 @@ def _kappa(predicted: np.ndarray, grades: np.ndarray) -> float:
     chance = predicted.var() + grades.var() + (predicted.mean() - grades.mean()) ** 2
     return 1 - ((predicted - grades) ** 2).mean() / chance if chance > 0 else np.nan
 
-
+# %% ../../nbs/72_statistics.ipynb #81434d32
 def _kappa_by_person(rows: Rows, people: list[str]) -> list[float]:
     """What kappa owes to each person; the mean is kappa itself."""
     predicted, grades = (np.array([row[k] for row in rows], dtype=float) for k in ("predicted", _truth_of(rows)))
@@ -54,7 +56,7 @@ def _kappa_by_person(rows: Rows, people: list[str]) -> list[float]:
     pieces = np.array([n * whole - (n - 1) * _kappa(predicted[who != p], grades[who != p]) for p in people])
     return (pieces + whole - pieces.mean()).tolist()
 
-
+# %% ../../nbs/72_statistics.ipynb #413b0186
 def _r2_by_person(rows: Rows, people: list[str]) -> list[float]:
     """What R² owes to each person; the mean is R² itself where each has one scan."""
     truth, cases = _truth_of(rows), {}
@@ -83,7 +85,7 @@ def score_matrix(
             matrix.append([np.mean([row["dice"] for row in mine if row["subject"] == p]) for p in people])
     return np.array(matrix)
 
-
+# %% ../../nbs/72_statistics.ipynb #6bd15b9b
 def in_common(*tables: Rows) -> tuple[list[int], list[str]]:
     """The seeds that all of these tables have, and the people whom they all have with each of those seeds."""
     met: list[dict[int, set[str]]] = [{} for _ in tables]  # seed -> people
@@ -98,7 +100,7 @@ def arm_rows(rows: Rows, arm: str, fraction: float) -> Rows:
     """The rows of one arm at one share."""
     return [row for row in rows if row["arm"] == arm and row["label_fraction"] == fraction]
 
-
+# %% ../../nbs/72_statistics.ipynb #abcb5b74
 def score_matrices(*tables: Rows) -> list[np.ndarray]:  # one for each table: (seeds, people), or (seeds, 1)
     """The scores of tables for the seeds and people that they share.
 
@@ -110,7 +112,7 @@ def score_matrices(*tables: Rows) -> list[np.ndarray]:  # one for each table: (s
         return [np.array([score_matrix(table, [seed], each[seed]).mean(axis=1) for seed in seeds]) for table in tables]
     return [score_matrix(table, seeds, people) for table in tables] if people else [np.empty((0, 0)) for _ in tables]
 
-
+# %% ../../nbs/72_statistics.ipynb #c1179eaa
 def paired(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     arm: str,
@@ -132,7 +134,7 @@ def _mean_squares(differences: np.ndarray) -> np.ndarray:  # of seeds, of people
     squares = np.array([n_people * (seeds**2).sum(), n_seeds * (people**2).sum(), (rest**2).sum()])
     return np.divide(squares, degrees, out=np.zeros(3), where=degrees > 0)
 
-
+# %% ../../nbs/72_statistics.ipynb #ca3afe0f
 def _error(mean_squares: np.ndarray, shape: tuple[int, ...]) -> tuple[float, float]:
     """Standard error of the mean, and the weight of the seeds in it, from `_mean_squares`; NaN where they are."""
     total = max(mean_squares[0] + mean_squares[1] - mean_squares[2], *mean_squares[:2])
@@ -143,14 +145,14 @@ def _error(mean_squares: np.ndarray, shape: tuple[int, ...]) -> tuple[float, flo
     weights = mean_squares[:2] / total  # what both do together counts with the fewer
     return float(np.sqrt(total / np.prod(shape))), float(weights[0] if shape[0] <= shape[1] else 1 - weights[1])
 
-
+# %% ../../nbs/72_statistics.ipynb #7783bc8e
 def standard_error(
     differences: np.ndarray,  # (seeds, people)
 ) -> tuple[float, float]:  # standard error of the mean, and the weight of the seeds in it, from 0 to 1
     """How far the mean difference would move with other seeds and other people; NaN for one number alone."""
     return _error(_mean_squares(differences), differences.shape) if differences.size > 1 else (float("nan"), 0.5)
 
-
+# %% ../../nbs/72_statistics.ipynb #8673b21d
 def critical(level: float, shape: tuple[int, int], weight: float) -> float:
     """How many standard errors a mean of (seeds, people) is off by in a share `level` of experiments, either way.
 
@@ -180,7 +182,7 @@ def bootstrap_means(
     wanted, had = 2 * critical(0.05, differences.shape, weight) * error, np.ptp(np.percentile(means, [2.5, 97.5]))
     return differences.mean() + (means - differences.mean()) * (wanted / had if wanted else 0 * wanted)
 
-
+# %% ../../nbs/72_statistics.ipynb #9f8abc20
 def bootstrap_interval(differences: np.ndarray, seed: int = 0, n_resamples: int = 4000) -> tuple[float, float]:
     """95 % interval of the mean difference, over seeds and people; NaN where nothing can be said."""
     low, high = np.percentile(bootstrap_means(differences, seed, n_resamples), [2.5, 97.5])
@@ -193,7 +195,7 @@ def _level(errors: float, shape: tuple[int, int], weight: float) -> float:  # 0 
         return 0.0
     return float(10 ** optimize.brentq(lambda power: critical(10**power, shape, weight) - errors, -100, 0))
 
-
+# %% ../../nbs/72_statistics.ipynb #fb178cee
 def p_value(
     differences: np.ndarray,  # (seeds, people)
     seed: int = 0,
@@ -208,7 +210,7 @@ def p_value(
     shape, weight = differences.shape, standard_error(differences)[1]
     return _level(abs(middle) / half * critical(0.05, shape, weight), shape, weight)
 
-
+# %% ../../nbs/72_statistics.ipynb #df233951
 def holm(p_values: list[float]) -> list[float]:
     """p-values corrected for how many there are (Holm 1979), in the order in which they were given; NaN stays NaN."""
     known = [i for i in np.argsort(p_values) if not np.isnan(p_values[i])]
@@ -248,7 +250,7 @@ def _detectable(error: float, weight: float, shape: tuple[int, int], comparisons
     """The difference that is shown with a power of 80 %, from the standard error and the weight of the seeds in it."""
     return float(error * sum(critical(level, shape, weight) for level in (0.05 / comparisons, 0.4)))
 
-
+# %% ../../nbs/72_statistics.ipynb #a20f552a
 def smallest_difference(
     differences: np.ndarray,  # (seeds, people)
     comparisons: int = 1,  # how many may be claimed
@@ -256,7 +258,7 @@ def smallest_difference(
     """The true difference that would have been shown about 4 times in 5 (power 80 %, level 5 % over all of them)."""
     return _detectable(*standard_error(differences), differences.shape, comparisons)
 
-
+# %% ../../nbs/72_statistics.ipynb #76479a03
 def _unit(differences: np.ndarray) -> float:
     """How much people differ in a difference, the mean over seeds; NaN for one person, or people who are all alike."""
     spread = differences.mean(axis=0).std(ddof=1) if differences.shape[1] > 1 else 0
@@ -275,7 +277,7 @@ def spread_in(differences: np.ndarray) -> tuple[float, float, float]:
     over_seeds, over_people = (seeds - rest) / n_people, (people - rest) / n_seeds
     return float(np.sqrt(max(over_seeds, 0.0))), float(np.sqrt(max(over_people, 0.0))), float(np.sqrt(rest))
 
-
+# %% ../../nbs/72_statistics.ipynb #2d49a4cb
 SPREADS = {  # metric -> where it was found -> standard deviations of differences over seeds, over people, and the rest
     "Dice": {"hippocampus, 5 % of the labels": (0.008, 0.002, 0.020),
              "brain tissue, one labelled person": (0.029, 0.000, 0.019),
@@ -285,7 +287,7 @@ SPREADS = {  # metric -> where it was found -> standard deviations of difference
     "R²": {"age from brains, 10 % of the labels": (0.052, 0.297, 0.624),
            "age from brains, all labels": (0.113, 0.416, 0.791)}}
 
-
+# %% ../../nbs/72_statistics.ipynb #2e307c45
 def foreseen(metric: str, seeds: int, people: int, comparisons: int = 1) -> dict[str, float]:  # where -> difference
     """What an experiment will be able to detect (power 80 %), if seeds and people vary as they did before (SPREADS)."""
     found = {}
@@ -295,7 +297,7 @@ def foreseen(metric: str, seeds: int, people: int, comparisons: int = 1) -> dict
         found[where] = _detectable(*_error(squares, (seeds, people)), (seeds, people), comparisons)
     return found
 
-
+# %% ../../nbs/72_statistics.ipynb #8c959df7
 def foreseen_in_words(metric: str, seeds: int, people: int, comparisons: int = 1) -> str:
     """What an experiment will be able to detect, as a sentence."""
     if seeds < 3:
@@ -319,7 +321,7 @@ def _present(rows: Rows) -> set[tuple[str, str]]:  # case and class
         found.setdefault(_what(row), set()).add(row["dice"])
     return {pair for pair, dice in found.items() if 1 not in dice or any(0 < score < 1 for score in dice)}
 
-
+# %% ../../nbs/72_statistics.ipynb #a448d314
 def _missed(rows: Rows, present: set[tuple[str, str]]) -> list[str]:
     """What one training (its rows) never predicted, in words; empty where it has learned."""
     if metric_of(rows) != "Dice":
@@ -331,7 +333,7 @@ def _missed(rows: Rows, present: set[tuple[str, str]]) -> list[str]:
             best[name] = max(row["dice"], best.get(name, 0.0))
     return [name for name, dice in best.items() if dice == 0]
 
-
+# %% ../../nbs/72_statistics.ipynb #7ea849e0
 def failed_trainings(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
 ) -> list[dict]:  # one per training that failed: arm, label_fraction, seed, fold, missed (a list of texts)
@@ -346,7 +348,7 @@ def failed_trainings(
             failed.append({"arm": arm, "label_fraction": fraction, "seed": seed, "fold": fold, "missed": missed})
     return failed
 
-
+# %% ../../nbs/72_statistics.ipynb #0b828264
 def _mean(rows: Rows) -> float:
     """The mean over seeds of the score over people; NaN for no rows."""
     seeds = sorted({row["seed"] for row in rows})
@@ -355,7 +357,7 @@ def _mean(rows: Rows) -> float:
               for seed, mine in zip(seeds, each)]
     return float(np.mean(scores)) if scores else float("nan")
 
-
+# %% ../../nbs/72_statistics.ipynb #8adaee81
 def failures(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     arm: str,
@@ -390,7 +392,7 @@ def _check_rows(rows: Rows, baseline: str | None) -> str:  # the baseline
                          f"{', '.join(map(str, arms)) or 'none'}.")
     return baseline
 
-
+# %% ../../nbs/72_statistics.ipynb #ca20d1a3
 def _pairs(rows: Rows, baseline: str) -> dict[tuple[float, str], tuple[np.ndarray, np.ndarray]]:
     """The scores of each share and arm, and of the baseline with the same seeds and people."""
     arms = dict.fromkeys(row["arm"] for row in rows if row["arm"] != baseline)
@@ -421,7 +423,7 @@ def _mostly_failed(rows: Rows, arm: str, fraction: float, failed: list[dict]) ->
     n = len({(row["seed"], row.get("fold", "")) for row in arm_rows(rows, arm, fraction)})
     return 2 * sum((each["arm"], each["label_fraction"]) == (arm, fraction) for each in failed) > n
 
-
+# %% ../../nbs/72_statistics.ipynb #792e86fa
 def _word(a: Mapping[str, Any]) -> str:
     """What may be said of a comparison."""
     if a["seeds"] < 2 or np.isnan(a["low"]):
@@ -512,7 +514,7 @@ def told_failures(answers: list[dict]) -> list[tuple[float, str, str]]:  # share
             for who, words in (("baseline", "baseline_failures"), ("arm", "failures"))]
     return [each for each in dict.fromkeys(said) if each[2]]
 
-
+# %% ../../nbs/72_statistics.ipynb #e3d0eaa7
 def interval_in_words(a: Mapping[str, Any]) -> str:
     """The interval of an answer of `verdict`; none where nothing is known of it."""
     return "none" if np.isnan(a["low"]) else f"{a['low']:+.3f} to {a['high']:+.3f}"
@@ -527,7 +529,7 @@ def detectable_in_words(a: Mapping[str, Any]) -> str:
     """What an answer of `verdict` would have shown; none where nothing is known of it."""
     return "none" if np.isnan(a["smallest"]) else f"{a['smallest']:.3f}"
 
-
+# %% ../../nbs/72_statistics.ipynb #889d2743
 def verdict_table(answers: list[dict]) -> str:
     """The answers of `verdict` as lines of text."""
     if not answers:
@@ -569,7 +571,7 @@ def learning_curves_of(
     return {seed: {step: float(np.mean(scores)) for step, scores in sorted(steps.items())}
             for seed, steps in sorted(found.items())}
 
-
+# %% ../../nbs/72_statistics.ipynb #0a7bafd7
 def frozen_steps(learning_curves: Rows, fraction: float) -> dict[str, int]:
     """For how many steps each arm's encoder was frozen at a share, the most of its seeds; empty for old tables."""
     found: dict[str, int] = {}
@@ -579,7 +581,7 @@ def frozen_steps(learning_curves: Rows, fraction: float) -> dict[str, int]:
             found[row["arm"]] = max(found.get(row["arm"], 0), int(row.get("frozen_steps") or step))
     return found
 
-
+# %% ../../nbs/72_statistics.ipynb #42ff983e
 def frozen_in_words(steps: Mapping[str, int]) -> str:  # arm -> steps
     """What was frozen, in words; empty where that is not known."""
     if not steps:
@@ -591,7 +593,7 @@ def frozen_in_words(steps: Mapping[str, int]) -> str:  # arm -> steps
     each = ", ".join(f"{arm} {n}" for arm, n in steps.items())
     return f"encoder frozen for the first steps, not alike in all arms ({each})"
 
-
+# %% ../../nbs/72_statistics.ipynb #b9d5fa23
 def steps_to_reach(learning_curves: Rows, arm: str, baseline: str, fraction: float) -> dict[int, int | None]:
     """For each seed that both have, the first step at which an arm is as good as the baseline is at its end."""
     mine, theirs = (learning_curves_of(learning_curves, name, fraction) for name in (arm, baseline))
@@ -606,7 +608,7 @@ def has_surface(rows: Rows) -> bool:
     """Whether all rows have a surface Dice, which tables of earlier versions do not."""
     return bool(rows) and all(row.get("surface_dice", "") != "" for row in rows)
 
-
+# %% ../../nbs/72_statistics.ipynb #04ce7ba2
 def surface_answers(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     baseline: str | None = None,  # what the others are compared with; the first arm if None
@@ -664,14 +666,14 @@ def _priced(mm: float, missed: float | None) -> float:
         return mm
     return 0.0 if np.isnan(mm) else float(missed)
 
-
+# %% ../../nbs/72_statistics.ipynb #4a39ea88
 def _by_person(pairs: Mapping[tuple, Sequence[float]], which: int) -> float:
     """The mean over people of what one side of their pairs has; NaN for no pairs."""
     people = {key[2] for key in pairs}
     means = [np.mean([pair[which] for key, pair in pairs.items() if key[2] == person]) for person in people]
     return float(np.mean(sorted(means))) if means else float("nan")
 
-
+# %% ../../nbs/72_statistics.ipynb #e32a4b82
 def compare_distances(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     arm: str,
@@ -710,7 +712,7 @@ def _difference_text(a: Mapping[str, Any], digits: int) -> str:
     """A difference, ten letters wide; a dash where it has no interval, since it means nothing without one."""
     return f"{'-':>10}" if np.isnan(a["low"]) else f"{a['difference']:>+10.{digits}f}"
 
-
+# %% ../../nbs/72_statistics.ipynb #a91761a4
 def _distance_lines(rows: Rows, arms: list[str], baseline: str, missed: float | None, width: int) -> list[str]:
     """The comparison of distances as lines of text, for each share, arm and class."""
     lines, classes = [], max((len(str(row["class"])) for row in rows), default=5)
@@ -725,7 +727,7 @@ def _distance_lines(rows: Rows, arms: list[str], baseline: str, missed: float | 
         f"{'95 % interval':<18}  {'pairs':<12}  missed  by baseline"
     return [head, *lines] if lines else []
 
-
+# %% ../../nbs/72_statistics.ipynb #4be66cb5
 def surface_table(
     rows: Rows,  # from `ssl3d.evidence.experiments.run_experiment`
     baseline: str | None = None,  # what the others are compared with; the first arm if None
@@ -763,7 +765,7 @@ def scores_by_class(
                           "low": low, "high": high, "seeds": len(matrix), "subjects": _n_people(matrix, mine)})
     return found
 
-
+# %% ../../nbs/72_statistics.ipynb #740016b7
 def table_one(rows: Rows) -> str:
     """Dice in per cent: a line for each share and arm, a column for each region, in the order of the paper's table 1.
 
