@@ -377,24 +377,44 @@ def test_a_variable_that_is_not_set_and_a_taken_folder(tmp_path):
         run_experiment(TOY, tmp_path / "taken", progress=False)
 
 
-def test_one_cell_fails_and_the_others_go_on(tmp_path):
-    arms = {"scratch": {}, "lost": {"encoder": str(tmp_path / "later")}}
-    broken = replace(TOY, arms=arms, label_fractions=[0.2])
+def test_one_cell_fails_and_the_others_go_on(tmp_path, monkeypatch):
+    assert run_experiment(replace(TOY, seeds=1), tmp_path / "made", progress=False)
+    arms = {"scratch": {}, "lost": {"encoder": str(tmp_path / "made/pretraining/rotation-0")}}
+    broken, real = replace(TOY, arms=arms, label_fractions=[0.2]), experiments.finetune
+
+    def full(store, out, **how):
+        if how["encoder"] is not None:
+            raise RuntimeError("no room on the device")
+        return real(store, out, **how)
+
+    monkeypatch.setattr(experiments, "finetune", full)
     rows = run_experiment(broken, tmp_path / "out", progress=False)
     assert {r["arm"] for r in rows} == {"scratch"} and len(read_diary(tmp_path / "out")) == 4
     failed = failed_cells(broken, tmp_path / "out")
-    assert [f["cell"] for f in failed] == ["lost-0.2-0", "lost-0.2-1"] and "holds no encoder" in failed[0]["error"]
-    first = run_experiment(replace(TOY, seeds=1), tmp_path / "made", progress=False)
-    assert first
-    shutil.copytree(tmp_path / "made/pretraining/rotation-0", tmp_path / "later")
+    assert [f["cell"] for f in failed] == ["lost-0.2-0", "lost-0.2-1"] and "no room" in failed[0]["error"]
     said = (tmp_path / "out/cells/lost-0.2-0.error.txt").read_text()
-    assert "Traceback" in said and "holds no encoder" in said
+    assert "Traceback" in said and "no room" in said
+    with pytest.raises(InputError, match="no cell of 2 could be made.*no room"):
+        run_experiment(replace(broken, arms={"lost": arms["lost"]}), tmp_path / "nothing", progress=False)
+
+    monkeypatch.setattr(experiments, "finetune", real)
     rows = run_experiment(broken, tmp_path / "out", progress=False)
     assert {r["arm"] for r in rows} == {"scratch", "lost"} and not failed_cells(broken, tmp_path / "out")
     assert len(read_diary(tmp_path / "out")) == 6, "what was made is not made again"
-    nothing = replace(broken, arms={"lost": {"encoder": str(tmp_path / "nowhere")}})
-    with pytest.raises(InputError, match="no cell of 2 could be made.*nowhere"):
-        run_experiment(nothing, tmp_path / "nothing", progress=False)
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"finetuning": {"steps": 2, "lr_warmup": 5}}, "arm 'scratch'.*rises for 5 steps"),
+    ({"finetuning": {"steps": 2, "augment": "none", "mirror": [0]}}, "arm 'scratch'.*mirror"),
+    ({"finetuning": {"steps": 2, "patch": 17}}, "arm 'scratch'.*17"),
+    ({"pretraining": {"steps": 2, "lr_warmup": 9}}, "arm 'rotation'.*rises for 9 steps"),
+    ({"pretraining": {"steps": 2, "mirror": [0]}}, "arm 'rotation'.*mirror"),
+    ({"arms": {"scratch": {}, "lost": {"encoder": "nowhere"}}}, "arm 'lost'.*nowhere: no such folder"),
+])  # fmt: skip
+def test_an_option_that_cannot_be_is_refused_before_anything_is_trained(wrong, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        run_experiment(replace(TOY, **wrong), tmp_path, progress=False)
+    assert not (tmp_path / "pretraining").exists() and not (tmp_path / "cells").exists()
 
 
 def test_slices_supervised_elsewhere_and_folds(tmp_path):
@@ -524,12 +544,11 @@ def test_an_encoder_of_another_network_is_refused(toy, tmp_path):
     encoder = toy[0] / "pretraining/rotation-0"
     arms = {"scratch": {}, "given": {"encoder": str(encoder)}}
     other = replace(TOY, arms=arms, seeds=1, label_fractions=[0.2], network={"widths": [4, 8, 16]})
-    run_experiment(other, tmp_path / "out", progress=False)
-    (failed,) = failed_cells(other, tmp_path / "out")
-    assert "same network" in failed["error"]
+    with pytest.raises(InputError, match="arm 'given'.*same network"):
+        run_experiment(other, tmp_path / "out", progress=False)
     unset = replace(other, arms={"scratch": {}, "given": {"encoder": "$NO_SUCH_PLACE/x"}})
-    run_experiment(unset, tmp_path / "unset", progress=False)
-    assert "NO_SUCH_PLACE" in failed_cells(unset, tmp_path / "unset")[0]["error"]
+    with pytest.raises(InputError, match="arm 'given'.*NO_SUCH_PLACE"):
+        run_experiment(unset, tmp_path / "unset", progress=False)
 
 
 def test_another_checkpoint_in_the_same_place_is_another_cell(toy, tmp_path):
@@ -821,7 +840,7 @@ def test_a_share_that_is_too_small_for_a_search_is_refused_at_once(tmp_path, goa
 
 def test_a_frozen_phase_that_is_too_long_is_refused_at_once(toy, tmp_path):
     long = replace(TOY, cohort={"source": str(toy[0] / "store")}, finetuning={"preset": "paper", "steps": 100})
-    said = "arm 'scratch' with 100 % of the labels: .*25 epochs, which are 325 steps .* 100 steps"
+    said = "arm 'scratch': fine-tuning on 100 % of the labels: .*25 epochs, which are 325 steps .* 100 steps"
     with pytest.raises(InputError, match=said):
         run_experiment(long, tmp_path / "out", progress=False)
     assert not (tmp_path / "out/cells").exists()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['N_ASKED', 'freeze', 'warm_up', 'filled', 'plan_steps', 'held_back', 'set_aside', 'cases_of', 'starting_encoder',
            'weight_origins', 'starting_network', 'settings_of', 'keep_trained', 'never_predicted', 'told_failure',
-           'finetune', 'goal_of', 'read_network_card', 'load_network', 'told_origins', 'told_floors', 'summary',
-           'network_so_far', 'largest_case', 'validation_cases', 'draw_case']
+           'Plan', 'planned', 'finetune', 'goal_of', 'read_network_card', 'load_network', 'told_origins', 'told_floors',
+           'summary', 'network_so_far', 'largest_case', 'validation_cases', 'draw_case']
 
 # %% ../../nbs/65_finetune.ipynb #3a577aee
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +47,15 @@ from ..plots.slices import busiest, row
 from ..seeds import generator_for, seeded
 from ..settings import Finetuning, architecture_of, other_size, takes
 from ..tasks.augment import check_mirror, of_step
-from ..training.loop import SGD_RATE, check_devices, images_of_step, recipe_of, steps_per_epoch, train
+from ssl3d.training.loop import (
+    SGD_RATE,
+    check_devices,
+    check_rise,
+    images_of_step,
+    recipe_of,
+    steps_per_epoch,
+    train,
+)
 from ..training.runs import Run, begun_run, finished_run, read_settings
 
 # %% ../../nbs/65_finetune.ipynb #4013a17d
@@ -98,6 +106,7 @@ def plan_steps(n_cases: int, how: Finetuning, goal: Goal) -> tuple[int, int]:
     of_preset = how.warmup is None and how.preset == "paper"
     epochs = goal.PAPER.get("warmup", 0) if of_preset else 0
     warmup_steps = epochs * per_epoch if of_preset else (how.warmup or 0) * unit
+    check_rise(how, n_steps)
     if warmup_steps <= n_steps:
         return n_steps, warmup_steps
     if of_preset:
@@ -333,6 +342,58 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
           precision=how.precision, observe=(how.track, look) if how.track else None, seen=named,
           logger=how.logger, picture=picture)
 
+# %% ../../nbs/65_finetune.ipynb #c66bc1c9
+class Plan(NamedTuple):
+    """A fine-tuning before its first step."""
+
+    store: Store
+    goal: Goal
+    how: Finetuning  # with values for everything
+    truths: dict[str, Any]  # of the parts `train` and `test`
+    case_ids: list[str]  # to train on
+    test: list[str]  # to score
+    aside: list[str]  # to score while it trains
+    facts: dict  # of the goal
+    network: nn.Module
+    origins: dict[str, list[str]]  # where the network's weights come from
+    settings: dict  # everything that makes the run
+
+
+def _check_store(store: Store, goal: Goal, how: Finetuning) -> None:
+    """Refuse what a goal and a store cannot have together."""
+    if how.slices and not goal.voxelwise:
+        raise InputError(f"slices are for masks, and goal {how.goal} is about whole images. Leave slices out.")
+    if how.decoder and not goal.voxelwise:
+        raise InputError(f"decoder is for masks, and goal {how.goal} is about whole images. Leave decoder out.")
+    check_mirror(how.augment, how.mirror, store.spatial_dims)
+    if store.own_shapes and not goal.voxelwise:
+        raise InputError(f"{store.folder}: holds whole scans, each in its own shape, and goal {how.goal} needs images "
+                         "of one. Prepare a store with a size as well (size=128, --size 128): a box of each scan at "
+                         "the same spacing.")
+
+# %% ../../nbs/65_finetune.ipynb #379128e8
+def planned(
+    store: Folder,  # a prepared store, or its folder
+    how: Finetuning,
+    own: dict[str, Any],  # options of the goal
+) -> Plan:
+    """What a fine-tuning is made of; raises `InputError` for a store, an encoder or an option that cannot be used."""
+    goal = make_goal(how.goal, own).in_windows(how.patch)
+    opened = Store(store, how.fold)
+    how = filled(how, goal, opened.spatial_dims)
+    _check_store(opened, goal, how)
+    truths, case_ids, test = cases_of(opened, goal, how)
+    aside = set_aside(opened, goal, how)
+    n_steps, warmup_steps = plan_steps(len(case_ids), how, goal)
+    check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
+    facts = goal.facts(opened, truths, case_ids)
+    network, origins = starting_network(opened, goal, facts, how, [*test, *aside])
+    settings = settings_of(opened, network, goal, facts, how, n_steps, warmup_steps)
+    _check_maps(goal.trained(network, how.slices), opened, goal, truths["train"], case_ids, settings)
+    if unusual := other_size(how, network.encoder.spatial_dims, opened.settings["size"]):
+        warn(f"{opened.folder}: {unusual}")
+    return Plan(opened, goal, how, truths, case_ids, test, aside, facts, network, origins, settings)
+
 # %% ../../nbs/65_finetune.ipynb #8bc7ff84
 @takes(Finetuning, *map(goal_options, GOALS))
 def finetune(
@@ -352,40 +413,21 @@ def finetune(
     section 4). The encoder is kept, so that other runs can begin with it (supervised pretraining). Raises `InputError`
     for a store, encoder or option that cannot be used, and for a taken folder.
     """
-    chosen = make_goal(how.goal, own).in_windows(how.patch)
-    opened, folder = Store(store, how.fold), as_folder(out, "out")
-    how = filled(how, chosen, opened.spatial_dims)
-    if how.slices and not chosen.voxelwise:
-        raise InputError(f"slices are for masks, and goal {how.goal} is about whole images. Leave slices out.")
-    if how.decoder and not chosen.voxelwise:
-        raise InputError(f"decoder is for masks, and goal {how.goal} is about whole images. Leave decoder out.")
-    check_mirror(how.augment, how.mirror, opened.spatial_dims)
-    if opened.own_shapes and not chosen.voxelwise:
-        raise InputError(f"{opened.folder}: holds whole scans, each in its own shape, and goal {how.goal} needs images "
-                         "of one. Prepare a store with a size as well (size=128, --size 128): a box of each scan at "
-                         "the same spacing.")
-    truths, case_ids, test = cases_of(opened, chosen, how)
-    aside = set_aside(opened, chosen, how)
-    n_steps, warmup_steps = plan_steps(len(case_ids), how, chosen)
-    check_devices(how.devices, min(how.batch_size or 1, len(case_ids)))
-    facts = chosen.facts(opened, truths, case_ids)
-    network, origins = starting_network(opened, chosen, facts, how, [*test, *aside])
-    settings = settings_of(opened, network, chosen, facts, how, n_steps, warmup_steps)
-    _check_maps(chosen.trained(network, how.slices), opened, chosen, truths["train"], case_ids, settings)
-    if unusual := other_size(how, network.encoder.spatial_dims, opened.settings["size"]):
-        warn(f"{opened.folder}: {unusual}")
-    with begun_run(folder, settings, "scores.csv") as to_be_made:
+    folder, plan = as_folder(out, "out"), planned(store, how, own)
+    how, goal, case_ids, facts = plan.how, plan.goal, plan.case_ids, plan.facts
+    opened, network = plan.store, plan.network
+    with begun_run(folder, plan.settings, "scores.csv") as to_be_made:
         if to_be_made:
             if how.head_bias == "frequency":
-                chosen.begin(network, opened, case_ids)
-            watched = test if how.validate else aside
-            _learn(network, opened, chosen, settings, truths["train"], case_ids, watched, folder, how)
-            whole = chosen.whole(network, how.slices)
+                goal.begin(network, opened, case_ids)
+            watched = plan.test if how.validate else plan.aside
+            _learn(network, opened, goal, plan.settings, plan.truths["train"], case_ids, watched, folder, how)
+            whole = goal.whole(network, how.slices)
             seen = provenance(opened, case_ids, given_card(how.encoder) or None, labelled=case_ids)
-            about = {"trained_on": case_ids, "never_predicted": never_predicted(whole, opened, chosen, case_ids, facts)}
-            keep_trained(network, folder, settings | about, seen, origins)
-            floors = chosen.floors(opened, truths, case_ids, facts)
-            tables = ({"floors.csv": floors} if floors else {}) | chosen.tables(whole, opened, test, facts)
+            about = {"trained_on": case_ids, "never_predicted": never_predicted(whole, opened, goal, case_ids, facts)}
+            keep_trained(network, folder, plan.settings | about, seen, plan.origins)
+            floors = goal.floors(opened, plan.truths, case_ids, facts)
+            tables = ({"floors.csv": floors} if floors else {}) | goal.tables(whole, opened, plan.test, facts)
             for file, rows in tables.items():
                 write_table(folder / file, rows)
     return finished_run(folder, how.progress, own_module(how.encoder))

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -34,6 +35,7 @@ from ..data.prepare import prepare
 from ..data.store import Store
 from ..downstream.extremes import Kept, examples_of, keep_examples, mean_scores, read_examples
 from ..downstream.finetune import cases_of, filled, finetune, load_network, plan_steps
+from ..downstream.finetune import planned as planned_finetuning
 from ..downstream.goals import GOALS, Goal, goal_class, goal_options, make_goal
 from ..downstream.metrics import ScoreRow
 from ..errors import InputError, one_of, whole_number
@@ -69,10 +71,12 @@ from ssl3d.settings import (
     check_option,
     options_of,
     plain,
+    settings_from,
 )
 from ..tasks import NAMES
 from ..training.loop import steps_per_epoch
 from ..training.pretrain import check_augmentation, pretrain
+from ..training.pretrain import planned as planned_pretraining
 from ..training.probes import probe_cases
 from ..training.runs import log_so_far, read_log, read_settings
 
@@ -747,18 +751,50 @@ def _check_search(experiment: Experiment, stores: dict[str, Store], goal: Goal) 
                              f"people is {n}. Give larger label_fractions, or one lr under finetuning in place of lrs.")
 
 # %% ../../nbs/70_experiments.ipynb #d3f21da8
-def _check_frozen_length(experiment: Experiment, stores: dict[str, Store], goal: Goal) -> None:
-    """Refuse a frozen phase that is longer than the training of a share."""
+def _plan_pretraining(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> None:
+    """Refuse a pretraining that cannot begin."""
+    store, settings = stores.get("pretraining_cohort", stores["cohort"]), _pretraining(experiment, arm, stores)
+    if arm["task"] != "supervised":
+        planned_pretraining(arm["task"], store, settings_from(Pretraining, settings, "pretraining"))
+        return
+    known = options_of(Finetuning)
+    own = {name: value for name, value in settings.items() if name not in known}
+    given = {name: value for name, value in settings.items() if name in known}
+    planned_finetuning(store, settings_from(Finetuning, given, "pretraining"), own)
+
+
+def _plan_finetuning(experiment: Experiment, name: str, stores: dict[str, Store], store: Store) -> None:
+    """Refuse a fine-tuning that cannot begin, at any share of the labels."""
+    arm, goal = experiment.arms[name], _goal(experiment)
+    settings = _finetuning(experiment, name, stores) | {"decoder": arm.get("decoder", False)}
+    left = () if "encoder" in arm else ("decoder", "sources", "allow_seen")  # no encoder is there yet
+    given = {what: value for what, value in settings.items() if what in options_of(Finetuning) and what not in left}
+    own = {what: value for what, value in settings.items() if what not in options_of(Finetuning)}
+    given |= {"goal": experiment.goal, "encoder": _given_encoder(experiment, arm, stores)}
+    for fraction in sorted(experiment.label_fractions):
+        how = settings_from(Finetuning, given | {"labels": fraction}, "finetuning")
+        try:
+            if fraction == min(experiment.label_fractions):
+                planned_finetuning(store, how, own)
+            else:
+                filled_in = filled(how, goal, store.spatial_dims)
+                plan_steps(len(cases_of(store, goal, filled_in)[1]), filled_in, goal)
+        except InputError as e:
+            raise InputError(f"fine-tuning on {100 * fraction:g} % of the labels: {e}") from None
+
+# %% ../../nbs/70_experiments.ipynb #0c481ebf
+def _check_plans(experiment: Experiment, stores: dict[str, Store]) -> None:
+    """Refuse arms whose trainings cannot begin, before one of them is trained."""
     store = Store(stores["cohort"], (0, experiment.folds)) if experiment.folds else stores["cohort"]
-    for name in experiment.arms:
-        settings = _finetuning(experiment, name, stores)
-        known = {key: value for key, value in settings.items() if key in options_of(Finetuning)}
-        for fraction in experiment.label_fractions if _frozen(settings) else ():
-            how = filled(Finetuning(labels=fraction, **known), goal, store.spatial_dims)
-            try:
-                plan_steps(len(cases_of(store, goal, how)[1]), how, goal)
-            except InputError as e:
-                raise InputError(f"arm {name!r} with {100 * fraction:g} % of the labels: {e}") from None
+    for name, arm in experiment.arms.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they come again with the training
+                if "task" in arm:
+                    _plan_pretraining(experiment, arm, stores)
+                _plan_finetuning(experiment, name, stores, store)
+        except InputError as e:
+            raise InputError(f"arm {name!r}: {e}") from None
 
 # %% ../../nbs/70_experiments.ipynb #e3c189b3
 def _read_with_labels(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> set[str]:
@@ -932,7 +968,7 @@ def open_experiment(
     _check_search(experiment, drawn[0], goal)
     for mine in drawn:
         _check_labels(experiment, mine)
-    _check_frozen_length(experiment, drawn[0], goal)
+    _check_plans(experiment, drawn[0])
     return stores
 
 # %% ../../nbs/70_experiments.ipynb #57972bc2

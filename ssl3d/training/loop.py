@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURES', 'DECAY', 'SGD_RATE', 'PLAIN', 'steps_per_epoch', 'images_of_step', 'read_batch', 'pairs', 'check_one_view',
            'check_windows', 'NotFinite', 'not_finite', 'check_weights', 'rate_at', 'recipe_of', 'optimiser_of',
-           'Learner', 'check_devices', 'times_slower', 'check_precision', 'train']
+           'Learner', 'check_devices', 'times_slower', 'check_precision', 'check_rise', 'train']
 
 # %% ../../nbs/51_loop.ipynb #6fe9e96a
 import functools
@@ -525,6 +525,16 @@ def check_precision(precision: str, device: torch.device) -> None:
         warn(f"precision is '{precision}' (--precision {precision}), and on this CPU a convolution takes {ratio:.1f} "
              "times as long in it as in single precision. Choose 32-true, which is quicker and more exact.")
 
+# %% ../../nbs/51_loop.ipynb #d23bf406
+def check_rise(
+    recipe: Optimising,
+    n_steps: int,  # of the training
+) -> None:
+    """Refuse a learning rate that rises for longer than the training lasts."""
+    if recipe.lr_warmup >= n_steps:
+        raise InputError(f"the learning rate rises for {recipe.lr_warmup} steps (lr_warmup, --lr-warmup), and the "
+                         f"training has {n_steps}. Let it rise for fewer, or train longer.")
+
 # %% ../../nbs/51_loop.ipynb #fb36eff5
 def train(
     network: torch.nn.Module,  # trained in place
@@ -557,9 +567,7 @@ def train(
     """
     one_of(("32-true", "16-mixed", "bf16-mixed"), precision=precision)
     real_number(0, 1e30, lr=lr)  # above it, a step is no number
-    if recipe.lr_warmup >= n_steps:
-        raise InputError(f"the learning rate rises for {recipe.lr_warmup} steps (lr_warmup, --lr-warmup), and the "
-                         f"training has {n_steps}. Let it rise for fewer, or train longer.")
+    check_rise(recipe, n_steps)
     how = {"accelerator": accelerator, "devices": devices, "precision": precision, "gradient_clip_val": recipe.clip}
     plugins = [_WholeCheckpoints(), LightningEnvironment()]  # on a cluster, too, the helpers are ours
     if devices > 1:
