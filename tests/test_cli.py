@@ -99,8 +99,13 @@ def test_runs_stores_and_experiments_are_shown(walked, tmp_path):
     assert ssl3d("show", walked / "ft", folder=tmp_path).returncode == 0 and (walked / "ft/plot.png").exists()
     (tmp_path / "e").mkdir()
     (tmp_path / "e/experiment.yaml").touch()
+    for name, file in (("begun", "unfinished.jsonl"), ("another", "settings.yaml")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("theme: dark\n")
     for place, more, said in (
         (tmp_path, (), "no run, no store"),
+        (tmp_path / "begun", (), "begun: is an unfinished store. `ssl3d prepare"),
+        (tmp_path / "another", (), "settings.yaml: names no command of ssl3d"),
         (tmp_path / "e", (), "not finished"),
         (walked / "ft", ("--out", tmp_path / "x.jpg"), "x.jpg: is no name for a picture"),
     ):
@@ -110,6 +115,8 @@ def test_runs_stores_and_experiments_are_shown(walked, tmp_path):
     (tmp_path / "e/summary.txt").write_text("rotation is better")
     done = ssl3d("show", tmp_path / "e", folder=tmp_path)
     assert "rotation is better" in done.stdout and "report.html" in done.stdout
+    (tmp_path / "e/summary.txt").unlink()
+    assert "has lost its summary.txt" in ssl3d("show", tmp_path / "e", folder=tmp_path).stderr
     assert "Leave out" in ssl3d("show", tmp_path / "e", "--out", "x.png", folder=tmp_path).stderr
 
 

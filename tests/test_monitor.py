@@ -205,7 +205,7 @@ def test_scorings_are_those_that_a_run_makes(store, tmp_path):
 def test_a_pause_is_no_step_and_a_step_that_is_made_again_counts_anew(tmp_path, monkeypatch):
     watched = _Watched(f"ssl3d pretrain rotation s --out {tmp_path}")
     monkeypatch.setattr(watched, "running", lambda: True)
-    (tmp_path / "settings.yaml").write_text("steps: 90\n")
+    (tmp_path / "settings.yaml").write_text("command: pretrain\nsteps: 90\n")
 
     def log(step, at):
         (tmp_path / "log.csv").write_text("step,loss\n" + "".join(f"{k + 1},1.0\n" for k in range(step)))
@@ -243,7 +243,7 @@ def test_the_time_left_of_a_real_training(store, tmp_path, more):
 
 
 def test_a_log_that_is_being_written_is_read_as_far_as_it_is_whole(tmp_path):
-    (tmp_path / "settings.yaml").write_text("steps: 9\n")
+    (tmp_path / "settings.yaml").write_text("command: pretrain\nsteps: 9\n")
     assert progress_of(tmp_path) == (0, 9)
     for text, steps in (("", 0), ("step,loss\r\n", 0), ("step,loss\r\n1,2.5\r\n2", 1)):
         (tmp_path / "log.csv").write_text(text)

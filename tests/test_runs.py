@@ -120,7 +120,8 @@ def begin(who):
     for n in range(25):
         barrier.wait()
         try:
-            with begun_run(folder / str(n), {"steps": 0 if same else who}, "encoder.json") as to_be_made:
+            how = {"command": "pretrain", "steps": 0 if same else who}
+            with begun_run(folder / str(n), how, "encoder.json") as to_be_made:
                 barrier.wait(20)
                 found.put(read_settings(folder / str(n))["steps"] in (0, who) and to_be_made)
         except InputError as e:
@@ -159,15 +160,15 @@ def test_a_second_process_is_refused_whoever_started_it(store, tmp_path, monkeyp
 
 def test_a_folder_that_is_refused_is_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="not empty"), begun_run(tmp_path, {"steps": 1}, "encoder.json"):
+    with pytest.raises(InputError, match="not empty"), begun_run(tmp_path, {"command": "pretrain"}, "encoder.json"):
         pass
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path):
-    with begun_run(tmp_path, {"steps": 1}, "encoder.json"):
+    with begun_run(tmp_path, {"command": "pretrain", "steps": 1}, "encoder.json"):
         (tmp_path / "last.0123456789ab.part").write_bytes(b"killed")
-    with begun_run(tmp_path, {"steps": 1}, "encoder.json"):
+    with begun_run(tmp_path, {"command": "pretrain", "steps": 1}, "encoder.json"):
         assert sorted(f.name for f in tmp_path.iterdir()) == ["settings.yaml", "train.lock"]
 
 
@@ -417,7 +418,7 @@ def test_a_run_is_drawn_as_far_as_it_is(tmp_path):
     with pytest.raises(InputError, match="a.jpg.*ends in .png"):
         probed.plot(tmp_path / "a.jpg")
     begun = made_run(tmp_path / "b", 0, {"command": "finetune", "goal": "segmentation"})
-    assert begun.plot()[0].get_title() == "no step yet" and "no step is logged yet" in begun.summary()
+    assert begun.plot()[0].get_title() == "no step is logged" and "no step is logged yet" in begun.summary()
     going = made_run(tmp_path / "c", 20, {"command": "finetune", "goal": "segmentation"}, [{"step": 20, "dice": 0.75}])
     assert re.search("20 of 40 steps: .*0.067; mean Dice, test cases, at step 20: 0.750", going.summary())
     plt.close("all")
@@ -441,4 +442,86 @@ def test_final_scores_are_drawn_case_by_case(tmp_path):
     aged = made_run(tmp_path / "r", 40, {"command": "finetune", "goal": "regression", "metric": "R² of age"}, (), {
         "predictions.csv": [{"case": "a", "age": 50.0, "guess": 40.5}], "scores.csv": [{"cases": 1, "r2": -1.0}]})
     assert aged.plot()[-1].lines[-1].get_xydata().tolist() == [[50.0, 40.5]]
+    plt.close("all")
+
+
+def test_the_rate_that_is_drawn_is_the_optimisers(store, tmp_path):
+    how = {"steps": 6, "widths": SMALL, "progress": False, "lr_warmup": 2}
+    for name, made in (
+        ("polynomial", lambda out, **more: finetune(store, out, labels=0.2, **how | more)),
+        ("constant", lambda out, **more: pretrain("rotation", store, out, batch_size=2, **how | more)),
+    ):
+        notes = Notes()
+        ax = made(tmp_path / name, schedule=name, logger=notes).plot()[1 if name == "polynomial" else 2]
+        told = [(each["step"], each["lr"]) for each in notes.numbers if "lr" in each]
+        assert ax.get_ylabel() == "learning rate" and [tuple(at) for at in ax.lines[0].get_xydata()] == told
+        assert len(told) == 6 and len({rate for _, rate in told}) > 1
+    steady = made(tmp_path / "steady", schedule="constant", lr_warmup=0)
+    assert "learning rate" not in [ax.get_ylabel() for ax in steady.plot()], "a rate that stays is not drawn"
+    plt.close("all")
+
+
+@pytest.mark.parametrize("text", ["theme: dark\n", "command: python train.py\n", "- theme\n", "theme: [dark\n", ""])
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_another_program_has_set_is_not_overwritten(store, tmp_path, text, begun):
+    (tmp_path / "settings.yaml").write_text(text)
+    (tmp_path / "thesis.docx").write_text("years of work")
+    if begun:
+        (tmp_path / "log.csv").write_text("2024: begun\n")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for use in (lambda: finetune(store, tmp_path, steps=2, progress=False), lambda: Run(tmp_path)):
+        with pytest.raises(InputError, match=r"settings.yaml: (is no run's|.* so it is no run's).* a new one"):
+            use()
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+MASKS = {"command": "finetune", "goal": "segmentation", "metric": "mean Dice", "lr": 1e-3}
+DICE = [{"case": case, "class": "core", "dice": 0.5, "surface_dice": 0.5} for case in "ab"]
+TASK = {"command": "pretrain", "task": "rotation", "probe": "mask", "lr": 1e-3}
+GRADES = {"command": "finetune", "goal": "classification", "metric": "kappa of grade", "lr": 1e-3}
+
+
+@pytest.mark.parametrize("settings, file, content", [
+    (MASKS, "scores.csv", ""), (MASKS, "scores.csv", "case,class,dice\n"),
+    (MASKS, "scores.csv", "case,class,dice\na,core,0.5\nb,co"), (MASKS, "scores.csv", "case,class,dice\na,core,\n"),
+    (MASKS, "scores.csv", "much nonsense\nhere\n"), (MASKS, "scores.csv", "case,class,dice\na,core,0.5x\n"),
+    (MASKS, "scores.csv", b"\xff\xfe\x00nonsense"), (MASKS, "origins.json", "{"), (MASKS, "origins.json", None),
+    (MASKS, "settings.yaml", "command: finetune\n"), (TASK, "settings.yaml", "command: pretrain\n"),
+    (TASK, "log.csv", "stop,loss\n1,2\n"), (TASK, "log.csv", "step,loss\n1,2\n40,0.1\n"),
+    (TASK, "log.csv", "step,loss,accuracy\n40,0.1,x\n"), (TASK, "log.csv", b"\xff\xfe\n\x00"),
+    (TASK, "observed.csv", "step\n40\n"), (TASK, "observed.csv", "step,linear,floor\n40,a,b\n"),
+    (GRADES, "scores.csv", "kappa,accuracy\n1,1\n"), (GRADES, "predictions.csv", ""),
+    (GRADES, "predictions.csv", None), (GRADES, "predictions.csv", "case,grade,predicted\na,1,\n"),
+])  # fmt: skip
+def test_damage_in_a_run_names_its_file(tmp_path, settings, file, content):
+    run = made_run(tmp_path, 40, settings, [{"step": 40, "linear": 0.5, "floor": 0.4}] * (settings is TASK))
+    if settings is not TASK:
+        write_table(run / "scores.csv", DICE if settings is MASKS else [{"cases": 2, "kappa": 0.4, "accuracy": 0.5}])
+        write_table(run / "predictions.csv", [{"case": case, "grade": 1, "predicted": 0} for case in "ab"])
+    for name in ("origins.json", "encoder.json"):
+        (run / name).write_text("{}")
+    assert run.summary() and run.plot(), "it is whole"
+    (run / file).unlink() if content is None else (run / file).write_bytes(
+        content if isinstance(content, bytes) else content.encode())
+    told = []
+    for ask in (lambda: Run(tmp_path).summary(), lambda: Run(tmp_path).plot()):
+        try:
+            ask()
+        except InputError as e:
+            told.append(str(e))
+    assert told and all(f"{tmp_path / file}: " in each and each.endswith(".") for each in told), told
+    plt.close("all")
+
+
+def test_a_finished_run_without_its_log_is_not_told_to_go_on(tmp_path):
+    for steps in (0, 20):
+        run = made_run(tmp_path / str(steps), steps, TASK)
+        assert "goes on" in run.summary()
+        (run / "encoder.json").write_text("{}")
+        said = run.summary()
+        assert f"is finished, but its log.csv ends at step {steps} of 40" in said and "goes on" not in said
+        assert "40 steps" in run.plot()[0].figure.get_suptitle()
+    made = made_run(tmp_path / "m", 0, MASKS, (), {"scores.csv": DICE})
+    (made / "origins.json").write_text("{}")
+    assert "of 2 test cases: core 0.5" in made.summary() and "yet" not in made.plot()[0].get_title()
     plt.close("all")

@@ -50,7 +50,7 @@ def test_a_run_knows_what_lies_in_its_folder(walked):
     assert run.card["task"] == "rotation" and run.encoder.channels == SMALL and run.name == "rotation"
     assert {row["case"] for row in few.scores} == set(store.split("test"))
     assert few.summary() == ssl3d.Run(str(few)).summary() and "Dice on the scans of 6 test cases" in few.summary()
-    assert len(few.plot()) == 2 and len(run.plot()) == 2, "loss and scores; loss and accuracy"
+    assert len(few.plot()) == 3 and len(run.plot()) == 2, "loss, rate and scores; loss and accuracy"
     assert run == ssl3d.Run(str(run)) == pickle.loads(pickle.dumps(run)) != few and len({run, ssl3d.Run(run)}) == 1
     assert repr(store) == f"Store({str(store.folder)!r})" and repr(run) == f"Run({str(run.folder)!r})"
     plt.close("all")

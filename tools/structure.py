@@ -20,6 +20,7 @@ UPWARDS = {  # (module, what it imports inside a function) -> why
     ("ssl3d.training.runs", "ssl3d.downstream.finetune"): "a Run has a network, and says what it reached",
     ("ssl3d.training.runs", "ssl3d.downstream.predict"): "a Run is applied to other scans",
     ("ssl3d.training.runs", "ssl3d.training.inputs"): "a Run prepares scans, and gives their features",
+    ("ssl3d.training.runs", "ssl3d.training.loop"): "a Run draws the learning rate as the loop computes it",
 }
 _FACE_CODE = ast.parse((ROOT / "ssl3d" / "__init__.py").read_text("utf-8"))
 _MODULES = next(ast.literal_eval(node.value) for node in _FACE_CODE.body if isinstance(node, ast.Assign)
