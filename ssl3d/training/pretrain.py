@@ -43,7 +43,7 @@ from ssl3d.networks.weights import (
 from ..seeds import generator_for, seeded
 from ..settings import Pretraining, architecture_of, other_size, takes
 from ..tasks import TASKS
-from ..tasks.augment import check_mirror, of_step
+from ..tasks.augment import check_mirror, of_images, of_step
 from ..tasks.base import Batch, Example, ProxyTask, check_range
 from ssl3d.training.loop import (
     SGD_RATE,
@@ -60,9 +60,9 @@ from .probes import probe as ask
 from .runs import FEWEST, Run, begun_run, finished_run, judged, read_log
 
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
-def _question(how: Pretraining, dims: int, channels: int) -> Callable:
+def _question(how: Pretraining, dims: int, channels: int, store: Store | None = None) -> Callable:
     """What a task asks in one step about augmented images, which depends on the seed and the step."""
-    change = of_step(how.augment, how.seed, _axes(how, dims), dims == 2 and channels == 3 and not how.slices)
+    change = of_step(how.augment, how.seed, _axes(how, dims), **of_images(dims, channels, store))
 
     def question(task: ProxyTask, batch: Batch, step: int) -> Example:
         image, _ = change(batch.image, None, step)
@@ -536,7 +536,7 @@ def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
 def _learn(network: ProxyTask, seen: Images, out: Path, n_steps: int, lr: float, how: Pretraining, title: str) -> int:
     """Train a task; leaves the weights that are kept in the network, and returns the step that they are of."""
     look = (how.probe_every, _look(seen.store, how.probe, out, how.patch)) if seen.store and how.probe else None
-    question = _question(how, seen.dims, seen.channels)
+    question = _question(how, seen.dims, seen.channels, seen.store)
     train(network, question, _measure, seen.read, out, n_steps=n_steps, lr=lr, recipe=how, title=title,
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, precision=how.precision,
           observe=look, seen=seen.named, logger=how.logger, picture=_picture)
