@@ -3,19 +3,22 @@
 from dataclasses import fields, replace
 from functools import partial
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from PIL import Image
 from scipy.ndimage import affine_transform, gaussian_filter
 
+from ssl3d.data.prepare import prepare
 from ssl3d.data.store import Store
 from ssl3d.downstream import finetune as finetune_module
 from ssl3d.downstream.finetune import filled, finetune
 from ssl3d.downstream.goals import make_goal
 from ssl3d.errors import InputError
 from ssl3d.evidence.experiments import Experiment, check_experiment
-from ssl3d.settings import Finetuning
+from ssl3d.settings import Finetuning, Pretraining
 from ssl3d.tasks.augment import (
     AUGMENTATIONS,
     BENDS,
@@ -24,6 +27,7 @@ from ssl3d.tasks.augment import (
     Augmentation,
     Chance,
     affine_matrix,
+    are_photographs,
     augment,
     bias_field,
     blur,
@@ -32,9 +36,11 @@ from ssl3d.tasks.augment import (
     gamma,
     low_resolution,
     noise,
+    of_images,
     of_step,
     warp,
 )
+from ssl3d.tasks.base import Batch
 from ssl3d.training import pretrain as pretrain_module
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
@@ -116,6 +122,48 @@ def test_a_shift_by_whole_voxels_moves_and_changes_nothing():
     moved, mask = warp(image, (9 * image[:, :1]).long(), [np.eye(3)], np.array([[2, -1, 0]]))
     assert torch.allclose(moved[:, :, 2:, :-1], image[:, :, :-2, 1:], atol=1e-5) and (moved[:, :, :2] == 0).all()
     assert torch.equal(mask[:, :, 2:, :-1], (9 * image[:, :1]).long()[:, :, :-2, 1:])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("how", [LIGHT, FULL], ids=["light", "full"])
+def test_a_ball_stays_a_ball_where_voxels_are_no_cubes(how):
+    """In voxels of 1 x 1 x 5 mm, rotated as far as a set goes, about all axes; without the spacing it is stretched."""
+    thick, high = (1.0, 1.0, 5.0), how.rotation.high
+    places = np.stack(np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip((96, 96, 19), thick)],
+                                  indexing="ij"))
+    ball = torch.tensor((16.5 - np.sqrt((places**2).sum(axis=0))).clip(0, 1)).float().expand(2, 1, 96, 96, 19)
+    always = Augmentation(rotation=Chance(1.0, high, high))
+
+    def lengths(moved):  # in mm, along the axes of each body: the shortest first
+        bodies = [np.cov(places.reshape(3, -1), aweights=each.double().numpy().ravel()) for each in moved]
+        return np.sqrt([np.linalg.eigvalsh(body) for body in bodies])
+
+    round_, mask = augment(ball, (ball > 0.5).long(), always, rng(), spacing=thick)
+    assert np.allclose(lengths(round_) / lengths(ball), 1, atol=0.06)
+    assert np.allclose(lengths(mask) / lengths((ball > 0.5).long()), 1, atol=0.06)
+    stretched, _ = augment(ball, None, always, rng())
+    assert (lengths(stretched)[:, -1] / lengths(ball)[:, -1] > 1.5).all()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("space", SPACES)
+def test_cubes_have_the_same_bytes_whatever_their_size(space):
+    image, mask = noises(4, 1, space), torch.randint(3, (4, 1, *space), generator=rng())
+    plain = augment(image, mask, ALWAYS, rng())
+    for mm in (1.0, 0.7):
+        cubes = augment(image, mask, ALWAYS, rng(), spacing=(mm,) * len(space))
+        assert all(torch.equal(a, b) for a, b in zip(plain, cubes))
+        step = of_step("full", 3, spacing=[mm] * len(space))
+        assert torch.equal(step(image, mask, 5)[0], of_step("full", 3)(image, mask, 5)[0])
+    longer = augment(image, mask, ALWAYS, rng(), spacing=(*[1.0] * (len(space) - 1), 5.0))
+    assert not torch.equal(plain[0], longer[0])
+
+
+@pytest.mark.quick
+def test_shift_and_elastic_are_shares_of_the_side_whatever_the_voxels_are():
+    image = smooth(3, (12, 16, 8))
+    how = Augmentation(shift=Chance(1.0, -0.1, 0.1), elastic=Chance(1.0, 0.0, 0.4))
+    assert torch.equal(augment(image, None, how, rng())[0], augment(image, None, how, rng(), spacing=(1, 1, 5))[0])
 
 
 @pytest.mark.quick
@@ -275,6 +323,30 @@ def test_blur_is_scipys_and_low_resolution_keeps_every_other():
         (lambda: Augmentation(elastic=Chance(0.5, 0.0, 0.5)), "up to 0.4"),
         (lambda: Augmentation(blur=Chance(0.5, 0.0, 0.5)), "above 0"),
         (lambda: Augmentation(noise=Chance(0.5, -0.1, 0.5)), "noise is"),
+        (lambda: Augmentation(noise=(1, 0, 1)), "noise is .1, 0, 1.: give Chance"),
+        (lambda: Augmentation(noise=Chance(0.5, 0.0, float("inf"))), "finite"),
+        (lambda: Augmentation(noise=Chance("0.5", 0.0, 0.5)), "noise is"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, "heavy", rng()), "'heavy', and has to be one of none"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, 5, rng()), "has to be one of none, light, full"),
+        (lambda: of_step("heavy", 0), "has to be one of none, light, full"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, 5), "generator is 5"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, rng(), mirror=0), "mirror is 0.*mirror=.0,."),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, rng(), mirror=None), "mirror is None"),
+        (lambda: augment(noises(2, 1, (8, 8))[0], None, FULL, rng()), "image.None. a batch of one image"),
+        (lambda: augment(noises(2, 1, (8, 8)).numpy(), None, FULL, rng()), "images are a .*ndarray"),
+        (lambda: augment(noises(2, 1, (8, 8))[:0], None, FULL, rng()), "nothing in them"),
+        (lambda: augment(noises(2, 1, (8, 8)), np.zeros((2, 8, 8)), FULL, rng()), "masks are"),
+        (lambda: augment(noises(2, 1, (8, 8)), np.zeros((2, 1, 8, 8)), FULL, rng()), "masks are"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, rng(), photographs=True), "Leave photographs=True out"),
+        (lambda: augment(noises(2, 3, (8, 8, 8)), None, FULL, rng(), photographs=True), "Leave photographs=True out"),
+        (lambda: augment((255 * noises(2, 1, (8, 8))).byte(), None, FULL, rng()), "float.. / 255"),
+        (lambda: augment(255 * noises(2, 1, (8, 8)), None, FULL, rng()), "divide them by 255"),
+        (lambda: augment(noises(2, 1, (8, 8)) - 0.5, None, FULL, rng()), "numbers from 0 to 1"),
+        (lambda: augment(noises(2, 1, (8, 8)) / 0, None, FULL, rng()), "finite"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, rng(), spacing=(1, 1, 5)), "along each of 2 axes"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, rng(), spacing=(1, 0)), "spacing is"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, rng(), spacing=2.0), "spacing is"),
+        (lambda: augment(noises(2, 1, (8, 8)), None, FULL, rng(), spacing=("1", "1")), "spacing is"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong, said):
@@ -282,7 +354,76 @@ def test_what_cannot_be_is_refused(wrong, said):
         wrong()
 
 
+@pytest.mark.quick
+def test_a_set_may_be_given_by_its_name():
+    image = noises(2, 1, (8, 8))
+    assert torch.equal(augment(image, None, "full", rng())[0], augment(image, None, FULL, rng())[0])
+    for nothing in ("none", None):
+        assert torch.equal(augment(image, None, nothing, rng())[0], image)
+
+
 # In trainings
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Stores of pictures: three modalities of a person in three files, and photographs."""
+    folder, drawn = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for kind in ("modalities", "photographs"):
+        (folder / kind).mkdir()
+    for i in range(8):
+        colours = drawn.integers(256, size=(16, 16, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(folder / f"photographs/p{i}.png")
+        Image.fromarray(255 * (colours[..., 0] > 127).astype(np.uint8) // 255).save(folder / f"modalities/p{i}_seg.png")
+        for k, name in enumerate(("T1", "T2", "FLAIR")):
+            Image.fromarray(colours[..., k]).save(folder / f"modalities/p{i}_{name}.png")
+    files = {name: f"{{subject}}_{name}.png" for name in ("T1", "T2", "FLAIR")}
+    return [prepare(folder / kind, folder / f"{kind}.store", size=16, progress=False, **how) for kind, how in (
+        ("modalities", {"images": files, "masks": "{subject}_seg.png"}),
+        ("photographs", {"images": "{subject}.png"}))]
+
+
+def test_pictures_of_three_modalities_are_no_photographs(pictures, tmp_path, monkeypatch):
+    """Fine-tuning and pretraining ask one function, and hand on what it says."""
+    modalities, photographs = pictures
+    assert (modalities.spatial_dims, modalities.channels) == (photographs.spatial_dims, photographs.channels) == (2, 3)
+    assert not of_images(2, 3, modalities)["photographs"] and of_images(2, 3, photographs)["photographs"]
+    assert of_images(2, 3)["photographs"] and not of_images(2, 1)["photographs"], "of tensors there is no name"
+    assert are_photographs(2, 3, ("R", "G", "B")) and not are_photographs(2, 3, ("T1", "T2", "FLAIR"))
+    modalities.channel_names = []
+    assert not of_images(2, 3, modalities)["photographs"], "three files are no photograph, either"
+    seen = []
+
+    def watched(*args, **more):
+        seen.append(more["photographs"])
+        return of_step(*args, **more)
+
+    for module in (pretrain_module, finetune_module):
+        monkeypatch.setattr(module, "of_step", watched)
+    how = {"augment": "light", "steps": 1, "widths": SMALL, "progress": False, "accelerator": "cpu"}
+    for store in pictures:
+        pretrain("rotation", store.folder, tmp_path / f"{store.folder.name}.run", batch_size=2, **how)
+    finetune(modalities.folder, tmp_path / "masks", **how)
+    assert seen == [False, True, False]
+
+
+def test_trainings_rotate_in_the_millimetres_of_their_store(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for i, image in enumerate(smooth(4, (24, 20, 6))):
+        nib.save(nib.Nifti1Image(image[0].numpy(), np.diag([4.0, 5.0, 12.0, 1.0])), tmp_path / f"scans/p{i}.nii.gz")
+    thick = prepare(tmp_path / "scans", tmp_path / "thick", size=16, spacing=(4, 5, 12), progress=False)
+    assert of_images(3, thick.channels, thick)["spacing"] == [4, 5, 12]
+    assert of_images(2, thick.channels, thick)["spacing"] == [5, 4], "rows of a slice are the second axis"
+
+    class Asks:  # a task that hands on what it gets
+        def make(self, batch, generator):
+            return batch.image
+    image = smooth(4, (16, 16, 16))
+    batch = Batch(image, torch.arange(4))
+    how = Pretraining(augment="full")
+    asked = [pretrain_module._question(how, 3, 1, store)(Asks(), batch, 2) for store in (thick, None)]
+    expected = [of_step("full", how.seed, spacing=mm)(image, None, 2)[0] for mm in ((4, 5, 12), None)]
+    assert all(torch.equal(a, b) for a, b in zip(asked, expected)) and not torch.equal(*asked)
 
 
 def cut(module, run, monkeypatch, name, call):
@@ -347,7 +488,6 @@ def test_a_mask_is_augmented_with_its_image_and_a_grade_stays(store):
 
 def test_the_axes_of_a_slice_are_those_of_its_volume(store):
     """Left and right are the columns of a slice, and the first axis of a volume."""
-    from ssl3d.settings import Pretraining
     from ssl3d.training.loop import read_batch
     how = Pretraining(slices=True, augment="light", mirror=(0,))
     assert pretrain_module._axes(how, 2) == (1,)
