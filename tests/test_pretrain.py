@@ -496,6 +496,12 @@ def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path, task):
         assert {f.name for f in tmp_path.iterdir()} == {"settings.yaml", "train.lock", "log.csv", "failed.txt"}
 
 
+def test_a_weight_decay_that_is_too_high_is_named(store, tmp_path):
+    how = {"steps": 9, "widths": (4, 8), "batch_size": 2, "optimiser": "adamw", "weight_decay": 1e300, "clip": 3.0}
+    words = "learning rate than .*, a lower weight_decay than 1e.300 .--weight-decay., a lower clip than 3 .--clip., or"
+    refused(words, "rotation", store, tmp_path, **how)
+
+
 def test_half_precision_is_named_where_it_may_be_the_reason(store, tmp_path):
     words = "the loss is nan.*precision='32-true' .--precision 32-true. in place of bf16-mixed"
     refused(words, "rotation", store, tmp_path, steps=9, lr=1e30, widths=(4, 8), precision="bf16-mixed")
@@ -507,7 +513,8 @@ def test_images_without_a_store_are_named_by_their_places(tmp_path):
     words = f"in step 2, .*It was shown image {seen[0]}, image {seen[1]}[.]"
     refused(words, "rotation", images, tmp_path / "a", batch_size=2, **how)
     batches = DataLoader(images, batch_size=2)
-    assert "shown" not in refused("the loss is nan in step 2", "rotation", batches, tmp_path / "b", **how)
+    said = refused("the loss is nan in step 2", "rotation", batches, tmp_path / "b", **how)
+    assert "shown" not in said and "weight_decay" not in said and "clip" not in said
 
 
 def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
