@@ -29,6 +29,7 @@ from ssl3d.downstream.finetune import (
     summary,
 )
 from ssl3d.downstream.regression import Regression
+from ssl3d.downstream.segmentation import Segmentation
 from ssl3d.errors import InputError
 from ssl3d.files import read_table
 from ssl3d.networks.encoders import make_encoder
@@ -302,6 +303,17 @@ def test_a_fresh_head_answers_as_often_as_the_labels_do(graded, ordinal):
     known = np.bincount(grades, minlength=facts["n_grades"])
     there = known > 0
     np.testing.assert_allclose(found[there] / found[there].sum(), known[there] / len(grades), atol=0.02)
+
+
+@pytest.mark.parametrize("head", ["linear", "hidden"])
+def test_a_head_is_at_zero_until_it_begins(head):
+    """So that head_bias="zero", with which nothing begins, is what it says."""
+    encoder = make_encoder("unet", 3, 1, SMALL)
+    for goal, facts in ((Classification(head=head), {"n_grades": 3}), (Regression(head=head), {}),
+                        (Segmentation(), {"classes": {"0": "background", "1": "ball"}})):
+        network = goal.network(encoder, facts, 16)
+        last = network.decoder.out.conv.conv if isinstance(goal, Segmentation) else network.head[-1]
+        assert (last.bias == 0).all() and last.weight.any(), type(goal)
 
 
 def test_a_balanced_loss_and_ages_begin_at_zero(graded):

@@ -19,6 +19,7 @@ from test_layouts import people_folder
 from ssl3d.data import prepare as prepare_module
 from ssl3d.data.layouts import open_cohort
 from ssl3d.data.prepare import forecast, prepare
+from ssl3d.data.scans import median_spacing
 from ssl3d.data.splits import merge_copies
 from ssl3d.data.store import Store
 from ssl3d.errors import InputError
@@ -746,3 +747,44 @@ def test_a_thin_scan_lies_in_the_middle_of_eight_voxels(tmp_path):
     case, image = store.cases["a"], store.image("a")
     assert case["resampled"] == [10, 10, 3] and case["offset"] == [0, 0, -3] and image.shape == (1, 10, 10, 8)
     assert (image[..., :3] == 0).all() and (image[..., 6:] == 0).all() and image[..., 3:6].mean() > 0.2
+
+
+def test_a_spacing_in_another_unit_is_told(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        write_nifti(tmp_path / f"in/{name}.nii.gz", RNG.random((24, 24, 24)), np.eye(4))
+    how = {"test": 0.5, "progress": False}
+    for i, (grid, said) in enumerate((
+        ({"spacing": (500, 500, 500)}, "24 x 24 x 24 mm large.* 1 x 1 x 1 mm.*500 x 500.*1 x 1 x 1 voxels of it"),
+        ({"spacing": (1e-5, 1e-5, 1e-5)}, "2.4e.06 x .* GB, and this machine has .* GB.*larger spacing"),
+        ({"spacing": (1e-320, 1, 1)}, "larger spacing"),
+        ({"spacing": (2, 2, 2), "size": 10**7}, "GB, and this machine has .* smaller size"),
+        ({"size": 10**7}, "smaller size"),
+    )):
+        with pytest.raises(InputError, match=f"a.nii.gz: .*{said}"):
+            prepare(tmp_path / "in", tmp_path / f"x{i}", **grid, **how)
+    with pytest.warns(UserWarning, match="2 of 2 arrays less than an eighth.*2 x 2 x 2 of 8 x 8 x 8 voxels.*12 x 12"):
+        prepare(tmp_path / "in", tmp_path / "coarse", spacing=(12, 12, 12), **how)
+    with pytest.warns(UserWarning, match="12 x 12 x 12 of 32 x 32 x 32 voxels.*a smaller size"):
+        prepare(tmp_path / "in", tmp_path / "large", spacing=(2, 2, 2), size=32, **how)
+
+
+def test_the_median_spacing_leaves_out_a_damaged_header(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_nifti(tmp_path / f"in/{name}.nii.gz", RNG.random((12, 12, 12)), np.eye(4))
+    whole = (tmp_path / "in/a.nii.gz").read_bytes()
+    plain = gzip.decompress(whole)
+    packed = gzip.compress(plain)
+    damages = {"empty": b"", "garbage": RNG.bytes(500), "short": gzip.compress(b"abc"), "half": whole[:60],
+               "flipped": packed[:10] + bytes([packed[10] ^ 255]) + packed[11:], "zeros": gzip.compress(bytes(9000)),
+               "no voxel": gzip.compress(plain[:280] + bytes(48) + plain[328:]),
+               "only magic": gzip.compress(bytes(344) + b"n+1\0" + bytes(9000))}
+    for what, damage in damages.items():
+        (tmp_path / "in/a.nii.gz").write_bytes(damage)
+        cohort = open_cohort(tmp_path / "in")
+        with pytest.raises(InputError, match="a.nii.gz: "):
+            print(what, median_spacing(cohort))
+        assert median_spacing(cohort, skip=True) == [1, 1, 1], what
+    store = prepare(tmp_path / "in", tmp_path / "store", spacing="median", on_error="skip", test=0.5, progress=False)
+    assert [*store.cases] == ["b", "c"] and store.left_out[0]["case"] == "a"

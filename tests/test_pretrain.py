@@ -496,6 +496,12 @@ def test_a_loss_that_is_no_number_ends_the_training(store, tmp_path, task):
         assert {f.name for f in tmp_path.iterdir()} == {"settings.yaml", "train.lock", "log.csv", "failed.txt"}
 
 
+def test_a_weight_decay_that_is_too_high_is_named(store, tmp_path):
+    how = {"steps": 9, "widths": (4, 8), "batch_size": 2, "optimiser": "adamw", "weight_decay": 1e300, "clip": 3.0}
+    words = "learning rate than .*, a lower weight_decay than 1e.300 .--weight-decay., a lower clip than 3 .--clip., or"
+    refused(words, "rotation", store, tmp_path, **how)
+
+
 def test_half_precision_is_named_where_it_may_be_the_reason(store, tmp_path):
     words = "the loss is nan.*precision='32-true' .--precision 32-true. in place of bf16-mixed"
     refused(words, "rotation", store, tmp_path, steps=9, lr=1e30, widths=(4, 8), precision="bf16-mixed")
@@ -507,7 +513,8 @@ def test_images_without_a_store_are_named_by_their_places(tmp_path):
     words = f"in step 2, .*It was shown image {seen[0]}, image {seen[1]}[.]"
     refused(words, "rotation", images, tmp_path / "a", batch_size=2, **how)
     batches = DataLoader(images, batch_size=2)
-    assert "shown" not in refused("the loss is nan in step 2", "rotation", batches, tmp_path / "b", **how)
+    said = refused("the loss is nan in step 2", "rotation", batches, tmp_path / "b", **how)
+    assert "shown" not in said and "weight_decay" not in said and "clip" not in said
 
 
 def test_weights_that_are_no_numbers_are_not_kept(tmp_path):
@@ -628,6 +635,38 @@ def test_rotation_is_told_from_thick_slices_and_says_so(tmp_path, recwarn, capsy
     assert ("caution" in rotation.card) == bool(thick) and "caution" not in run.card
     if thick:
         assert f"slices are {thick} times as thick" in rotation.card["caution"] and thick in said[0]
+
+
+@pytest.mark.parametrize("shape, how, patch, cure", [
+    ((20, 20, 9), {}, 12, "patch=9"), ((20, 20, 9), {}, 9, None), ((20, 20, 20), {}, 24, None),
+    ((12, 20, 20), {"size": 16}, None, "size=12"), ((12, 20, 20), {"size": 12}, None, None),
+    ((12, 20, 20), {"size": 16}, 8, "size=12"), ((20, 20, 4), {"crop": False}, 8, "Compare it"),
+])
+def test_rotation_is_told_from_zeros_beside_scans_and_says_so(tmp_path, recwarn, shape, how, patch, cure):
+    for i in range(5):
+        noise = np.random.default_rng(i).integers(0, 1000, shape).astype(np.int16)
+        write_nifti(tmp_path / f"scans-{i}.nii.gz", noise, np.eye(4))
+    folder = tmp_path.parent / f"{tmp_path.name}-store"
+    store = ssl3d.prepare(tmp_path, folder, spacing=(1, 1, 1), progress=False, **how)
+    options = {"steps": 1, "batch_size": 2, "widths": (4, 8), "patch": patch, "progress": False}
+    rotation = pretrain("rotation", store, folder / "rotation", **options)
+    told = [str(each.message) for each in recwarn if "told from the zeros" in str(each.message)]
+    assert len(told) == bool(cure) and ("caution" in rotation.card) == bool(cure)
+    if cure:
+        axis = "x" if shape[0] == 12 else "z"
+        assert f"100% of the scans have more zeros beside them along {axis}" in rotation.card["caution"]
+        assert cure in told[0] and ("at most" in told[0]) == (cure != "Compare it")
+
+
+def test_dark_surroundings_are_no_zeros_that_tell(tmp_path, recwarn):
+    """A body that ends before its scan does looks the same whatever is put around the scan."""
+    for i in range(5):
+        image = np.zeros((20, 20, 12), np.float32)
+        image[4:16, 4:16, 3:9] = 1 + np.random.default_rng(i).random((12, 12, 6))
+        write_nifti(tmp_path / f"scans-{i}.nii.gz", image, np.eye(4))
+    store = ssl3d.prepare(tmp_path, tmp_path.parent / f"{tmp_path.name}-s", spacing=(1, 1, 1), size=16, progress=False)
+    options = {"steps": 1, "batch_size": 2, "widths": (4, 8), "progress": False}
+    assert "caution" not in pretrain("rotation", store, store.folder / "rotation", **options).card
 
 
 def test_the_closing_line_repeats_a_caution(encoder, tmp_path):

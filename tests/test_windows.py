@@ -204,7 +204,7 @@ def test_trained_on_slices_predicts_whole_scans(store, tmp_path):
     "wrong, said",
     [
         ({"patch": 32}, "does not fit"),
-        ({"patch": 10}, "multiple of 4"),
+        ({"patch": 10}, "multiple of 4. Give such a patch .--patch.[.]$"),
         ({"patch": 4}, "from 8"),
         ({"patch": 8, "slices": True}, "not both"),
         ({"class_weights": (1, 2)}, "class_weights"),
