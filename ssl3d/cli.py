@@ -27,7 +27,7 @@ import numpy as np
 
 from . import __version__
 from .data.layouts import open_cohort
-from .data.store import Store
+from .data.store import NOTES, Store
 from .downstream.goals import GOALS, goal_options
 from .errors import InputError, one_of
 from .files import disk_troubles, new_file, say, write_whole
@@ -162,7 +162,7 @@ def show_command(folder: str, picture: str, given: dict[str, Any]) -> None:
         run = Run(place)
         print(run.summary())
         run.plot(file)
-    elif (place / "manifest.json").exists():
+    elif (place / "manifest.json").exists() or (place / NOTES).exists():
         from ssl3d.plots.charts import draw_cohort, keep_picture
 
         store = Store(place)
@@ -180,9 +180,10 @@ def _page_of(place: Path, picture: str) -> Path:
                          "finetune, prepare or experiment has written.")
     if picture:
         raise InputError(f"{place}: is an experiment, whose pictures are in its report.html. Leave out --out.")
-    if not (place / "report.html").exists():
-        raise InputError(f"{place}: is an experiment that is not finished. ssl3d experiment "
-                         f"{place / 'experiment.yaml'} --out {place} goes on. Each of its runs can be shown.")
+    if not all((place / name).exists() for name in ("summary.txt", "report.html")):
+        raise InputError(f"{place}: is an experiment that is not finished, or has lost its summary.txt or "
+                         f"report.html. ssl3d experiment {place / 'experiment.yaml'} --out {place} goes on. Each of "
+                         "its runs can be shown.")
     print((place / "summary.txt").read_text(encoding="utf-8").rstrip())
     return place / "report.html"
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folder', 'DiskError', 'disk_error', 'disk_troubles', 'write_whole', 'sweep', 'as_json', 'write_json', 'read_json',
-           'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'new_file', 'new_folder',
-           'refuse_difference', 'write_table', 'read_table', 'read_yaml', 'read_text', 'read_archive']
+           'reading', 'write_sealed', 'read_sealed', 'is_free', 'is_file_name', 'say', 'as_folder', 'new_file',
+           'new_folder', 'refuse_difference', 'write_table', 'read_table', 'read_yaml', 'read_text', 'read_archive']
 
 # %% ../nbs/02_files.ipynb #200b4340
 import csv
@@ -157,6 +157,20 @@ def read_json(
     except (ValueError, OSError, RecursionError) as e:
         raise InputError(f"{path}: cannot be read ({e}). {cure}") from None
 
+# %% ../nbs/02_files.ipynb #4230adcd
+@contextmanager
+def reading(file: str | os.PathLike[str]) -> Iterator[None]:
+    """In here nonsense in a file or folder that the kit has written becomes an `InputError` that names it."""
+    cure = "Take it from a copy, or make it again in a new folder."
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError as e:
+        raise InputError(f"{os.fsdecode(e.filename or file)}: is missing. {cure}") from e
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration, EOFError, csv.Error) as e:
+        raise InputError(f"{os.fspath(file)}: is damaged ({type(e).__name__}: {e}). {cure}") from e
+
 # %% ../nbs/02_files.ipynb #71f0bb71
 def write_sealed(path: Path, content: dict) -> None:
     """Write a dictionary as JSON, after the hash of its bytes in a file beside it."""
@@ -265,15 +279,22 @@ def write_table(
 
 # %% ../nbs/02_files.ipynb #56183564
 def read_table(file: Path) -> list[dict]:
-    """The rows of a table, with scores, `label_fraction`, `seed`, `step` and the like as numbers; empty stays ""."""
+    """The rows of a table, with scores, `label_fraction`, `seed`, `step` and the like as numbers; empty stays "".
+
+    Raises `InputError` for a table that is cut off, or has a word where a number has to be.
+    """
     numbers: dict[str, Callable[[str], float]] = dict.fromkeys(
         ("label_fraction", "dice", "hausdorff95", "surface_dice", "dice_store", "hausdorff95_store", "kappa",
          "accuracy", "age", "guess", "r2", "mae", "score", "seconds"), float)
     numbers |= dict.fromkeys(("seed", "fold", "step", "grade", "predicted", "cases"), int)
     numbers["sex"] = lambda text: int(text) if text.isdigit() else float(text)  # 0 or 1; or how often it was told
-    with (gzip.open if Path(file).suffix == ".gz" else open)(file, "rt", newline="", encoding="utf-8",
-                                                         errors="surrogateescape") as f:
-        return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in csv.DictReader(f)]
+    packed = Path(file).suffix == ".gz"
+    with reading(file), (gzip.open if packed else open)(file, "rt", newline="", encoding="utf-8",
+                                                        errors="surrogateescape") as f:
+        rows = list(csv.DictReader(f))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a line has not as many values as the first one")
+        return [{k: numbers.get(k, str)(v) if v else v for k, v in row.items()} for row in rows]
 
 # %% ../nbs/02_files.ipynb #5ccfbaa2
 class _Strict(yaml.SafeLoader):

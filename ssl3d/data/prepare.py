@@ -229,6 +229,25 @@ def _cut_off(store: Store) -> str:
         f"{store.cases[name]['beyond']:.0%} of its labelled voxels. Prepare with a larger size, or without a size " \
         "(whole scans)."
 
+# %% ../../nbs/19_prepare.ipynb #c184d5f6
+def _mostly_padding(store: Store) -> str:
+    """A sentence about arrays of which less than an eighth is scan; empty where there are none."""
+    sparse, kept = [], {}
+    for name, case in store.cases.items() if "spacing" in store.settings else ():
+        box, grid = np.array(case["stored"][1:]), np.array(case["resampled"])
+        kept[name] = np.minimum(box + case["offset"], grid) - np.maximum(case["offset"], 0)
+        if 8 * kept[name].prod() < box.prod():
+            sparse.append(name)
+    if not sparse:
+        return ""
+    name = sparse[0]
+    case, size = store.cases[name], "" if store.own_shapes else "a smaller size (--size) or "
+    of, stored, own, wanted = (" x ".join(f"{n:g}" for n in each) for each in
+                               (kept[name], case["stored"][1:], case["spacing"], store.settings["spacing"]))
+    return f"of {len(sparse)} of {len(store.cases)} arrays less than an eighth is scan, and the rest is zeros, as of " \
+        f"'{name}': {of} of {stored} voxels. Its own voxels have {own} mm, and the spacing is {wanted} mm. Prepare with " \
+        f"{size}a smaller spacing (--spacing), in mm; or mend the headers, if they count in another unit."
+
 # %% ../../nbs/19_prepare.ipynb #bba17378
 def _begin(folder: Path, settings: dict) -> dict[str, dict]:
     """Open the notes of an unfinished store, or start them; return the cases that are done."""
@@ -366,7 +385,7 @@ def prepare(
     store = Store(folder)
     alike = alike_subjects([case["named"] for case in store.cases.values()])
     mixed = _mixed(cohort, kinds, store.settings["window"])
-    for found in filter(None, [alike, _cut_off(store), *mixed, *_odd_scales(store)]):
+    for found in filter(None, [alike, _cut_off(store), _mostly_padding(store), *mixed, *_odd_scales(store)]):
         warn(f"{folder}: {found}")
     return store
 

@@ -9,6 +9,8 @@ __all__ = ['A_MASK', 'Box', 'LEAST', 'Limits', 'PERCENTILES', 'read_scan', 'orie
 
 # %% ../../nbs/16_scans.ipynb #039e02bf
 import hashlib
+import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
@@ -438,14 +440,25 @@ def survey(
     return rows
 
 # %% ../../nbs/16_scans.ipynb #5c2eed34
+def _header_place(file: Path) -> tuple[np.ndarray, bool] | None:
+    """The affine that a NIfTI header says, and whether it is oriented; None where only `read_scan` tells."""
+    if not file.name.lower().endswith((".nii", ".nii.gz")) or is_series(file):
+        return None
+    try:
+        affine, oriented = nifti_place(nifti_header(file), file)
+    except Exception:  # gzip, zlib and nibabel each have their own
+        return None
+    return (affine, oriented) if 0 < abs(np.linalg.det(affine)) < np.inf else None
+
+
 def _voxel_sizes(file: Path) -> list[float]:  # mm to the right, the front and the top
     """The spacing of a scan once it is oriented; of a NIfTI file without its voxels."""
-    if file.name.lower().endswith((".nii", ".nii.gz")) and not is_series(file):
-        affine, oriented = nifti_place(nifti_header(file), file)
-    else:
+    place = _header_place(file)
+    if place is None:
         scan = read_scan(file)
         _check_spaced(scan, file)
-        affine, oriented = scan.affine.numpy(), _is_oriented(scan)
+        place = scan.affine.numpy(), _is_oriented(scan)
+    affine, oriented = place
     sizes = nib.affines.voxel_sizes(affine)
     return sizes[np.argsort(nib.io_orientation(affine)[:, 0])].tolist() if oriented else sizes.tolist()
 
@@ -459,10 +472,10 @@ def median_spacing(
     for case in cohort.cases:
         try:
             found.append(_voxel_sizes(case.images[0]))
-        except (InputError, OSError, EOFError) as e:
-            problem = e if isinstance(e, InputError) else InputError(f"{case.images[0]}: cannot be read ({e}).")
+        except InputError as e:
+            problem = e
             if not skip:
-                raise problem from None
+                raise
     if not found:
         raise problem or InputError(f"{cohort.source}: has no scan, so there is no median spacing.")
     return [float(f"{mm:.4g}") for mm in np.median(found, axis=0)]
@@ -575,11 +588,12 @@ def prepare_scan(
         _check_spaced(stored, images[0])
     truth = None if mask is None else orient(_read_mask(mask, stored, images[0], classes, relabel or {}))
     scan = orient(stored)
+    _check_room(scan, size, spacing, images[0])
     box, frame = content_box(scan), frame_of(scan, size, spacing)
     small = resize(scan, frame.grid)
     limits = limits_of(small if percentiles is None else scan, percentiles, windows)
     scaled = scale(small, limits)
-    _check_contrast(scaled, images[0], percentiles, limits)
+    _check_contrast(scaled, images[0], percentiles, limits, _too_coarse(scan, frame, spacing))
     image, content = framed(scaled, frame), None
     whole = box == ((0,) * len(frame.grid), tuple(scan.shape[1:]))
     if crop_content and not whole and frame.content is not None:
@@ -617,11 +631,50 @@ def _check_spaced(scan: MetaTensor, file: Path) -> None:
                          "it in a format that says it, as NIfTI; or leave spacing (--spacing) out, and every scan is "
                          "stretched to a cube.")
 
+# %% ../../nbs/16_scans.ipynb #96c22b20
+def _memory() -> float:  # bytes
+    """How much memory this machine has; a terabyte where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1e12
+
+
+def _beside(scan: MetaTensor, spacing: Sequence[float]) -> str:
+    """A scan in mm beside the spacing that is wanted."""
+    whole = " x ".join(f"{n * mm:.4g}" for n, mm in zip(scan.shape[1:], scan.pixdim.tolist()))
+    return f"The scan is {whole} mm large, in voxels of {_mm(scan)} mm, and the spacing is " \
+        f"{' x '.join(f'{mm:g}' for mm in spacing)} mm"
+
+# %% ../../nbs/16_scans.ipynb #59171cdb
+def _check_room(scan: MetaTensor, size: int | None, spacing: Sequence[float] | None, file: Path) -> None:
+    """Refuse a grid that this machine cannot hold, before it is made."""
+    cube = [float(size or (LEAST if spacing else 128))] * (scan.ndim - 1)
+    grid = [n * mm / want for n, mm, want in zip(scan.shape[1:], scan.pixdim.tolist(), spacing)] if spacing else cube
+    sides = max(cube, grid, key=math.prod)
+    needed, memory = 8 * len(scan) * math.prod(sides), _memory()
+    if needed > memory:
+        why = f"{_beside(scan, spacing)}. Give a larger spacing (--spacing), in mm" if spacing and sides is grid else \
+            "Give a smaller size (--size)"
+        raise InputError(f"{file}: would have {' x '.join(f'{side:.4g}' for side in sides)} voxels, which take "
+                         f"{needed / 1e9:.3g} GB, and this machine has {memory / 1e9:.3g} GB. {why}.")
+
+# %% ../../nbs/16_scans.ipynb #8417a3da
+def _too_coarse(scan: MetaTensor, frame: Frame, spacing: Sequence[float] | None) -> str:
+    """A sentence about a spacing that leaves few voxels of a scan along every axis; else empty."""
+    if spacing is None or max(frame.grid) >= LEAST:
+        return ""
+    return f"{_beside(scan, spacing)}, which leaves {' x '.join(map(str, frame.grid))} voxels of it."
+
 # %% ../../nbs/16_scans.ipynb #64fa384f
-def _check_contrast(image: MetaTensor, file: Path, percentiles: tuple[float, float] | None, limits: Limits) -> None:
-    """Refuse a scan that is one grey after scaling."""
+def _check_contrast(image: MetaTensor, file: Path, percentiles: tuple[float, float] | None, limits: Limits,
+                    coarse: str = "") -> None:
+    """Refuse a scan that is one grey after scaling; `coarse` says so of its spacing, where that is the fault."""
     low, high = image.flatten(1).aminmax(dim=1)
     flat = (high - low < 1e-3).nonzero().flatten().tolist()
+    if flat and coarse:
+        raise InputError(f"{file}: nothing is left of it at this spacing. {coarse} Give a smaller spacing (--spacing), "
+                         "in mm; or mend the header, if it counts in another unit.")
     if flat:
         ends = " to ".join(f"{end:g}" for end in limits[flat[0]])
         alike = f", or are too many voxels alike for the percentiles {percentiles}" if percentiles else ""

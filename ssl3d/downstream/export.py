@@ -7,12 +7,10 @@ __all__ = ['dynunet_definition', 'as_dynunet', 'transforms_script', 'inference_c
 
 # %% ../../nbs/67_export.ipynb #35c87f32
 import inspect
-import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +27,7 @@ from .. import __version__
 from ..data.store import Store
 from .finetune import read_network_card
 from ..errors import InputError, one_of, warn
-from ..files import Folder, new_folder, read_table
+from ..files import Folder, new_folder, read_table, reading
 from ..networks.cards import differences, encoder_file, known_cases, match_channels
 from ..networks.exchange import dynunet_names
 from ssl3d.networks.hub import (
@@ -47,33 +45,19 @@ from ..training.probes import TARGETS, bootstrap_ends, probe_interval
 from ..training.runs import Run, read_log, score_name
 
 # %% ../../nbs/67_export.ipynb #1bf1f70c
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """In here nonsense in a file of a run becomes an `InputError` that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, csv.Error) as e:
-        raise InputError(f"{file}: is damaged ({type(e).__name__}: {e}). Take it from a copy of the run, or make the "
-                         "run again in a new folder.") from e
-
-
 def _opened(run: Folder) -> Run:
     """A run whose settings say what an export asks of them; raises `InputError` for one that does not."""
     opened = run if isinstance(run, Run) else Run(run)
     needed = {"pretrain": ["seed"], "finetune": ["seed", "goal", "metric", "validate"]}
-    for name in ["command", *needed.get(opened.settings.get("command", ""), [])]:
-        if name not in opened.settings:
-            raise InputError(f"{opened / 'settings.yaml'}: has no {name}, so it was changed. Take it from a copy of "
-                             "the run, or make the run again in a new folder.")
+    for name in needed.get(opened.settings["command"], []):
+        _ = opened.settings[name]  # raises an `InputError` where it is not there
     return opened
 
 
 def _network_card(run: Run) -> dict:
     """The card of a run's network; raises `InputError` where it does not say what the settings of the run say."""
     card, file = read_network_card(run), run / "network.json"
-    with _reading(file):
+    with reading(file):
         for name, value in run.settings.items():
             if card[name] != value:
                 raise InputError(f"{file}: its {name} is {card[name]!r:.60}, and settings.yaml has {value!r:.60}. One "
@@ -99,7 +83,7 @@ def _segmenting(run: Run) -> tuple[dict, nn.Module]:
         raise InputError(f"{run}: its network is '{card['architecture']}' of {len(card['widths'])} levels with the "
                          "decoder of ssl3d, which MONAI cannot build by name. Train with architecture='unet' or "
                          "'dynunet' and three widths at least, or hand the encoder on: run.export('hub', folder).")
-    with _reading(run / "network.json"):
+    with reading(run / "network.json"):
         whole = run.network
     return card, whole if not card["patch"] else whole.network
 
@@ -323,7 +307,7 @@ def _reached(run: Run) -> dict | None:
         warn(f"{run}: has no scores.csv, so it goes out without its scores. The command that began the run makes them.")
         return None
     who = "validation" if run.settings.get("validate") else "test"
-    with _reading(file):
+    with reading(file):
         rows = read_table(file)
         told = {"what": f"fine-tuned network, {who} people", "metric": run.settings["metric"], "low": None}
         if "class" not in rows[0]:
@@ -498,7 +482,7 @@ def _last_look(run: Run) -> dict | None:
     file = run / "observed.csv"
     if not file.exists() or run.settings.get("probe") is None:
         return None
-    with _reading(file):
+    with reading(file):
         score = float(read_log(run, "observed.csv")["linear"][-1])
     return {"what": score_name(run, "linear"), "metric": "score of the probe", "score": score, "low": None}
 

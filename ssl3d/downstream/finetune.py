@@ -46,7 +46,7 @@ from ssl3d.networks.weights import (
 from ..plots.slices import busiest, row
 from ..seeds import generator_for, seeded
 from ..settings import Finetuning, architecture_of, other_size, takes
-from ..tasks.augment import check_mirror, of_step
+from ..tasks.augment import check_mirror, of_images, of_step
 from ssl3d.training.loop import (
     SGD_RATE,
     check_devices,
@@ -333,8 +333,7 @@ def _learn(network: nn.Module, store: Store, goal: Goal, settings: dict, truths:
         title = f"step {step}" if watched else f"step {step}, trained on it"
         return _draw_marked(store, largest_case(store, watched or case_ids), {title: whole}) if goal.voxelwise else []
 
-    photographs = store.spatial_dims == 2 and store.channels == 3
-    change = of_step(how.augment, how.seed, how.mirror, photographs)
+    change = of_step(how.augment, how.seed, how.mirror, **of_images(store.spatial_dims, store.channels, store))
     question = warm_up(settings["warmup_steps"], change, goal.voxelwise)
     train(goal.trained(network, how.slices), question, measure, read, out,
           n_steps=settings["steps"], lr=settings["lr"], recipe=how, title=f"finetune {len(case_ids)} labels",

@@ -186,8 +186,10 @@ class Segmentation(SegmentationOptions, Goal):
         network = Segmenter(encoder, n_classes=len(facts["classes"]), upward=self.upward)
         if (self.patch or size) % network.step:
             found = f"the patch is {self.patch}" if self.patch else f"holds images of {size} a side"
-            raise InputError(f"{found}, and this network needs a multiple of "
-                             f"{network.step}. Prepare the store with such a size, or give a patch of one.")
+            cure = "Give such a patch (--patch)" if self.patch else \
+                "Prepare the store with such a size, or give a patch of one"
+            raise InputError(f"{found}, and this network needs a multiple of {network.step}. {cure}.")
+        start_at(network, np.ones(len(facts["classes"])))  # all alike, until `begin` says more
         return network
 
     def begin(self, network: nn.Module, store: Store, case_ids: list[str]) -> None:

@@ -108,7 +108,7 @@ def _draw_steps(ax: Axes, log: Mapping[str, np.ndarray], name: str, mean: int) -
 
 # %% ../../nbs/21_charts.ipynb #eda11360
 def training_curve(
-    log: dict[str, np.ndarray],  # columns of a run's log.csv: step, loss, and where known accuracy, chance and lr
+    log: dict[str, np.ndarray],  # columns of a run's log.csv: step, loss, accuracy and chance; and lr, where known
     title: str = "",
     observed: dict[str, np.ndarray] | None = None,  # columns of its observed.csv: step, and what was found
     mean: int = 1,  # steps whose mean is drawn

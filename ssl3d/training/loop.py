@@ -333,9 +333,12 @@ def not_finite(
     who, precision = learner.seen(step) if learner.seen else [], str(learner.trainer.precision)
     named = f" It was shown {', '.join(who[:8])}{' and more' * (len(who) > 8)}." if who else ""
     half = f" precision='32-true' (--precision 32-true) in place of {precision}," * (precision != "32-true")
+    given = (("weight_decay", "--weight-decay"), ("clip", "--clip"))
+    values = [(name, option, getattr(learner.recipe, name)) for name, option in given]
+    less = "".join(f" a lower {name} than {value:g} ({option})," for name, option, value in values if value)
     return NotFinite(f"{what} in step {step + 1}, so the training ended there and made no encoder.{named} Try a lower "
-                     f"learning rate than {learner.lr:g} (lr=, in a shell --lr),{half} or look at these images. Name a "
-                     "new folder for it.")
+                     f"learning rate than {learner.lr:g} (lr=, in a shell --lr),{less}{half} or look at these images. "
+                     "Name a new folder for it.")
 
 # %% ../../nbs/51_loop.ipynb #63f3f87f
 def check_weights(learner: "Learner", step: int) -> None:

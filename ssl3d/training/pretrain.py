@@ -43,7 +43,7 @@ from ssl3d.networks.weights import (
 from ..seeds import generator_for, seeded
 from ..settings import Pretraining, architecture_of, other_size, takes
 from ..tasks import TASKS
-from ..tasks.augment import check_mirror, of_step
+from ..tasks.augment import check_mirror, of_images, of_step
 from ..tasks.base import Batch, Example, ProxyTask, check_range
 from ssl3d.training.loop import (
     SGD_RATE,
@@ -61,9 +61,9 @@ from .probes import probe as ask
 from .runs import FEWEST, Run, begun_run, finished_run, judged, read_log
 
 # %% ../../nbs/53_pretrain.ipynb #10a5119e
-def _question(how: Pretraining, dims: int, channels: int) -> Callable:
+def _question(how: Pretraining, dims: int, channels: int, store: Store | None = None) -> Callable:
     """What a task asks in one step about augmented images, which depends on the seed and the step."""
-    change = of_step(how.augment, how.seed, _axes(how, dims), dims == 2 and channels == 3 and not how.slices)
+    change = of_step(how.augment, how.seed, _axes(how, dims), **of_images(dims, channels, store))
 
     def question(task: ProxyTask, batch: Batch, step: int) -> Example:
         image, _ = change(batch.image, None, step)
@@ -386,16 +386,59 @@ def _with_others(seen: Images, task: ProxyTask) -> Images:
     return seen._replace(read=lambda step: read(step)._replace(others=others(step)))
 
 # %% ../../nbs/53_pretrain.ipynb #7169e179
-def _caution(task: str, seen: Images) -> dict[str, str]:
+def _thick_slices(store: Store) -> str:
+    """A sentence about slices that are thicker than their pixels are wide; empty where they are not."""
+    spacings = [store.cases[name]["spacing"] for name in store.split("train")]
+    thick = float(np.median([max(each) / min(each) for each in spacings]))
+    if thick <= 1.5:
+        return ""
+    return f"The scans' slices are {thick:.1f} times as thick as their pixels are wide, so rotation can be told from " \
+        "the blur between slices alone. Compare it with another task."
+
+# %% ../../nbs/53_pretrain.ipynb #04583d04
+def _padding(case: dict, patch: int | None) -> np.ndarray:  # voxels, along each axis
+    """How much of what is seen of a case lies beyond its scan, where its content reaches the end of the scan."""
+    stored = np.array(case["stored"][1:])
+    begin, end = np.array(case.get("inside") or [0 * stored, stored])
+    offset, grid = (np.array(case.get(fact, usual)) for fact, usual in (("offset", 0 * stored), ("resampled", stored)))
+    seen = np.maximum(end - begin, patch or 0)
+    of_scan = np.minimum(end + offset, grid) - np.maximum(begin + offset, 0)
+    reaches = (np.array(case["box"][0]) == 0) | (np.array(case["box"][1]) == case["shape"])
+    return np.where(reaches, seen - of_scan, 0)
+
+# %% ../../nbs/53_pretrain.ipynb #0a5cb4d2
+def _largest(case: dict, whole: bool) -> int:  # voxels per axis
+    """The largest window of the content of a scan that is kept whole, or else box around its middle, without zeros."""
+    stored, grid = np.array(case["stored"][1:]), np.array(case.get("resampled", case["stored"][1:]))
+    if whole:
+        begin, end = case.get("inside") or [0 * stored, grid]
+        return int(np.subtract(end, begin).min())
+    middle = case.get("offset", 0) + stored / 2
+    return int(2 * np.minimum(middle, grid - middle).min())
+
+
+def _zeros_beside(store: Store, patch: int | None) -> str:
+    """A sentence about zeros beside the scans that tell an axis; empty where there are none."""
+    cases = [store.cases[name] for name in store.split("train")]
+    padding = np.array([_padding(case, patch) for case in cases])
+    shares = (padding > padding.min(axis=1, keepdims=True)).mean(axis=0)  # of the scans, for each axis
+    if np.ptp(shares) <= 0.1:
+        return ""
+    least = int(np.quantile([_largest(case, store.own_shapes) for case in cases], 0.05, method="lower"))
+    give = f"patch={least} (--patch {least})" if store.own_shapes else f"a store with size={least} (--size {least})"
+    cure = f"Give {give} at most, or compare it" if least >= 8 else "Compare it"
+    axis = int(shares.argmax())
+    return f"{shares[axis]:.0%} of the scans have more zeros beside them along {'xyz'[axis]} than along another " \
+        f"axis, since the {'window' if patch else 'box'} is larger than the scans, so rotation can be told from the " \
+        f"zeros alone. {cure} with another task."
+
+# %% ../../nbs/53_pretrain.ipynb #4ffa19f9
+def _caution(task: str, seen: Images, patch: int | None) -> dict[str, str]:
     """What the card says of a question that the scans themselves give away; empty where they do not."""
     if task != "rotation" or seen.store is None or seen.dims == 2:
         return {}
-    spacings = [seen.store.cases[name]["spacing"] for name in seen.store.split("train")]
-    thick = float(np.median([max(each) / min(each) for each in spacings]))
-    if thick <= 1.5:
-        return {}
-    return {"caution": f"The scans' slices are {thick:.1f} times as thick as their pixels are wide, so rotation can be "
-            "told from the blur between slices alone. Compare it with another task."}
+    found = [sentence for sentence in (_thick_slices(seen.store), _zeros_beside(seen.store, patch)) if sentence]
+    return {"caution": " ".join(found)} if found else {}
 
 # %% ../../nbs/53_pretrain.ipynb #357c9990
 def _handful(
@@ -494,7 +537,7 @@ def pretrain(
     if begun and not seen.again:
         raise InputError(f"{folder}: was begun with images that cannot be read again. Name a new folder, or give a "
                          "store or a Dataset, with which a run goes on.")
-    caution = _caution(task, seen)
+    caution = _caution(task, seen, how.patch)
     with begun_run(folder, settings, "encoder.json") as to_be_made:
         if to_be_made:
             for words in caution.values():
@@ -560,7 +603,7 @@ def _check_images(network: ProxyTask, seen: Images, how: Pretraining) -> int:
 def _learn(network: ProxyTask, seen: Images, out: Path, n_steps: int, lr: float, how: Pretraining, title: str) -> int:
     """Train a task; leaves the weights that are kept in the network, and returns the step that they are of."""
     look = (how.probe_every, _look(seen.store, how.probe, out, how.patch)) if seen.store and how.probe else None
-    question = _question(how, seen.dims, seen.channels)
+    question = _question(how, seen.dims, seen.channels, seen.store)
     train(network, question, _measure, seen.read, out, n_steps=n_steps, lr=lr, recipe=how, title=title,
           progress=how.progress, accelerator=how.accelerator, devices=how.devices, precision=how.precision,
           observe=look, seen=seen.named, logger=how.logger, picture=_picture)
