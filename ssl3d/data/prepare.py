@@ -245,8 +245,8 @@ def _mostly_padding(store: Store) -> str:
     of, stored, own, wanted = (" x ".join(f"{n:g}" for n in each) for each in
                                (kept[name], case["stored"][1:], case["spacing"], store.settings["spacing"]))
     return f"of {len(sparse)} of {len(store.cases)} arrays less than an eighth is scan, and the rest is zeros, as of " \
-        f"'{name}': {of} of {stored} voxels. Its own voxels have {own} mm, and the spacing is {wanted} mm. Prepare with " \
-        f"{size}a smaller spacing (--spacing), in mm; or mend the headers, if they count in another unit."
+        f"'{name}': {of} of {stored} voxels. Its own voxels have {own} mm, and the spacing is {wanted} mm. Prepare " \
+        f"with {size}a smaller spacing (--spacing), in mm; or mend the headers, if they count in another unit."
 
 # %% ../../nbs/19_prepare.ipynb #bba17378
 def _begin(folder: Path, settings: dict) -> dict[str, dict]:

@@ -44,7 +44,7 @@ from ..training.inputs import Preparation, preparation_of
 from ..training.probes import TARGETS, bootstrap_ends, probe_interval
 from ..training.runs import Run, read_log, score_name
 
-# %% ../../nbs/67_export.ipynb #1bf1f70c
+# %% ../../nbs/67_export.ipynb #99fb5228
 def _opened(run: Folder) -> Run:
     """A run whose settings say what an export asks of them; raises `InputError` for one that does not."""
     opened = run if isinstance(run, Run) else Run(run)
@@ -53,7 +53,7 @@ def _opened(run: Folder) -> Run:
         _ = opened.settings[name]  # raises an `InputError` where it is not there
     return opened
 
-
+# %% ../../nbs/67_export.ipynb #43f1b528
 def _network_card(run: Run) -> dict:
     """The card of a run's network; raises `InputError` where it does not say what the settings of the run say."""
     card, file = read_network_card(run), run / "network.json"
@@ -65,7 +65,7 @@ def _network_card(run: Run) -> dict:
                                  "folder.")
     return card
 
-
+# %% ../../nbs/67_export.ipynb #e8437621
 def _segmenting(run: Run) -> tuple[dict, nn.Module]:
     """The card and the network of a run that can become a bundle; raises `InputError` for any other."""
     if run.settings["command"] == "pretrain":
@@ -99,7 +99,7 @@ def dynunet_definition(
             "strides": [1] + [2] * (levels - 1), "upsample_kernel_size": [2] * (levels - 1),
             "filters": list(encoder.channels), "norm_name": [norm, options], "res_block": True}
 
-
+# %% ../../nbs/67_export.ipynb #6f5146a2
 def as_dynunet(network: nn.Module) -> nn.Module:
     """MONAI's `DynUNet` with the weights of a `Segmenter` whose encoder is a U-Net."""
     arguments = {name: value for name, value in dynunet_definition(network).items() if name != "_target_"}
@@ -124,7 +124,7 @@ def _is_plain(preparation: Preparation) -> bool:
     of_range = preparation.percentiles is None and not any(preparation.window or [None])
     return preparation.spacing is None and (of_range or _window(preparation) is not None)
 
-
+# %% ../../nbs/67_export.ipynb #6a8c1aa6
 def _plain_steps(preparation: Preparation) -> list[dict]:
     """Resize and scale a scan, its axes in RAS, by MONAI's own transforms."""
     window = _window(preparation)
@@ -143,6 +143,7 @@ _CUT = (grids.cut_out, grids._weights, grids._even_order, grids._ranks, grids._f
         scans._without_specks, scans.most_probable, scans.on_whole, scans._border, scans._otsu, scans._tissue,
         scans.foreground, scans.limits_of, scans.scale)  # what prepares a scan, and what brings a mask back
 
+# %% ../../nbs/67_export.ipynb #34f42bde
 _SCRIPT = '''"""How ssl3d {version} prepares a scan and brings a mask back, where MONAI has no transform for it.
 
 Cut from the source of ssl3d; needs MONAI, nibabel, SciPy and NumPy.
@@ -232,7 +233,7 @@ class SaveMask(MapTransform):
         return dict(data)
 '''
 
-
+# %% ../../nbs/67_export.ipynb #0a88ed9d
 def transforms_script() -> str:
     """A module that prepares scans as ssl3d does, without ssl3d."""
     functions = "\n\n".join(inspect.getsource(each) for each in _CUT)
@@ -253,7 +254,7 @@ def _prepared(preparation: Preparation) -> list[dict]:
     steps = _plain_steps(preparation) if _is_plain(preparation) else [own]
     return [*begin, *steps, {"_target_": "EnsureTyped", **_IMAGE}]
 
-
+# %% ../../nbs/67_export.ipynb #2d9566e0
 def _written(codes: list[int]) -> list[dict]:
     """From class scores to a mask in the grid of the scan."""
     pred = {"keys": "pred"}
@@ -320,14 +321,14 @@ def _reached(run: Run) -> dict | None:
     low, high = bootstrap_ends(lambda drawn: float(means[drawn].mean()), len(means))
     return told | {"score": round(float(means.mean()), 6), "low": low, "high": high, "of": f"{len(means)} cases"}
 
-
+# %% ../../nbs/67_export.ipynb #81868e1b
 def _card(run: Run) -> dict:
     """The card of a run's encoder; what a run of an earlier version began with stands in its settings alone."""
     began = run.settings.get("encoder")
     before = [] if began is None else [{"task": str(began).rpartition(" ")[0]}]
     return {"lineage": before} | run.card
 
-
+# %% ../../nbs/67_export.ipynb #7d5ae5d3
 def _owned(how: Exporting | None) -> Exporting:
     """What the owner says, the licence by its usual name."""
     said = how or Exporting()
@@ -336,7 +337,7 @@ def _owned(how: Exporting | None) -> Exporting:
 # %% ../../nbs/67_export.ipynb #80def3da
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
-
+# %% ../../nbs/67_export.ipynb #2c21edbe
 def _metadata(card: Mapping[str, Any], preparation: Preparation, how: Exporting, scores: Mapping[str, float],
               began: str) -> dict:
     """What a bundle is, what goes in, and what comes out; `began` says what its encoder began with."""
@@ -391,7 +392,7 @@ A file that says nothing of its axes is taken as it lies by ssl3d, and as LAS by
 For research. This is no medical device. Licence: {licence}.
 """
 
-
+# %% ../../nbs/67_export.ipynb #2c5dbaa1
 def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting, began: str) -> str:
     """What a user of a bundle has to know."""
     names = ", ".join(preparation.names)
@@ -459,7 +460,7 @@ def _probe_store(run: Run, store: Store, target: str) -> tuple[str, list[str]]:
     what += ["images of another cohort or split"] if card.get("store") != store.hash else []
     return ", ".join(what + ["prepared in another way"] * bool(told)), told
 
-
+# %% ../../nbs/67_export.ipynb #675eee76
 def _probed(run: Run, store: Folder) -> dict:
     """What a linear probe reads from the encoder of a run about the validation people of a store, with its interval."""
     opened = Store(store, run.settings.get("fold"))
@@ -476,7 +477,7 @@ def _probed(run: Run, store: Folder) -> dict:
     found = probe_interval(run.encoder, opened, target, run.settings.get("patch"))
     return {"what": what, "of": f"{found['people']} people"} | found
 
-
+# %% ../../nbs/67_export.ipynb #0b54c6a8
 def _last_look(run: Run) -> dict | None:
     """The last score of the probe that watched a pretraining, whose interval nobody has measured."""
     file = run / "observed.csv"
@@ -508,7 +509,7 @@ def export_hub(
 # %% ../../nbs/67_export.ipynb #a9478b4e
 _OPTIONS = {"monai": ("licence", "data"), "hub": ("licence", "data", "store"), "nnunet": ("plans",)}  # of each form
 
-
+# %% ../../nbs/67_export.ipynb #1024eb7c
 @takes(Exporting)
 def export(
     run: Folder,  # a finished run, or its folder

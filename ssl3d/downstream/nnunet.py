@@ -74,7 +74,7 @@ def _checked(file: Path, given: Mapping, where: str, rules: Mapping[str, _Rule])
             there = f"is {given[key]!r:.60}" if key in given else "is not there"
             raise InputError(f"{file}: {where}{key} {there}, and has to be {wanted}. {_CURE}")
 
-
+# %% ../../nbs/69_nnunet.ipynb #55494aff
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and is_file_name(value) and value.isprintable()
 
@@ -95,7 +95,7 @@ def _for_stages(n: int) -> _Rule:
         return all(_is_count(number) for number in value) if listed else _is_count(value)
     return right, f"a whole number from 1, or a list of {n}"
 
-
+# %% ../../nbs/69_nnunet.ipynb #d699175b
 def _for_axes(n: int, dims: int) -> _Rule:
     """Numbers for each stage and axis, or one for all axes, or for all of both."""
     def right(value: Any) -> bool:
@@ -126,7 +126,7 @@ def _shape_rules(given: Mapping, kind: str, dims: int) -> dict[str, _Rule]:
                                                            options)
     return rules | {name: rule for name, rule in also.items() if name in given}
 
-
+# %% ../../nbs/69_nnunet.ipynb #67a06809
 def _network(file: Path, given: Mapping, where: str, dims: int) -> tuple[str, dict]:
     """The class of a network, and its arguments in full; raises `InputError` for those that nnU-Net cannot take."""
     _checked(file, given, where, {"network_class_name": _NAME, "arch_kwargs": _OBJECT})
@@ -179,7 +179,7 @@ def _inherited(file: Path, every: Mapping[str, Mapping], name: str) -> dict:
         chain.append(last["inherits_from"])
     return {key: value for each in reversed(chain) for key, value in every[each].items()}
 
-
+# %% ../../nbs/69_nnunet.ipynb #be9d00ff
 def _configuration(file: Path, given: dict, where: str) -> Configuration:
     """What a configuration says; raises `InputError` where something is not there or not right."""
     _checked(file, {"previous_stage": None} | given, where, {
@@ -218,7 +218,7 @@ def read_plans(
     return Plans(place, found["dataset_name"], found["plans_name"], found["image_reader_writer"],
                  found["transpose_forward"], whole)
 
-
+# %% ../../nbs/69_nnunet.ipynb #5b97375b
 def configurations_in(
     plans: Plans,
     spatial_dims: int,  # 2 or 3
@@ -242,7 +242,7 @@ def _defaults(of: Callable) -> dict:
     return {name: each.default for name, each in inspect.signature(of).parameters.items()
             if each.default is not inspect.Parameter.empty}
 
-
+# %% ../../nbs/69_nnunet.ipynb #f0254508
 def _said_in_full(kind: str, arguments: Mapping) -> dict:
     """The arguments of one of `KINDS` with its defaults; options of a layer without theirs; classes by their names."""
     from dynamic_network_architectures.architectures import unet
@@ -270,7 +270,7 @@ def network_of(
             "nonlin_kwargs")
     return _said_in_full(kind, shape | {name: getattr(theirs, name) for name in kept})
 
-
+# %% ../../nbs/69_nnunet.ipynb #7886fa3f
 _WORDS = {"n_stages": "number of stages", "features_per_stage": "channels per stage", "kernel_sizes": "kernels",
           "n_blocks_per_stage": "blocks per stage", "n_conv_per_stage": "convolutions per stage",
           "n_conv_per_stage_decoder": "convolutions in the decoder"}  # the others are called as they are
@@ -364,7 +364,7 @@ def _voxel_cautions(mm: Sequence[float], spatial_dims: int, plans: Plans, fits: 
                         f"spacing=({', '.join(f'{wanted[axis]:.3g}' for axis in range(3))}), which is our order.")
     return said
 
-
+# %% ../../nbs/69_nnunet.ipynb #00885ac1
 def cautions_of(card: Mapping, spatial_dims: int, plans: Plans, fits: Sequence[str]) -> list[str]:
     """What differs between pretraining (by its card) and configurations that fit, although nnU-Net takes it."""
     said, mm = [], card.get("voxel_mm") or []
@@ -394,7 +394,7 @@ class _Source(NamedTuple):
     card: dict
     decoder: dict[str, torch.Tensor] | None  # None: not trained
 
-
+# %% ../../nbs/69_nnunet.ipynb #3a5042f7
 def _source(run: Any) -> _Source:
     """The encoder of a run, with its card, and its decoder where that is nnU-Net's."""
     encoder, card = given_encoder(run), given_card(run)
@@ -407,7 +407,7 @@ def _source(run: Any) -> _Source:
         decoder = {k.removeprefix("decoder."): v for k, v in kept.items() if k.startswith("decoder.")}
     return _Source(encoder, card, decoder)
 
-
+# %% ../../nbs/69_nnunet.ipynb #d0af1b74
 def _fitting(encoder: nn.Module, plans: Plans) -> list[str]:
     """The configurations that fit an encoder; raises `InputError` where none does."""
     dims = encoder.spatial_dims
@@ -427,7 +427,7 @@ def _fitting(encoder: nn.Module, plans: Plans) -> list[str]:
                          f"{_cure(encoder, plans, nearest)}")
     return fits
 
-
+# %% ../../nbs/69_nnunet.ipynb #6479d706
 def _cure(encoder: nn.Module, plans: Plans, name: str) -> str:
     """How an encoder comes to fit a configuration."""
     there = plans.configurations[name]
@@ -511,7 +511,7 @@ def _readme(source: _Source, axes: Sequence[int], plans: Plans | None, fits: Seq
                                              "compared. Export again with plans=FILE to check them."]), ""]
     return "\n".join(lines)
 
-
+# %% ../../nbs/69_nnunet.ipynb #63b1b7a8
 def _commands(plans: Plans | None, fits: Sequence[str], kind: str, dims: int) -> list[str]:
     """The commands that train with the file."""
     planner = "nnUNetPlannerResEncM" if kind == "ResidualEncoderUNet" else "ExperimentPlanner"

@@ -45,7 +45,7 @@ def _numbers_of_numpy() -> AbstractContextManager:
 _ALONE = "Only tensors are read, since anything else may run code. Where you trust the file, load it with the " \
     "library that wrote it, and save the weights alone: torch.save(network.state_dict(), 'weights.pth')."
 
-
+# %% ../../nbs/37_checkpoints.ipynb #b58e4409
 def _fault(begins: bytes, e: Exception) -> str:
     """Why a file cannot be read, by its first bytes and by what was said of it; and what to do."""
     said = " ".join(str(e).split()) or type(e).__name__
@@ -63,7 +63,7 @@ def _fault(begins: bytes, e: Exception) -> str:
     said = re.sub(r"^.*WeightsUnpickler error: | In PyTorch 2\.6.*| Check the documentation.*", "", said).rstrip(".")
     return f"is no plain file of weights: {said}. If it may be damaged, get it again. {_ALONE}"
 
-
+# %% ../../nbs/37_checkpoints.ipynb #2d4a4981
 def read_tensors(
     file: Folder,  # .pth, .pt, .ckpt of PyTorch, or safetensors
 ) -> dict[str, torch.Tensor]:  # name, with the names of the dictionaries around it -> tensor
@@ -86,7 +86,7 @@ def read_tensors(
     _check_tensors(found, place)
     return dict(found)
 
-
+# %% ../../nbs/37_checkpoints.ipynb #f533b727
 def _flat(content: object, before: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors in dictionaries and lists within one another, with their names joined by dots."""
     if isinstance(content, torch.Tensor) and before:
@@ -96,7 +96,7 @@ def _flat(content: object, before: str = "") -> Iterator[tuple[str, torch.Tensor
     for key, each in content.items() if isinstance(content, Mapping) else inside:
         yield from _flat(each, f"{before}.{key}" if before else str(key))
 
-
+# %% ../../nbs/37_checkpoints.ipynb #71beb968
 def _check_tensors(found: Sequence[tuple[str, torch.Tensor]], file: Path) -> None:
     """Refuse tensors that are no plain arrays, or have one name."""
     names = [name for name, _ in found]
@@ -127,7 +127,7 @@ def _bare(name: str) -> str:
     """A name without the words that wrappers leave in it."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
-
+# %% ../../nbs/37_checkpoints.ipynb #86b347a1
 def _places(tensors: Mapping[str, torch.Tensor], spell: Callable[[str], str]) -> dict[str, dict[str, str]]:
     """For each ending of a name, spelled in a way: what stands before it -> the whole name."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
@@ -150,7 +150,7 @@ class Match(NamedTuple):
     prefix: str  # what stands before them in the file
     rivals: list[str]  # other prefixes under which half as much is found at least, with other values
 
-
+# %% ../../nbs/37_checkpoints.ipynb #c672d027
 def matched(
     encoder: nn.Module,
     tensors: Mapping[str, torch.Tensor],  # from `read_tensors`
@@ -197,7 +197,7 @@ class Imported(NamedTuple):
         return "\n".join([*lines, *(f"  {row['name']} {row['shape']}: {row['what']}"
                                     + (f", {row['there']}" if row["there"] else "") for row in odd[:10])])
 
-
+# %% ../../nbs/37_checkpoints.ipynb #2fd8592e
 _TAKEN = ("loaded", "widened", "narrowed")
 _NOT_STORED = "Strides, activations and kinds of normalisation are not stored in a file of weights: compare them."
 
@@ -241,7 +241,7 @@ def compared(
     fresh = [name for name in readers if name not in taken]
     return Imported(rows, covered, match.prefix, unused, _cautions(match, tensors, fresh))
 
-
+# %% ../../nbs/37_checkpoints.ipynb #1028dfc6
 def _left_over(match: Match, tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """The tensors of the file that lie where those of the encoder lie, and have no place in it."""
     def begins(name: str) -> str:
@@ -256,7 +256,7 @@ def _left_over(match: Match, tensors: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name in inside if not any(ending[name] == ending[other] and _same(tensors[name], each)
                                                for other, each in used.items())]
 
-
+# %% ../../nbs/37_checkpoints.ipynb #b07ce9da
 def _cautions(match: Match, tensors: Mapping[str, torch.Tensor], fresh: Sequence[str]) -> list[str]:
     """What a user should know although the names fit."""
     left = _left_over(match, tensors)
@@ -321,7 +321,7 @@ def _chosen(sources: Sequence[int] | None, old: int, new: int, file: Folder) -> 
         raise InputError(f"sources are {chosen}: {new} channels need as many numbers from 0 to {old - 1}.")
     return chosen
 
-
+# %% ../../nbs/37_checkpoints.ipynb #90e3c313
 def _in_place(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], report: Imported,
               sources: Sequence[int] | None, file: Folder) -> dict[str, torch.Tensor]:
     """The weights of an encoder that come from a file, with its channels and types; name here -> weight."""
@@ -340,7 +340,7 @@ def _in_place(encoder: nn.Module, tensors: Mapping[str, torch.Tensor], report: I
         found[row["name"]] = weight
     return found
 
-
+# %% ../../nbs/37_checkpoints.ipynb #4fb1e6ac
 def _check_numbers(weights: Mapping[str, torch.Tensor], encoder: nn.Module, report: Imported, file: Folder) -> None:
     """Refuse weights that are not finite, or all constant; a caution where some are constant."""
     cure = " ".join(["Nothing is loaded. Get a file of a training that went well.", *report.cautions])
@@ -402,7 +402,7 @@ def read_checkpoint(
                                             "transpose": transpose, "sources": sources, "least": least})
     return made
 
-
+# %% ../../nbs/37_checkpoints.ipynb #3e8ee0ce
 def _check_covered(report: Imported, least: float, prefix: str | None, encoder: nn.Module,
                    tensors: Mapping[str, torch.Tensor], file: Folder) -> None:
     """Refuse a file that covers too little of an encoder, with what would help."""
@@ -418,7 +418,7 @@ def _check_covered(report: Imported, least: float, prefix: str | None, encoder: 
                      f"nothing is loaded. {report}\nNames in the file: {_some(tensors)}. Names here: "
                      f"{_some(encoder.state_dict())}. Give rename={{old: new}}, or an encoder of its widths.{fresh}")
 
-
+# %% ../../nbs/37_checkpoints.ipynb #3a6d193a
 def _transposed(encoder: nn.Module, tensors: dict[str, torch.Tensor], file: Folder) -> dict[str, torch.Tensor]:
     """The tensors with the axes of their kernels reversed; raises `InputError` where not only kernels have axes."""
     if any("relative_position_bias_table" in name for name in tensors):
@@ -431,7 +431,7 @@ def _some(names: Mapping[str, object]) -> str:
     """Some names, for a message."""
     return ", ".join([*names][:4])
 
-
+# %% ../../nbs/37_checkpoints.ipynb #3c837209
 def _keep(encoder: nn.Module, folder: Path, how: dict) -> None:
     """Keep an imported encoder in a folder, which is a run from then on; raises `InputError` for a taken one."""
     new_folder(folder, "out")

@@ -25,7 +25,7 @@ def _dynunet_name(name: str, levels: int) -> str:
         return f"{blocks[int(level)]}.{rest}"
     return f"{'upsamples' if kind == 'ups' else 'output_block'}.{rest}"
 
-
+# %% ../../nbs/35_exchange.ipynb #b003ec1b
 def dynunet_names(
     network: nn.Module,  # a `UNetEncoder`, or a `Segmenter` with one
 ) -> dict[str, str]:  # our name -> the name in MONAI's `DynUNet`
@@ -36,7 +36,7 @@ def dynunet_names(
     inside = "" if network is not encoder else "encoder."
     return {name: _dynunet_name(inside + name, len(encoder.channels)) for name in network.state_dict()}
 
-
+# %% ../../nbs/35_exchange.ipynb #76eaf249
 def load_dynunet(
     network: nn.Module,  # a `UNetEncoder`, or a `Segmenter` with one
     weights: dict[str, torch.Tensor],  # `state_dict()` of a DynUNet

@@ -30,7 +30,7 @@ _TOLD = ("architecture", "spatial_dims", "in_channels", "widths", "network", "ta
          "health")  # what leaves of a card as it is
 _PREPARED = ("size", "spacing", "crop", "percentiles", "window", "dtype")  # and of how its images were prepared
 
-
+# %% ../../nbs/39_hub.ipynb #1e8fde05
 def travelling_card(
     card: Mapping[str, Any],  # of an encoder, from `ssl3d.networks.cards.read_card`
     weights: bytes,  # its file of weights
@@ -55,7 +55,7 @@ _LICENCES = ("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", 
              "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
              "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cdla-permissive-2.0", "odc-by", "openrail", "unlicense")
 
-
+# %% ../../nbs/39_hub.ipynb #2f5e6360
 def licence_name(
     text: str,  # as somebody writes it
 ) -> str:
@@ -70,7 +70,7 @@ def licence_name(
     return next((each for each in _LICENCES if short in (each, each.removesuffix(".0"), each.removesuffix("-1.0"))),
                 said)
 
-
+# %% ../../nbs/39_hub.ipynb #966f1184
 def tell_licence(
     licence: str | None,  # from `licence_name`
     lineage: Sequence[Mapping[str, Any]],  # of the encoder that is handed on
@@ -87,7 +87,7 @@ def tell_licence(
         warn(f"the encoder began with weights from elsewhere: {'; '.join(theirs)}. Check that you may hand them on "
              f"{'at all' if licence is None else f'as {licence}'}.")
 
-
+# %% ../../nbs/39_hub.ipynb #ba38b1d8
 def _step_in_words(step: Mapping[str, Any]) -> str:
     """A training of a lineage, in words."""
     rights = f"licence: {step.get('licence') or 'unknown, check it'}"
@@ -108,7 +108,7 @@ class About(NamedTuple):
     seed: int | None = None
     scores: Sequence[Mapping[str, Any]] = ()  # what, metric, score, low and high (95 % interval, or None), of whom
 
-
+# %% ../../nbs/39_hub.ipynb #2748674e
 def _header(card: Mapping[str, Any], about: About) -> dict:
     """The header of the page, as the Hub reads it."""
     licence = about.licence or "unknown"
@@ -125,7 +125,7 @@ def _header(card: Mapping[str, Any], about: About) -> dict:
     return header | ({"model-index": [{"name": f"{card['task']} {card['architecture']}", "results": results}]}
                      if results else {})
 
-
+# %% ../../nbs/39_hub.ipynb #1d2a0029
 def _interval(row: Mapping[str, Any]) -> str:
     """The interval of a score, in words."""
     if row.get("low") is None:
@@ -139,7 +139,7 @@ def _images_in_words(card: Mapping[str, Any]) -> str:
         return "3D volumes"
     return "axial 2D slices of 3D volumes" if card.get("image_dims", 2) == 3 else "2D images"
 
-
+# %% ../../nbs/39_hub.ipynb #c3802254
 def _preparation_in_words(card: Mapping[str, Any]) -> list[str]:
     """How images were prepared, a line each."""
     how, dims = card["preparation"], card.get("image_dims", card["spatial_dims"])
@@ -159,7 +159,7 @@ def _preparation_in_words(card: Mapping[str, Any]) -> list[str]:
             f"- intensities: {'; '.join(dict.fromkeys(windows))} become 0 to 1\n- channels, in this order: {channels}\n"
             f"- cropped to the content for pretraining: {'yes' if how.get('crop') else 'no'}"]
 
-
+# %% ../../nbs/39_hub.ipynb #bc4fa1c9
 def _people_in_words(card: Mapping[str, Any], about: About) -> str:
     """Whose scans the encoder has seen, in words."""
     data = about.data or "The owner has not said what the scans are."
@@ -179,7 +179,7 @@ def lineage_in_words(card: Mapping[str, Any]) -> str:
         "It began with weights that had been made before, the first one first:\n\n" + \
         "\n".join(f"{k}. {step}" for k, step in enumerate(steps, 1))
 
-
+# %% ../../nbs/39_hub.ipynb #80baa468
 def _scores_in_words(about: About) -> list[str]:
     """The scores as a table; a sentence where there are none."""
     if not about.scores:
@@ -199,7 +199,7 @@ refuses to test it on one of them. Nobody can read a scan from them. Who has a s
 it is among them: that is what they are for, and what they cost. Copies that were rescaled or resampled are no longer
 found by their look."""
 
-
+# %% ../../nbs/39_hub.ipynb #83dccccf
 def model_card(
     card: Mapping[str, Any],  # from `travelling_card`
     about: About,
@@ -249,7 +249,7 @@ def write_folder(
         raise told or InputError(f"{str(folder)!r:.200}: cannot be written ({e}). Name another folder.") from None
     return folder
 
-
+# %% ../../nbs/39_hub.ipynb #27aed7c1
 def write_hub(
     weights: Path,  # an encoder's file, in safetensors
     card: Mapping[str, Any],  # of the encoder, from `ssl3d.networks.cards.read_card`

@@ -44,7 +44,7 @@ def broken_weight(weights: Mapping[str, torch.Tensor], module: nn.Module) -> str
             return name
     return None
 
-
+# %% ../../nbs/33_weights.ipynb #44538f5f
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """The weights of a module by name; a weight that has several names, as in nnU-Net's blocks, has the first one."""
     found: dict[tuple, str] = {}
@@ -54,7 +54,7 @@ def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
         found.setdefault(place if weight.numel() else (name,), name)
     return {name: weights[name] for name in found.values()}
 
-
+# %% ../../nbs/33_weights.ipynb #e49d002b
 def save_weights(module: nn.Module, file: Path) -> None:
     """Write the weights of a module as safetensors; raises `InputError` where one is not finite."""
     if broken := broken_weight(module.state_dict(), module):
@@ -90,7 +90,7 @@ def _kind(dtype: torch.dtype) -> str:
     """What is one for all kinds of decimal numbers that a network can be trained with."""
     return "decimal" if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) else str(dtype)
 
-
+# %% ../../nbs/33_weights.ipynb #85a801b4
 def check_fit(file: Path, weights: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]) -> None:
     """Refuse weights of a file whose names, shapes and kinds of number are not those that are here."""
     wrong = {"in the file only": sorted(set(weights) - set(here)),
@@ -105,7 +105,7 @@ def check_fit(file: Path, weights: Mapping[str, torch.Tensor], here: Mapping[str
         raise InputError(f"{file}: does not fit this network: {said}{''.join(shapes)}. Are architecture, widths, "
                          "dimensions and channels those of its card? Nothing was loaded.")
 
-
+# %% ../../nbs/33_weights.ipynb #21790b96
 def load_weights(module: nn.Module, file: Path) -> None:
     """Load every weight of a safetensors file into a module; raises `InputError` unless all agree and are finite."""
     weights = read_weights(file)
@@ -115,7 +115,7 @@ def load_weights(module: nn.Module, file: Path) -> None:
                          "with a lower learning rate (--lr), in a new folder. Nothing was loaded.")
     module.load_state_dict(weights, strict=False)  # each is there; a second name of one is not
 
-
+# %% ../../nbs/33_weights.ipynb #c878cf55
 def check_own(encoder: nn.Module) -> None:
     """Refuse a network of the user's own that does not know what it returns, or whose weights are not finite."""
     needed = ("spatial_dims", "in_channels", "channels", "min_side")
@@ -126,7 +126,7 @@ def check_own(encoder: nn.Module) -> None:
         raise InputError(f"encoder is a {type(encoder).__name__} whose weights {broken} are not finite. Give one with "
                          "good weights.")
 
-
+# %% ../../nbs/33_weights.ipynb #cde24604
 def empty_encoder(
     card: dict,  # architecture, spatial_dims, in_channels, widths
     own: nn.Module | None,  # an encoder of the user's own; it is copied
@@ -159,7 +159,7 @@ def _check_claim(card: dict, file: Path) -> None:
         raise InputError(f"{file}: has {file.stat().st_size} bytes, and a network of widths {card['widths']} has "
                          f"{least} numbers at least.")
 
-
+# %% ../../nbs/33_weights.ipynb #3c909f70
 def _load_encoder(place: Path, own: nn.Module | None = None) -> nn.Module:
     """The encoder in a folder."""
     card, file = read_card(place), encoder_file(place)
@@ -186,7 +186,7 @@ _NAME = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _COMMIT = r"(?:/(?:tree|commit)/(?P<commit>[\w.-]+))?/?"
 _ON_HUB = re.compile(rf"(?P<address>(?i:{_ADDRESS}))?(?P<name>{_NAME})(?(address){_COMMIT})")
 
-
+# %% ../../nbs/33_weights.ipynb #54fa09fb
 def hub_snapshot(
     name: str,  # of a repository, as "org/name"
     revision: str | None,  # the commit, 40 hexadecimal digits
@@ -210,7 +210,7 @@ def hub_snapshot(
                          "and revision right, and does it hold an encoder of ssl3d?") from None
     return files[0].parent
 
-
+# %% ../../nbs/33_weights.ipynb #95432102
 def load_encoder(
     folder: Folder,  # a run, or its folder; a hub folder; or "org/name" on the Hugging Face Hub, or its address there
     own: nn.Module | None = None,  # an encoder of your own, where the run was trained with it; it is copied
@@ -244,7 +244,7 @@ def given_card(encoder: Folder | Callable | None) -> dict:
     shape = {"spatial_dims": encoder.spatial_dims, "in_channels": encoder.in_channels}
     return {"trained_on": [], "people": []} | getattr(encoder, "card", {}) | shape
 
-
+# %% ../../nbs/33_weights.ipynb #93c88e0b
 def own_module(encoder: Folder | Callable | None) -> nn.Module | None:
     """The module of the user's own that is given, or that a given run was trained with; None where there is none."""
     return encoder if isinstance(encoder, nn.Module) else getattr(encoder, "own_encoder", None)
@@ -259,7 +259,7 @@ def given_encoder(encoder: Folder | Callable | None) -> nn.Module | None:
         return copy.deepcopy(encoder)
     return load_encoder(as_folder(encoder, "encoder"), own_module(encoder))
 
-
+# %% ../../nbs/33_weights.ipynb #81305f8e
 def check_shape(how: Training, encoder: nn.Module) -> None:
     """Refuse an architecture or widths that are given beside an encoder which has others."""
     has = {"architecture": getattr(encoder, "architecture", "own"), "widths": tuple(encoder.channels)}
@@ -273,7 +273,7 @@ def encoder_name(encoder: Folder | Callable | None) -> str:
     """What an encoder is called in a message: its folder, or that it was given."""
     return str(encoder) if isinstance(encoder, (str, os.PathLike)) else "the encoder that is given"
 
-
+# %% ../../nbs/33_weights.ipynb #d4e08077
 def encoder_origin(encoder: Folder | Callable | None) -> str | None:
     """What tells one encoder from another in the settings of a run: its task and the beginning of its bytes' hash."""
     if encoder is None:
@@ -292,7 +292,7 @@ def _blank(encoder: nn.Module) -> torch.Tensor:
     space = getattr(encoder, "space", [max(32, encoder.min_side)] * encoder.spatial_dims)
     return next(encoder.parameters(), torch.zeros(0)).new_zeros(1, encoder.in_channels, *space)
 
-
+# %% ../../nbs/33_weights.ipynb #3aa3bc5e
 def input_convolutions(encoder: nn.Module) -> dict[str, nn.Module]:  # name -> convolution
     """The convolutions that read the image itself, found by watching one go through (a residual block has two)."""
     found, hooks, image = {}, [], _blank(encoder)
@@ -319,7 +319,7 @@ def channels_copied(weight: torch.Tensor, sources: tuple[int, ...], scaled: bool
         copied /= copies.reshape(1, -1, *[1] * (copied.ndim - 2))
     return copied
 
-
+# %% ../../nbs/33_weights.ipynb #fe2800db
 def widen(
     encoder: nn.Module,  # changed in place
     in_channels: int,  # modalities from now on
@@ -375,13 +375,13 @@ def decoder_file(encoder: Folder | Callable | None) -> Path:
         raise InputError(f"{folder}: has no decoder, since its goal is {goal}. {cure}")
     return folder / "network.safetensors"
 
-
+# %% ../../nbs/33_weights.ipynb #8b7ae5f5
 def decoder_origin(encoder: Folder | Callable | None) -> str:
     """What tells the decoder of one run from that of another in the settings of a third."""
     file = decoder_file(encoder)
     return f"{read_json(file.with_name('network.json'))['goal']} {fingerprint((file,))}"
 
-
+# %% ../../nbs/33_weights.ipynb #c3ce5aa3
 def load_decoder(
     network: nn.Module,  # a `Segmenter` before its first step, changed in place; its encoder is the run's
     file: Path,  # from `decoder_file`
