@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ..networks.cards import differences, encoder_file, known_cases, match_chann
 from ..networks.exchange import dynunet_names
 from ssl3d.networks.hub import (
     About,
+    began_with,
     licence_name,
     lineage_in_words,
     tell_licence,
@@ -304,6 +305,8 @@ def _reached(run: Run) -> dict | None:
     file = run / "scores.csv"
     if run.settings["command"] == "pretrain":
         return None
+    if not file.exists() and run.settings["command"] == "import":
+        return None
     if not file.exists():
         warn(f"{run}: has no scores.csv, so it goes out without its scores. The command that began the run makes them.")
         return None
@@ -330,14 +333,25 @@ def _card(run: Run) -> dict:
 
 # %% ../../nbs/67_export.ipynb #7d5ae5d3
 def _owned(how: Exporting | None) -> Exporting:
-    """What the owner says, the licence by its usual name."""
+    """What the owner says, the licence by its usual name; warns of what looks like a path in it."""
     said = how or Exporting()
+    if path := re.search(r"(?<!\w)(~|[A-Za-z]:)?[/\\][\w.-]+[/\\]\S*", said.data or ""):
+        warn(f"data (--data) names {path.group()}, which looks like a path of yours, and everybody can read it. "
+             "Describe the scans without paths and names.")
     return said if said.licence is None else replace(said, licence=licence_name(said.licence))
 
 # %% ../../nbs/67_export.ipynb #80def3da
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 # %% ../../nbs/67_export.ipynb #2c21edbe
+def _has(package: str) -> bool:
+    """Whether a package is installed."""
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
 def _metadata(card: Mapping[str, Any], preparation: Preparation, how: Exporting, scores: Mapping[str, float],
               began: str) -> dict:
     """What a bundle is, what goes in, and what comes out; `began` says what its encoder began with."""
@@ -350,12 +364,13 @@ def _metadata(card: Mapping[str, Any], preparation: Preparation, how: Exporting,
                      "num_channels": card["in_channels"], "value_range": [0, 1], "channel_def": names}
     outputs = both | {"format": "segmentation", "num_channels": len(classes), "value_range": [0, 1],
                       "channel_def": classes}
-    needed = {name: version(name) for name in ("nibabel", "scipy")}
+    needed = {name: version(name) for name in ("nibabel", "scipy", "pytorch-ignite", "fire") if _has(name)}
+    marked = ", ".join([*classes.values()][1:])
     return {"schema": _SCHEMA, "version": "0.1.0", "changelog": {"0.1.0": "exported from ssl3d"},
             "monai_version": version("monai"), "pytorch_version": version("torch").partition("+")[0],
             "numpy_version": version("numpy"),
-            "required_packages_version": needed | {"pytorch-ignite": "0.5.2", "fire": "0.7.0"},
-            "name": "segmentation", "task": f"Segmentation: {', '.join([*classes.values()][1:])}",
+            "required_packages_version": needed,
+            "name": f"segmentation of {marked}", "task": f"Segmentation: {marked}",
             "description": f"A U-Net that was trained by ssl3d {__version__}. {how.data or ''}".strip() + f" {began}",
             "authors": "not named", "copyright": how.licence or "no licence was named",
             "data_source": how.data or "not named", "data_type": "nibabel",
@@ -373,8 +388,8 @@ pip install monai pytorch-ignite fire nibabel scipy jsonschema
 python -m monai.bundle run --config_file configs/inference.json --bundle_root . --dataset_dir SCANS --output_dir MASKS
 ```
 
-Each NIfTI file in SCANS becomes a mask MASKS/NAME_seg.nii.gz in its own grid. {channels}
-Classes: {classes}.
+Each NIfTI file in SCANS becomes a mask MASKS/NAME_seg.nii.gz on the grid of that scan. {channels}
+Classes of the mask: {classes}.
 
 To check the metadata (this fetches MONAI's schema): `python -m monai.bundle verify_metadata --meta_file
 configs/metadata.json --filepath schema.json`
@@ -383,22 +398,27 @@ configs/metadata.json --filepath schema.json`
 
 `OnScan` in `scripts/transforms.py` brings a mask back to the voxels of the scan so that each class keeps its volume.
 {instead}
-Beside `ssl3d`, which made it, masks are the same up to a voxel at a border here and there: ssl3d keeps prepared images
-in {dtype}, this in float32{blur}.
+A mask of this bundle and one of `ssl3d` differ at some borders of classes, the more the less the network is trained:
+ssl3d keeps prepared images in {dtype}, this bundle in float32{blur}.
 A file that says nothing of its axes is taken as it lies by ssl3d, and as LAS by MONAI.
+
+## How the network was trained
 
 {began}
 
-For research. This is no medical device. Licence: {licence}.
+## Limits and licence
+
+For research. This bundle is no medical device. Licence: {licence}.
 """
 
 # %% ../../nbs/67_export.ipynb #2c5dbaa1
 def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting, began: str) -> str:
     """What a user of a bundle has to know."""
     names = ", ".join(preparation.names)
-    many = f"It shows {names or 'what the training scans showed'}."
+    many = f"A scan shows {names or 'what the training scans showed'}."
     if card["in_channels"] > 1:
-        many = f"It holds {card['in_channels']} channels ({names or 'not named'}) along its fourth axis, in this order."
+        many = f"A scan holds {card['in_channels']} channels ({names or 'not named'}) along its fourth axis, in this " \
+            "order."
     plain = _is_plain(preparation)
     said = "Scans are prepared by MONAI's own transforms." if plain else \
         "`scripts/transforms.py` prepares the scans, cut from ssl3d: MONAI has no transforms that say the same."
@@ -406,7 +426,7 @@ def _readme(card: Mapping[str, Any], preparation: Preparation, how: Exporting, b
         "voxels at the borders change, and small structures with them.\n" if plain else ""
     blur = ", and MONAI blurs a scan that shrinks with another kernel and with zeros around it" if plain else ""
     classes = ", ".join(f"{code} {name}" for code, name in card["facts"]["classes"].items())
-    rights = how.licence or "none was named, so nobody else may use it yet"
+    rights = how.licence or "none was named, so nobody else may use this bundle yet"
     return _BUNDLE.format(channels=many, classes=classes, preparation=said, dtype=preparation.dtype,
                           blur=blur, instead=instead, licence=rights, began=began)
 
@@ -426,8 +446,9 @@ def export_monai(
     metadata = _metadata(card, preparation, how, scores, " ".join(began.split()))
     weights = io.BytesIO()
     torch.save(as_dynunet(network).state_dict(), weights)
-    tell_licence(how.licence, _card(opened)["lineage"])
-    rights = how.licence or "No licence was named, so nobody else may use these weights yet."
+    tell_licence(how.licence, began_with(_card(opened)))
+    rights = f"{how.licence}\nIts text: https://spdx.org/licenses" if how.licence else \
+        "No licence was named, so nobody else may use these weights yet."
     texts = {"configs/inference.json": json.dumps(config, indent=1) + "\n",
              "configs/metadata.json": json.dumps(metadata, indent=1) + "\n",
              "docs/README.md": _readme(card, preparation, how, began), "docs/license.txt": f"{rights}\n",
@@ -502,12 +523,16 @@ def export_hub(
         load_encoder(opened)  # what goes out is what its card says
     found = [_probed(opened, how.store)] if how.store is not None else [_last_look(opened)]
     scores = [row for row in (*found, _reached(opened)) if row is not None]
-    tell_licence(how.licence, card["lineage"])
+    tell_licence(how.licence, began_with(card))
+    if card["architecture"] == "own":
+        warn(f"{opened}: its encoder is a network of your own ({card.get('network', 'not named')}), and its code is "
+             "not in the export. Hand on the code as well, with the arguments and the layers that you gave.")
     about = About(how.licence, how.data, opened.settings.get("seed"), scores)
     return write_hub(encoder_file(opened.folder), card, place, about)
 
 # %% ../../nbs/67_export.ipynb #a9478b4e
-_OPTIONS = {"monai": ("licence", "data"), "hub": ("licence", "data", "store"), "nnunet": ("plans",)}  # of each form
+_OPTIONS = {"monai": ("licence", "data"), "hub": ("licence", "data", "store"),
+            "nnunet": ("plans", "licence", "data")}  # of each form
 
 # %% ../../nbs/67_export.ipynb #1024eb7c
 @takes(Exporting)
@@ -535,4 +560,6 @@ def export(
         return export_hub(run, folder, how)
     from ssl3d.downstream.nnunet import export_nnunet
 
-    return export_nnunet(run if isinstance(run, Run) else Run(run), new_folder(folder), plans=how.plans)
+    how = _owned(how)
+    opened = run if isinstance(run, Run) else Run(run)
+    return export_nnunet(opened, new_folder(folder), how.plans, how.licence, how.data)

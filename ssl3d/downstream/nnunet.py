@@ -23,6 +23,7 @@ from ..errors import InputError, warn, whole_number
 from ..files import Folder, as_folder, is_file_name, new_folder, read_json, write_whole
 from ..networks.encoders import as_encoder, make_encoder, nnunet_kind, nnunet_network, nnunet_plan, tidied
 from ..networks.exchange import nnunet_weights, shape_for_nnunet
+from ..networks.hub import began_with, lineage_in_words, tell_licence
 from ..networks.weights import given_card, given_encoder, read_weights
 from ..seeds import seeded
 
@@ -451,11 +452,21 @@ def _cure(encoder: nn.Module, plans: Plans, name: str) -> str:
         cures.append(f"Pretrain with --architecture {kinds[there.network]} --widths {widths}, {scans}.")
     return " ".join(cures)
 
+# %% ../../nbs/69_nnunet.ipynb #2559f859
+def _rights(card: Mapping[str, Any], licence: str | None, data: str | None) -> str:
+    """The last sections of the readme: what the weights began with, of which scans they are, and who may use them."""
+    rights = f"Licence: {licence}." if licence else \
+        "The owner has named no licence. Until there is one, nobody else may use these weights."
+    return "\n".join(["", "## What the weights began with", "", lineage_in_words(card), "", "## Data and licence", "",
+                      data or "The owner has not said what the scans are.", "", rights, ""])
+
 # %% ../../nbs/69_nnunet.ipynb #f5e5430d
 def export_nnunet(
     run: Any,  # a finished run, its folder, or an encoder: `resenc`, `plainunet`, or nnU-Net's own in `as_encoder`
     folder: Folder,  # new or empty; gets nnunet_weights.pth and README.md
     plans: Folder | None = None,  # nnU-Net's plans for the data set, which are checked
+    licence: str | None = None,  # of the weights, as their owner names it
+    data: str | None = None,  # what the scans are, in a sentence; no names of people
 ) -> Path:  # the folder
     """Write an encoder as nnU-Net 2.8.1 reads it with -pretrained_weights, and the commands that do so.
 
@@ -474,7 +485,8 @@ def export_nnunet(
         warn(f"{plans}: {each}")
     held = io.BytesIO()
     torch.save({"network_weights": weights}, held)
-    text = _readme(source, axes, known, fits, said)
+    tell_licence(licence, began_with(source.card))
+    text = _readme(source, axes, known, fits, said) + _rights(source.card, licence, data)
     write_whole(out / WEIGHTS, lambda f: f.write(held.getvalue()))
     write_whole(out / "README.md", lambda f: f.write(text.encode()))
     return out
@@ -496,7 +508,7 @@ def _readme(source: _Source, axes: Sequence[int], plans: Plans | None, fits: Seq
         f"{', '.join(names) or encoder.in_channels}). Its decoder is {decoder}. The last layers are not in it, since "
         "nnU-Net makes them anew.", "",
         "## Train", "", *_commands(plans, fits, kind, dims), "",
-        "## What nnU-Net's plans must have", "",
+        "## The network that the plans have to describe", "",
         f"- network: {kind}", f"- input channels: {encoder.in_channels}",
         *(f"- {_WORDS.get(name, name)}: {_short(value)}" for name, value in shape.items() if value not in (None, {})),
         "",
@@ -508,7 +520,9 @@ def _readme(source: _Source, axes: Sequence[int], plans: Plans | None, fits: Seq
             '`dataset.json` has `"overwrite_image_reader_writer": "NibabelIOWithReorient"`.' if dims == 3 else ""), "",
         "## Differences from pretraining", "",
         *([f"- {each}" for each in said] or ["None is known." if plans else "No plans were given, so nothing was "
-                                             "compared. Export again with plans=FILE to check them."]), ""]
+                                             "compared. Export again with plans=FILE to check them."]),
+        "- Intensities: ssl3d scaled each image to 0 to 1, and nnU-Net normalises it in its own way. The first "
+        "normalisation layer takes most of that difference away.", ""]
     return "\n".join(lines)
 
 # %% ../../nbs/69_nnunet.ipynb #63b1b7a8

@@ -172,7 +172,7 @@ def _load_encoder(place: Path, own: nn.Module | None = None) -> nn.Module:
         if shared and network_digest(card, file.read_bytes()) != card["digest"]:
             raise InputError(f"{file}: its bytes are not those that config.json is about.")
     except InputError as e:
-        if not shared:
+        if not shared or card["architecture"] == "own" and own is None:
             raise
         raise InputError(f"{e} In {place / 'config.json'} architecture, spatial_dims, in_channels, widths and digest "
                          "say what the weights are: was one of the files changed, or are they of different encoders? "

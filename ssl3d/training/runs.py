@@ -69,7 +69,10 @@ def read_settings(
         raise InputError(f"{os.fspath(out)}: is a file. Give the folder of a run, which holds its settings.yaml.") \
             from None
     except FileNotFoundError:
-        raise InputError(f"{out}: has no settings.yaml. Is this the folder of a run?") from None
+        shared = (Path(out) / "config.json").exists() and (Path(out) / "model.safetensors").exists()
+        cure = "It is a shared encoder: take ssl3d.load_encoder(FOLDER), and to share it once more copy the folder." \
+            if shared else "Is this the folder of a run?"
+        raise InputError(f"{out}: has no settings.yaml. {cure}") from None
     except (yaml.YAMLError, TypeError, ValueError) as e:
         raise InputError(f"{file}: is no run's, or is damaged ({' '.join(str(e).split())}). Name the folder of a run, "
                          "or a new one to begin a run in.") from None
