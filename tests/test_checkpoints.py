@@ -340,7 +340,12 @@ def test_a_kept_encoder_is_a_run_that_can_be_loaded_fine_tuned_and_exported(stor
     with pytest.warns(UserWarning, match=re.escape(f"Take load_encoder({str(folder)!r})")):
         read_checkpoint(folder / "encoder.safetensors", make_encoder("dynunet", 3, store.channels, SMALL))
 
-    shared = load_encoder(run.export("hub", tmp_path / "hub", licence="mit"))
+    with pytest.warns(UserWarning, match="licence: unknown, check it"):
+        hub = run.export("hub", tmp_path / "hub", licence="mit")
+    page = (hub / "README.md").read_text()
+    assert "# An encoder with the weights of another program" in page and "licence: unknown, check it" in page
+    assert "self-supervised" not in page and "cannot refuse to test" in page
+    shared = load_encoder(hub)
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), shared.parameters()))
     for what in ("monai", "nnunet"):
         with pytest.raises(InputError):

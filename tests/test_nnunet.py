@@ -390,7 +390,7 @@ def test_a_place_that_is_taken_is_refused(tmp_path):
     (taken / "mine.txt").write_text("mine")
     (tmp_path / "nowhere").symlink_to(tmp_path / "not there")
     for place, said in ((taken, "is not empty"), (taken / "mine.txt", "is a file"), (tmp_path / "nowhere", "is a file"),
-                        (taken / "mine.txt" / "a" / "b", "lies below one")):  # fmt: skip
+                        (taken / "mine.txt" / "a" / "b", "is a file, and no folder")):  # fmt: skip
         with pytest.raises(InputError, match=f"{said}.*Name a new folder"):
             export_nnunet(encoder, place)
     assert [file.name for file in taken.iterdir()] == ["mine.txt"]
