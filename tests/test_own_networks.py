@@ -345,7 +345,7 @@ def test_it_is_widened():
 def test_its_weights_are_kept_and_come_back(tmp_path):
     _, encoder = own("list", 2)
     save_encoder(encoder, tmp_path, {"task": "none", "trained_on": [], "people": []})
-    with pytest.raises(InputError, match="own .Pyramid.*as_encoder.*ssl3d.Run.folder, encoder=encoder"):
+    with pytest.raises(InputError, match="owner .Pyramid.*as_encoder.*ssl3d.Run.folder, encoder=encoder"):
         load_encoder(tmp_path)
     again = as_encoder(Pyramid(2), image(2))
     load_weights(again, tmp_path / "encoder.safetensors")

@@ -416,9 +416,9 @@ def test_an_encoder_of_ones_own_is_copied_trained_and_used(store, tmp_path):
     (mask,) = few.predict(SAMPLES / "imagesTr/brain_001.nii.gz", tmp_path / "masks", progress=False)
     assert mask.name == "brain_001.nii.gz" and few.network is not None
     alone = ssl3d.Run(tmp_path / "few")
-    with pytest.raises(InputError, match="network of your own.*ssl3d.Run.folder, encoder=encoder"):
+    with pytest.raises(InputError, match="network of its owner.*ssl3d.Run.folder, encoder=encoder"):
         alone.encoder  # noqa: B018
-    with pytest.raises(InputError, match="network of your own.*ssl3d.Run.folder, encoder=encoder"):
+    with pytest.raises(InputError, match="network of its owner.*ssl3d.Run.folder, encoder=encoder"):
         alone.network  # noqa: B018
     filled = ssl3d.Run(tmp_path / "few", encoder=encoder)
     assert torch.equal(filled.encoder.network[0].weight, few.encoder.network[0].weight)

@@ -115,7 +115,7 @@ def test_the_wrong_kind_of_folder_is_refused(walked, tmp_path):
 def test_an_experiment_ends_in_an_answer(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         f"cohort: {{source: '{SAMPLES}', size: 16}}\n"
-        "arms: {scratch: {}, rotation: {task: rotation, steps: 2}, lost: {encoder: /nowhere}}\n"
+        "arms: {scratch: {}, rotation: {task: rotation, steps: 2}, lost: {finetuning: {lr: 1.0e+20}}}\n"
         "label_fractions: [0.5]\nseeds: 1\nnetwork: {widths: [8, 16, 32]}\nfinetuning: {steps: 2}\n"
     )
     answer = ssl3d.experiment(tmp_path / "mine.yaml", tmp_path / "out", progress=False)

@@ -29,7 +29,7 @@ ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ssl3
 
 TOY = Experiment(
     {"source": str(SAMPLES), "size": 16},
-    {"scratch": {}, "rotation": {"task": "rotation", "steps": 20}, "lost": {"encoder": "/nowhere"}},
+    {"scratch": {}, "rotation": {"task": "rotation", "steps": 20}, "lost": {"finetuning": {"lr": 1e20}}},
     label_fractions=[0.2],
     seeds=2,
     network={"widths": [8, 16, 32]},
