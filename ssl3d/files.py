@@ -191,9 +191,14 @@ def read_sealed(path: Path) -> dict:
     return read_json(path)
 
 # %% ../nbs/02_files.ipynb #63b60d34
+def _standing(folder: Path) -> Path:
+    """The folder, or the nearest of those around it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+
+
 def is_free(folder: Path) -> bool:
     """Whether a folder can be made here, or is there and holds nothing but a lock or a half-written file."""
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    there = _standing(folder)
     if there is not folder:
         return there.is_dir()
     return folder.is_dir() and all(entry.suffix in (".part", ".lock") for entry in folder.iterdir())
@@ -247,7 +252,7 @@ def new_folder(
 ) -> Path:
     """The path of a folder that is to be written, and is new or empty; raises `InputError` for any other."""
     folder = as_folder(given, what)
-    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    there = _standing(folder)
     if not there.is_dir():
         raise InputError(f"{folder}: {there} is a file, and no folder. Name a new folder.")
     if not is_free(folder):

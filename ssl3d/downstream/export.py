@@ -27,7 +27,7 @@ from .. import __version__
 from ..data.store import Store
 from .finetune import read_network_card
 from ..errors import InputError, one_of, warn
-from ..files import Folder, new_folder, read_table, reading
+from ..files import Folder, new_folder, reading
 from ..networks.cards import differences, encoder_file, known_cases, match_channels
 from ..networks.exchange import dynunet_names
 from ssl3d.networks.hub import (
@@ -303,16 +303,14 @@ def inference_config(
 def _reached(run: Run) -> dict | None:
     """The score of a fine-tuning run on the people that it was tested on; None for a run without one."""
     file = run / "scores.csv"
-    if run.settings["command"] == "pretrain":
-        return None
-    if not file.exists() and run.settings["command"] == "import":
+    if run.settings["command"] != "finetune":
         return None
     if not file.exists():
         warn(f"{run}: has no scores.csv, so it goes out without its scores. The command that began the run makes them.")
         return None
     who = "validation" if run.settings.get("validate") else "test"
     with reading(file):
-        rows = read_table(file)
+        rows = run.scores
         told = {"what": f"fine-tuned network, {who} people", "metric": run.settings["metric"], "low": None}
         if "class" not in rows[0]:
             score = next(value for name, value in rows[0].items() if name != "cases")
@@ -439,14 +437,15 @@ def export_monai(
     """Write a run as a MONAI bundle, which predicts without ssl3d; raises `InputError` for a run of another kind."""
     opened, place, how = _opened(run), new_folder(folder), _owned(how)
     card, network = _segmenting(opened)
-    preparation, began = preparation_of(opened), lineage_in_words(_card(opened))
+    encoder, preparation = _card(opened), preparation_of(opened)
+    began = lineage_in_words(encoder)
     config = inference_config(network, preparation, [int(code) for code in card["facts"]["classes"]], card["patch"])
     reached = _reached(opened)
     scores = {} if reached is None else {re.sub(r"\W+", "_", reached["metric"].lower()): reached["score"]}
     metadata = _metadata(card, preparation, how, scores, " ".join(began.split()))
     weights = io.BytesIO()
     torch.save(as_dynunet(network).state_dict(), weights)
-    tell_licence(how.licence, began_with(_card(opened)))
+    tell_licence(how.licence, began_with(encoder))
     rights = f"{how.licence}\nIts text: https://spdx.org/licenses" if how.licence else \
         "No licence was named, so nobody else may use these weights yet."
     texts = {"configs/inference.json": json.dumps(config, indent=1) + "\n",
@@ -561,5 +560,4 @@ def export(
     from ssl3d.downstream.nnunet import export_nnunet
 
     how = _owned(how)
-    opened = run if isinstance(run, Run) else Run(run)
-    return export_nnunet(opened, new_folder(folder), how.plans, how.licence, how.data)
+    return export_nnunet(run if isinstance(run, Run) else Run(run), folder, how.plans, how.licence, how.data)

@@ -751,34 +751,38 @@ def _check_search(experiment: Experiment, stores: dict[str, Store], goal: Goal) 
                              f"people is {n}. Give larger label_fractions, or one lr under finetuning in place of lrs.")
 
 # %% ../../nbs/70_experiments.ipynb #d3f21da8
+def _plan(store: Store, settings: dict, what: str) -> None:
+    """Refuse a fine-tuning that cannot begin with these settings, which are those of its goal, too."""
+    known = options_of(Finetuning)
+    given = {name: value for name, value in settings.items() if name in known}
+    own = {name: value for name, value in settings.items() if name not in known}
+    planned_finetuning(store, settings_from(Finetuning, given, what), own)
+
+
 def _plan_pretraining(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> None:
     """Refuse a pretraining that cannot begin."""
     store, settings = stores.get("pretraining_cohort", stores["cohort"]), _pretraining(experiment, arm, stores)
-    if arm["task"] != "supervised":
+    if arm["task"] == "supervised":
+        _plan(store, settings, "pretraining")
+    else:
         planned_pretraining(arm["task"], store, settings_from(Pretraining, settings, "pretraining"))
-        return
-    known = options_of(Finetuning)
-    own = {name: value for name, value in settings.items() if name not in known}
-    given = {name: value for name, value in settings.items() if name in known}
-    planned_finetuning(store, settings_from(Finetuning, given, "pretraining"), own)
 
-
+# %% ../../nbs/70_experiments.ipynb #d901c47f
 def _plan_finetuning(experiment: Experiment, name: str, stores: dict[str, Store], store: Store) -> None:
     """Refuse a fine-tuning that cannot begin, at any share of the labels."""
-    arm, goal = experiment.arms[name], _goal(experiment)
+    arm, goal, least = experiment.arms[name], _goal(experiment), min(experiment.label_fractions)
     settings = _finetuning(experiment, name, stores) | {"decoder": arm.get("decoder", False)}
     left = () if "encoder" in arm else ("decoder", "sources", "allow_seen")  # no encoder is there yet
-    given = {what: value for what, value in settings.items() if what in options_of(Finetuning) and what not in left}
-    own = {what: value for what, value in settings.items() if what not in options_of(Finetuning)}
-    given |= {"goal": experiment.goal, "encoder": _given_encoder(experiment, arm, stores)}
+    settings = {what: value for what, value in settings.items() if what not in left}
+    settings |= {"goal": experiment.goal, "encoder": _given_encoder(experiment, arm, stores)}
     for fraction in sorted(experiment.label_fractions):
-        how = settings_from(Finetuning, given | {"labels": fraction}, "finetuning")
         try:
-            if fraction == min(experiment.label_fractions):
-                planned_finetuning(store, how, own)
+            if fraction == least:
+                _plan(store, settings | {"labels": fraction}, "finetuning")
             else:
-                filled_in = filled(how, goal, store.spatial_dims)
-                plan_steps(len(cases_of(store, goal, filled_in)[1]), filled_in, goal)
+                known = {what: value for what, value in settings.items() if what in options_of(Finetuning)}
+                how = filled(Finetuning(**known | {"labels": fraction}), goal, store.spatial_dims)
+                plan_steps(len(cases_of(store, goal, how)[1]), how, goal)
         except InputError as e:
             raise InputError(f"fine-tuning on {100 * fraction:g} % of the labels: {e}") from None
 

@@ -398,8 +398,8 @@ def read_checkpoint(
     for caution in report.cautions:
         warn(f"{place}: {caution}")
     if out is not None:
-        _keep(made, as_folder(out, "out"), {"file": str(place), "rename": rename, "prefix": prefix,
-                                            "transpose": transpose, "sources": sources, "least": least})
+        _keep(made, out, {"file": str(place), "rename": rename, "prefix": prefix, "transpose": transpose,
+                          "sources": sources, "least": least})
     return made
 
 # %% ../../nbs/37_checkpoints.ipynb #3e8ee0ce
@@ -434,9 +434,9 @@ def _some(names: Mapping[str, object]) -> str:
     return ", ".join([*names][:4])
 
 # %% ../../nbs/37_checkpoints.ipynb #3c837209
-def _keep(encoder: nn.Module, folder: Path, how: dict) -> None:
+def _keep(encoder: nn.Module, out: Folder, how: dict) -> None:
     """Keep an imported encoder in a folder, which is a run from then on; raises `InputError` for a taken one."""
-    new_folder(folder, "out")
+    folder = new_folder(out, "out")
     if getattr(encoder, "architecture", "own") not in ENCODERS:
         raise InputError(f"out: the encoder is a network of your own, which a folder cannot describe. Leave out, and "
                          "give the encoder itself to finetune. Architectures that can be kept: "

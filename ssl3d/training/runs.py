@@ -33,7 +33,7 @@ from ssl3d.files import (
     sweep,
     write_whole,
 )
-from ..networks.cards import read_card
+from ..networks.cards import is_hub_folder, read_card
 from ..settings import Embedding, Exporting, Optimising, Predicting, takes
 
 if TYPE_CHECKING:
@@ -69,9 +69,8 @@ def read_settings(
         raise InputError(f"{os.fspath(out)}: is a file. Give the folder of a run, which holds its settings.yaml.") \
             from None
     except FileNotFoundError:
-        shared = (Path(out) / "config.json").exists() and (Path(out) / "model.safetensors").exists()
         cure = "It is a shared encoder: take ssl3d.load_encoder(FOLDER), and to share it once more copy the folder." \
-            if shared else "Is this the folder of a run?"
+            if is_hub_folder(Path(out)) else "Is this the folder of a run?"
         raise InputError(f"{out}: has no settings.yaml. {cure}") from None
     except (yaml.YAMLError, TypeError, ValueError) as e:
         raise InputError(f"{file}: is no run's, or is damaged ({' '.join(str(e).split())}). Name the folder of a run, "
