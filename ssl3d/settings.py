@@ -67,6 +67,8 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         number = Integral if kind is int else Real
         return isinstance(value, number) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is Logger:
+        return isinstance(value, Logger) and not isinstance(value, type)
     return True if kind is Any else isinstance(value, origin or kind)
 
 # %% ../nbs/04_settings.ipynb #879578db
@@ -79,6 +81,15 @@ class Logger(Protocol):
 
     @property
     def log_hyperparams(self) -> Callable[..., Any]: ...  # settings by name
+
+    @property
+    def log_graph(self) -> Callable[..., Any]: ...  # a network
+
+    @property
+    def save(self) -> Callable[..., Any]: ...
+
+    @property
+    def finalize(self) -> Callable[..., Any]: ...  # how a training ended
 
 # %% ../nbs/04_settings.ipynb #109dda46
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None",

@@ -281,7 +281,7 @@ def test_the_closing_line_of_a_collapse_and_of_a_short_run(tmp_path):
     assert "12 steps are too few to tell" in said and "learned jigsaw" not in said and "nothing was" not in said
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """What ends a process in the middle of a step."""
 
 
@@ -369,6 +369,32 @@ def test_a_logger_touches_no_random_number(tmp_path):
 
     board = Board()
     assert torch.equal(weights("alone"), weights("watched", logger=board, picture=picture)) and len(board.pictures) == 5
+
+
+class Unreachable(Notes):
+    """A logger whose server is gone after some steps."""
+
+    def log_metrics(self, metrics, step=None):
+        super().log_metrics(metrics, step)
+        if step == 3:
+            raise ConnectionError("no route to host")
+
+
+def test_a_logger_that_fails_ends_no_training(store, tmp_path):
+    lost, other = Unreachable(), Notes()
+    how = {"steps": 6, "widths": SMALL, "batch_size": 2, "progress": False}
+    with pytest.warns(UserWarning, match="Unreachable failed in step 3 .ConnectionError: no route to host.*goes on"):
+        run = pretrain("rotation", store, tmp_path / "run", logger=[lost, other], **how)
+    assert lost.steps("loss") == [1, 2, 3] and other.steps("loss") == [*range(1, 7)]
+    assert read_log(run)["step"].tolist() == [*range(1, 7)]
+    assert sorted(lost.pictures) == [1, 2, 3] and sorted(other.pictures) == [*range(1, 7)], "it is not called again"
+
+
+@pytest.mark.parametrize("logger", [Notes, object(), print, [Notes]], ids=["class", "object", "function", "classes"])
+def test_what_is_no_logger_is_refused(store, tmp_path, logger):
+    with pytest.raises(InputError, match="logger is .*a logger of Lightning"):
+        pretrain("rotation", store, tmp_path / "run", logger=logger, steps=2, widths=SMALL, progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_lies_in_the_run_and_forgets_the_steps_that_are_made_again(store, tmp_path, monkeypatch):

@@ -366,6 +366,15 @@ def cells_of(experiment: Experiment) -> list[Cell]:
             for arm in experiment.arms for label_fraction in experiment.label_fractions]
 
 # %% ../../nbs/70_experiments.ipynb #eb31e142
+def _making(experiment: Experiment) -> dict:
+    """An experiment as YAML and JSON know it, without what only watches its trainings."""
+    content = _plain(experiment)
+    for given in (content["pretraining"], content["finetuning"], *content["arms"].values(),
+                  *(arm.get("finetuning", {}) for arm in content["arms"].values())):
+        given.pop("logger", None)
+    return content
+
+
 def _begin(experiment: Experiment, out: Path) -> None:
     """Start the folder of an experiment, or go on with it; it may have got more arms, shares and seeds.
 
@@ -374,7 +383,7 @@ def _begin(experiment: Experiment, out: Path) -> None:
     """
     file = out / "experiment.yaml"
     if file.exists():
-        before, now = _plain(read_experiment(file)), _plain(experiment)
+        before, now = _making(read_experiment(file)), _making(experiment)
         for name in ("seeds", "label_fractions"):
             del before[name], now[name]
         shared = set(before["arms"]) & set(now["arms"])
@@ -579,8 +588,8 @@ def _pretrained_anew(experiment: Experiment, arm: dict, stores: dict[str, Store]
 # %% ../../nbs/70_experiments.ipynb #c05af6dd
 def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
     """What tells a cell from the same cell of another experiment: 12 hexadecimal digits."""
-    arm = experiment.arms[cell.arm]
-    known = _plain(experiment) | {"arms": arm, "cell": cell, "stores": [stores[k].hash for k in sorted(stores)],
+    arm, making = experiment.arms[cell.arm], _making(experiment)
+    known = making | {"arms": making["arms"][cell.arm], "cell": cell, "stores": [stores[k].hash for k in sorted(stores)],
                                   "encoder": encoder_origin(_given_encoder(experiment, arm, stores))}
     for name in ("seeds", "label_fractions", "cohort", "pretraining_cohort", "delta", "primary", "control"):
         del known[name]
@@ -1020,15 +1029,20 @@ def _labels_before(experiment: Experiment, cell: Cell, stores: dict[str, Store],
     return (set(), len(read)) if "pretraining_cohort" in stores else (read, 0)
 
 # %% ../../nbs/70_experiments.ipynb #5dcc2404
+_TOLD = ("batch_size", "augment", "mirror", "optimiser", "schedule", "lr_warmup", "weight_decay", "clip", "head_bias",
+         "patch", "precision", "class_weights", "balanced", "upward", "head", "ordinal")  # options that arms share
+
+
 def _training(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> dict:
-    """How a cell was trained: labelled cases that it has seen, here and elsewhere, its steps, and what it missed."""
+    """How a cell was trained: labelled cases that it has seen, here and elsewhere, its options, and what it missed."""
     run = out / "cells" / cell.name
     settings, card = read_settings(run), read_json(run / "network.json")
     before, elsewhere = _labels_before(experiment, cell, stores, out)
     return {**cell.columns, "labels": len(before | set(card["trained_on"])), "elsewhere": elsewhere,
             "steps": settings["steps"], "frozen_steps": settings["warmup_steps"], "lr": settings["lr"],
             "tried": len(experiment.lrs or ()), "never_predicted": "; ".join(card.get("never_predicted", ())),
-            "pretraining": _verdict_of(experiment, cell, stores, out)}
+            "pretraining": _verdict_of(experiment, cell, stores, out),
+            "options": "; ".join(f"{name} {settings.get(name)}" for name in _TOLD)}
 
 # %% ../../nbs/70_experiments.ipynb #58d90c79
 def _verdict_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> str:

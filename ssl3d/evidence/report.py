@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POOR', 'in_words', 'in_short', 'speed_in_words', 'failures_of', 'labels_in_words', 'pretraining_in_words',
-           'steps_in_words', 'foreseen_and_found', 'floors_in_words', 'trained_in_words', 'poor_baseline',
-           'html_report', 'keep_answer', 'page_line', 'show_page']
+           'steps_in_words', 'foreseen_and_found', 'floors_in_words', 'trained_in_words', 'unlike_in_words',
+           'poor_baseline', 'html_report', 'keep_answer', 'page_line', 'show_page']
 
 # %% ../../nbs/74_report.ipynb #7a9cd7f8
 import base64
@@ -235,6 +235,29 @@ def _how_trained(out: Path) -> list[str]:
     lines = [*floors_in_words(_kept_table(out, "floors.csv")), *(trained_in_words(trainings) if trainings else [])]
     return [line[0].upper() + line[1:] + "." for line in lines]
 
+# %% ../../nbs/74_report.ipynb #61dc007b
+def _recipe_of(row: dict) -> dict[str, str]:
+    """The options of a training by name, from a row of `trainings.csv`: those that all arms of a comparison share."""
+    named = dict(option.split(" ", 1) for option in str(row.get("options") or "").split("; ") if option)
+    rate = {"lr": row["lr"]} if row.get("lr") and not int(row["tried"]) else {}
+    steps = {f"steps with {100 * row['label_fraction']:g} % of the labels": row.get("steps", "")}
+    return {name: str(value) for name, value in (named | rate | steps).items()}
+
+
+def unlike_in_words(trainings: Rows) -> str:
+    """A warning where arms were fine-tuned with different options, which it names; else empty."""
+    found: dict[str, dict[str, set[str]]] = {}  # option -> arm -> values
+    for row in trainings:
+        for name, value in _recipe_of(row).items():
+            found.setdefault(name, {}).setdefault(row["arm"], set()).add(value)
+    told = [f"{name} ({', '.join(f'{arm} {_span([*values])}' for arm, values in arms.items())})"
+            for name, arms in found.items() if len({frozenset(values) for values in arms.values()}) > 1]
+    if not told:
+        return ""
+    return f"Caution: the arms were not fine-tuned alike. They differ in {'; '.join(told)}. A difference in their " \
+        "scores may come from this, and not from the pretraining. To compare pretrainings, give these options under " \
+        "finetuning for all arms, and run the experiment again."
+
 # %% ../../nbs/74_report.ipynb #53295b2a
 POOR = 0.1  # a mean Dice, kappa or R² that is hardly more than nothing
 
@@ -267,6 +290,12 @@ def poor_baseline(
         f"experiment, it reached a {METRICS[metric_of(rows)]} of {score:.3f}, which is {' and '.join(reasons)}. " \
         "An arm that is better than it need not be good, so the comparison says little. Look at the loss curves, " \
         "give more steps or other learning rates (lrs), and ask again."
+
+# %% ../../nbs/74_report.ipynb #c9932f38
+def _cautions(out: Path, rows: Rows, baseline: str) -> list[str]:
+    """What makes the verdicts of an experiment worth less: a poor baseline, arms that were not trained alike."""
+    poor = poor_baseline(rows, baseline, _kept_table(out, "floors.csv"))
+    return [text for text in (poor, unlike_in_words(_kept_table(out, "trainings.csv"))) if text]
 
 # %% ../../nbs/74_report.ipynb #40936cbb
 _STYLE = """
@@ -372,11 +401,11 @@ for); p is corrected for all comparisons that have a verdict (Holm). Equivalent:
 there is one: the mean difference, and its interval, in units of how much people differ in it."""
 
 
-def _found(rows: Rows, baseline: str, laid_down: dict, floors: Rows) -> list[str]:
+def _found(out: Path, rows: Rows, baseline: str, laid_down: dict) -> list[str]:
     """What was found: words, figure and table; whether a gain could have been seen stands first."""
     answers = verdict(rows, baseline, **laid_down)
-    first, poor = control_in_words(answers, laid_down["control"]), poor_baseline(rows, baseline, floors)
-    page = [_text(first, "box")] * bool(first) + [_text(poor, "box caution")] * bool(poor)
+    first = control_in_words(answers, laid_down["control"])
+    page = [_text(first, "box")] * bool(first) + [_text(each, "box caution") for each in _cautions(out, rows, baseline)]
     page += ["<h2>What was found</h2>", _text(in_short(answers), "answer")]
     data_efficiency(rows, baseline=baseline)
     page.append(_picture("score against the share of the labels, and differences with their intervals"))
@@ -575,7 +604,7 @@ def html_report(out: str | Path, title: str, baseline: str | None = None) -> str
     baseline = baseline or rows[0]["arm"]
     arms = [baseline, *(arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm != baseline)]
     page = [f"<h1>Does pretraining help? {html.escape(title)}</h1>", _text(_how_large(rows), "note"),
-            *_found(rows, baseline, laid_down, _kept_table(out, "floors.csv")),
+            *_found(out, rows, baseline, laid_down),
             *_answered(out, rows, example_arms(arms, laid_down)), *_asked(out, rows),
             *(_speed(learning_curves, rows, baseline) if learning_curves else []),
             *_losses(out, rows), *_how_done(out, read_diary(out))]
@@ -598,8 +627,8 @@ def keep_answer(
         declared = declared_in(out)
         answers = verdict(rows, baseline, **declared)
         first, alone = control_in_words(answers, declared["control"]), [] if answers else failures_of(rows)
-        poor = poor_baseline(rows, baseline or rows[0]["arm"], _kept_table(out, "floors.csv"))
-        lines = [*([first, ""] if first else []), *([poor, ""] if poor else []), verdict_table(answers), *alone,
+        said = [text for text in (first, *_cautions(out, rows, baseline or rows[0]["arm"])) if text]
+        lines = [*(line for text in said for line in (text, "")), verdict_table(answers), *alone,
                  *foreseen_and_found(answers), *_how_trained(out)]
         summary = (f"{about}\n\n" if about else "") + "\n".join(lines) + "\n"
         write_whole(out / "summary.txt", lambda f: f.write(summary.encode(errors="backslashreplace")))

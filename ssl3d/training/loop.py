@@ -162,12 +162,22 @@ class _Stop(pl.Callback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../../nbs/51_loop.ipynb #be01fe64
+def _tell_loggers(trainer: pl.Trainer, tell: Callable[[Any], object]) -> None:
+    """Do something for each logger of a training, without touching its random numbers; one that fails is left out."""
+    for logger in [*trainer.loggers]:
+        try:
+            with torch.random.fork_rng():
+                tell(logger)
+        except Exception as e:  # each has its own, as for a network that is gone
+            trainer.loggers = [each for each in trainer.loggers if each is not logger]
+            warn(f"logger: {type(logger).__name__} failed in step {trainer.global_step} ({type(e).__name__}: {e}). The "
+                 "training goes on and does not call it again. The run's own log.csv has all of the numbers.")
+
+
 def _tell(trainer: pl.Trainer, values: dict[str, float], kind: str = "") -> None:
-    """Give the loggers of a training what was measured in its step, without touching its random numbers."""
+    """Give the loggers of a training what was measured in its step."""
     named = {f"{kind}{name}": float(value) for name, value in values.items()}
-    for logger in trainer.loggers:
-        with torch.random.fork_rng():
-            logger.log_metrics(named, step=trainer.global_step)
+    _tell_loggers(trainer, lambda logger: logger.log_metrics(named, step=trainer.global_step))
 
 # %% ../../nbs/51_loop.ipynb #e6af22a2
 class _Keep(pl.Callback):
@@ -267,12 +277,17 @@ def _takes_figures(logger: Any) -> bool:
     return hasattr(getattr(logger, "experiment", None), "add_figure")
 
 
+def _takes_pictures(logger: Any) -> bool:
+    """Whether a logger takes figures, or pictures, as that of Weights & Biases."""
+    return _takes_figures(logger) or hasattr(logger, "log_image")
+
+
 def _show(logger: Any, axes: list, step: int) -> None:
-    """Give a logger the figure of some axes, or a picture of it."""
+    """Give a logger the figure of some axes, or a picture of it; nothing where it takes neither."""
     figure = axes[0].figure
     if _takes_figures(logger):
         logger.experiment.add_figure("picture", figure, global_step=step, close=False)
-    else:  # Weights & Biases, and others after its example
+    elif hasattr(logger, "log_image"):
         held = io.BytesIO()
         figure.savefig(held, format="png")
         logger.log_image("picture", [Image.open(held)], step=step)
@@ -286,23 +301,21 @@ class _Report(pl.Callback):
 
     def on_train_start(self, trainer, module):
         if trainer.is_global_zero and (self.out / "settings.yaml").exists():
-            for logger in trainer.loggers:
-                logger.log_hyperparams(read_settings(self.out))
+            settings = read_settings(self.out)
+            _tell_loggers(trainer, lambda logger: logger.log_hyperparams(settings))
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         step = trainer.global_step
         wanted = step in (1, self.n_steps) or step % -(-self.n_steps // PICTURES) == 0
         if self.picture is None or not wanted or not trainer.is_global_zero:
             return
-        seeing = [each for each in trainer.loggers if _takes_figures(each) or hasattr(each, "log_image")]
-        if not seeing:
+        if not any(map(_takes_pictures, trainer.loggers)):
             return
         with _unnoticed(module.network), plt.rc_context({"interactive": False}):
             axes = self.picture(module.network, batch, step)
-            for logger in seeing if axes else ():
-                _show(logger, axes, step)
-        if axes:
-            plt.close(axes[0].figure)
+            if axes:
+                _tell_loggers(trainer, lambda logger: _show(logger, axes, step))
+                plt.close(axes[0].figure)
 
 # %% ../../nbs/51_loop.ipynb #354e031b
 class _Progress(TQDMProgressBar):

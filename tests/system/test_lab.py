@@ -295,7 +295,7 @@ def first_answer(page, begin):
     picture = time.time() - begin
     until(page, lambda: page.query_selector(".ssl3d-game").evaluate(CLICKED), 60, "the first game answered")
     answer = time.time() - begin
-    assert busy(page), "the kernel is still running cells"
+    until(page, lambda: busy(page), 5, "the kernel was seen busy: between two short cells the page calls it idle")
     return picture, answer
 
 
