@@ -75,6 +75,7 @@ results: $(READY)
 	$(BIN)/ssl3d demo --out runs/demo
 	mkdir -p results/demo
 	cd runs/demo && cp cells.csv results.csv learning_curves.csv examples.npz summary.txt curves.png ../../results/demo/
+	sed 's|$(CURDIR)/||' runs/demo/experiment.yaml > results/demo/experiment.yaml
 
 clean:
 	rm -rf .venv build runs *.egg-info

@@ -389,12 +389,15 @@ class Training(Seeded, Optimising, Running):
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = option(
         None, "what to start from: a run, or (in Python) an encoder of your own from `ssl3d.as_encoder`, of which "
         "a copy is trained; random weights if not given", "start from")
-    architecture: Literal["unet", "dynunet", "densenet121", "densenet121-batchnorm", "resnet18", "resnet50",
-                          "swinunetr", "segresnet", "resenc", "plainunet"] | None = option(
-        None, "encoder (backbone) network; resenc and plainunet are nnU-Net's; if not given unet, and with the paper's "
-        "preset densenet121-batchnorm for pictures", "network")
-    widths: tuple[int, ...] = option((32, 64, 128, 256, 512), "filters (channels) per level of the encoders unet, "
-                                     "dynunet, resenc and plainunet", "network", least=2, example="8,16,32,64,128")
+    architecture: Literal["unet", "dynunet", "dynunet-basic", "densenet121", "densenet121-batchnorm", "resnet18",
+                          "resnet50", "swinunetr", "segresnet", "resenc", "plainunet"] | None = option(
+        None, "encoder (backbone) network; dynunet is MONAI's with shortcuts (res_block), dynunet-basic without; "
+        "resenc and plainunet are nnU-Net's; if not given unet, and with the paper's preset densenet121-batchnorm for "
+        "pictures", "network")
+    widths: tuple[int, ...] = option(
+        (32, 64, 128, 256, 512), "filters (channels) per level of the encoders unet, dynunet, dynunet-basic, resenc "
+        "and plainunet; of swinunetr (five levels) and segresnet (four), each twice the one before, as "
+        "48,96,192,384,768", "network", least=2, example="8,16,32,64,128")
     slices: bool = option(False, "train a 2D network on axial slices of volumes", "network")
     patch: int | None = option(None, "side in voxels of the windows to train on, one of each image in a step, for "
                                "volumes that do not fit into memory; whole images if not given", "network", least=8)

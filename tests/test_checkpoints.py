@@ -47,8 +47,14 @@ def nnunet(name, dims):
 
 OTHERS = {  # name -> a network as its library makes it, and an encoder for it
     "DynUNet": lambda: (dynunet(), make_encoder("dynunet", 3, 1, SMALL)),
+    "DynUNet as it is by default": lambda: (
+        DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=SMALL), make_encoder("dynunet-basic", 3, 1, SMALL)),
     "SegResNet": lambda: (SegResNet(2, init_filters=32, in_channels=1), make_encoder("segresnet", 2, 1)),
+    "SegResNet of 16": lambda: (
+        SegResNet(2, init_filters=16, in_channels=1), make_encoder("segresnet", 2, 1, (16, 32, 64, 128))),
     "SwinUNETR": lambda: (SwinUNETR(1, 2, spatial_dims=2), make_encoder("swinunetr", 2, 1)),
+    "SwinUNETR of 48": lambda: (
+        SwinUNETR(1, 2, spatial_dims=2, feature_size=48), make_encoder("swinunetr", 2, 1, (48, 96, 192, 384, 768))),
     "ResNet": lambda: (resnet18(spatial_dims=2, n_input_channels=1), make_encoder("resnet18", 2, 1)),
     "resenc": lambda: (nnunet("resenc", 3), make_encoder("resenc", 3, 1, SMALL)),
     "plainunet": lambda: (nnunet("plainunet", 2), make_encoder("plainunet", 2, 1, SMALL)),
@@ -84,6 +90,28 @@ def test_what_an_encoder_answers_is_what_the_network_answers(tmp_path):
     made, x = read_checkpoint(tmp_path / "a.pth", encoder).eval(), torch.rand(1, 1, 64, 64)
     with torch.no_grad():
         assert all(torch.equal(a, b) for a, b in zip(made(x), network.eval().swinViT(x)))
+
+
+def test_a_file_with_shortcuts_is_not_taken_for_one_without(tmp_path):
+    plain, basic = DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=SMALL), ("dynunet-basic", 3, 1, SMALL)
+    _, told = read(dynunet().state_dict(), make_encoder(*basic), tmp_path)
+    assert any("input_block.conv3" in each for each in told)
+    with pytest.raises(InputError, match="'dynunet-basic'"):
+        read(plain.state_dict(), make_encoder("dynunet", 3, 1, SMALL), tmp_path)
+    with torch.no_grad():
+        x = torch.rand(1, 1, 16, 16, 16)
+        made, told = read(plain.state_dict(), make_encoder(*basic), tmp_path)
+        assert not told and torch.allclose(made.eval()(x)[0], plain.eval().input_block(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name, widths", [("SegResNet of 16", (16, 32, 64, 128)),
+                                          ("SwinUNETR of 48", (48, 96, 192, 384, 768))])
+def test_an_encoder_of_other_widths_is_kept_and_made_again(name, widths, tmp_path):
+    network, encoder = OTHERS[name]()
+    torch.save(network.state_dict(), tmp_path / "a.pth")
+    made = read_checkpoint(tmp_path / "a.pth", encoder, out=tmp_path / "kept")
+    again = load_encoder(tmp_path / "kept")
+    assert again.channels == widths and all(map(torch.equal, again.parameters(), made.parameters()))
 
 
 def further(name):

@@ -71,6 +71,16 @@ def test_every_encoder_works_in_3d_and_segments(name):
         network(torch.rand(1, 2, side + 1, side, side))
 
 
+@pytest.mark.parametrize("name, widths, near", [
+    ("swinunetr", (50, 100, 200, 400, 800), "[48, 96, 192, 384, 768]"), ("segresnet", (16, 32), "[16, 32, 64, 128]"),
+    ("segresnet", (4, 8, 16, 32), "[8, 16, 32, 64]"), ("swinunetr", (24, 48, 96, 192, 385), "[24, 48, 96, 192, 384]"),
+    ("resnet18", (8, 16), "are for"),
+])  # fmt: skip
+def test_widths_that_an_encoder_cannot_have_are_refused(name, widths, near):
+    with pytest.raises(InputError, match=re.escape(near)):
+        make_encoder(name, 3, 1, widths)
+
+
 @needs_nnunet
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("task", NAMES)

@@ -127,7 +127,7 @@ def dice(a, b, code):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("architecture", ["unet", "dynunet"])
+@pytest.mark.parametrize("architecture", ["unet", "dynunet", "dynunet-basic"])
 def test_the_network_is_monais(architecture):
     network = Segmenter(make_encoder(architecture, 3, 2, SMALL, seed=1), 3).eval()
     image = torch.rand(1, 2, 16, 16, 16)

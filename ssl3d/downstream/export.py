@@ -80,7 +80,7 @@ def _segmenting(run: Run) -> tuple[dict, nn.Module]:
     if card["spatial_dims"] == 2:
         raise InputError(f"{run}: its network sees pictures or slices, and a bundle is written for networks of "
                          "volumes. run.predict makes its masks here; run.export('hub', folder) hands its encoder on.")
-    if card["architecture"] not in ("unet", "dynunet") or len(card["widths"]) < 3:
+    if card["architecture"] not in ("unet", "dynunet", "dynunet-basic") or len(card["widths"]) < 3:
         raise InputError(f"{run}: its network is '{card['architecture']}' of {len(card['widths'])} levels with the "
                          "decoder of ssl3d, which MONAI cannot build by name. Train with architecture='unet' or "
                          "'dynunet' and three widths at least, or hand the encoder on: run.export('hub', folder).")
@@ -98,7 +98,7 @@ def dynunet_definition(
     return {"_target_": "DynUNet", "spatial_dims": encoder.spatial_dims, "in_channels": encoder.in_channels,
             "out_channels": network.decoder.out.conv.conv.out_channels, "kernel_size": [3] * levels,
             "strides": [1] + [2] * (levels - 1), "upsample_kernel_size": [2] * (levels - 1),
-            "filters": list(encoder.channels), "norm_name": [norm, options], "res_block": True}
+            "filters": list(encoder.channels), "norm_name": [norm, options], "res_block": encoder.residual}
 
 # %% ../../nbs/67_export.ipynb #6f5146a2
 def as_dynunet(network: nn.Module) -> nn.Module:

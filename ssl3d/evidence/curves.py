@@ -25,6 +25,7 @@ from ssl3d.evidence.statistics import (
     frozen_steps,
     learning_curves_of,
     metric_of,
+    people_in_words,
     score_matrices,
     steps_to_reach,
     verdict,
@@ -79,9 +80,9 @@ def data_efficiency(
         right.text(0.5, 0.9, "no difference is drawn\nwhere there is no interval", ha="center", va="top",
                    transform=right.transAxes)
     right.axhline(0, color=look[baseline]["color"], ls="--")
-    n_seeds, n_people = len({row["seed"] for row in rows}), len({row["subject"] for row in rows})
+    n_seeds = len({row["seed"] for row in rows})
     left.set(ylabel=METRICS[metric_of(rows)], title=f"mean, and each of {n_seeds} seed{'s' * (n_seeds > 1)}")
-    right.set(ylabel=f"difference to {baseline}", title=f"difference, {n_people} test subjects")
+    right.set(ylabel=f"difference to {baseline}", title=f"difference, {people_in_words(rows)}")
     for ax in (left, right):
         ax.set(xticks=range(len(fractions)), xticklabels=[f"{100 * s:g} %" for s in fractions],
                xlabel="share of the labels used", xlim=(-0.5, len(fractions) - 0.5))
@@ -123,10 +124,10 @@ def per_method(
     for name, look, there in zip((base, f"{base} 2D", *names), looks, drawn):
         if there:
             axes[0][0].plot([], [], label=name, ms=5, **look)
-    n_seeds, n_people = len({row["seed"] for row in rows}), len({row["subject"] for row in rows})
+    n_seeds = len({row["seed"] for row in rows})
     axes[0][0].set_ylabel(METRICS[metric_of(rows)])
     _no_further(axes[0][0], metric_of(rows))
-    fig.supxlabel(f"share of the labels used ({n_seeds} seeds, {n_people} test subjects)", fontsize=10)
+    fig.supxlabel(f"share of the labels used ({n_seeds} seeds, {people_in_words(rows)})", fontsize=10)
     fig.legend(loc="outside upper center", frameon=False, ncols=4)
     return list(axes[0])
 

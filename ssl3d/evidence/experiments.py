@@ -56,7 +56,7 @@ from ssl3d.files import (
     write_whole,
 )
 from ..networks.cards import image_keys, met, person_keys, read_card
-from ..networks.encoders import ANY_WIDTHS, WIDTHS
+from ..networks.encoders import WIDTHS, widths_of
 from ..networks.floors import floors_of
 from ..networks.weights import encoder_origin
 from ssl3d.settings import (
@@ -442,8 +442,7 @@ def _given_encoder(experiment: Experiment, arm: dict, stores: dict[str, Store]) 
         return None
     folder = Path(_folder(arm["encoder"]))
     card, network = read_card(folder), {"widths": WIDTHS} | _network(experiment, stores)
-    wanted = [network["architecture"], *(network["widths"] if network["architecture"] in ANY_WIDTHS else ())]
-    has = [card["architecture"], *(card["widths"] if card["architecture"] in ANY_WIDTHS else ())]
+    wanted, has = ([each["architecture"], *widths_of(each["architecture"], each["widths"])] for each in (network, card))
     if has != wanted:
         raise InputError(f"{folder}: its encoder is {has}, and the network of this experiment is {wanted}. Give every "
                          "arm the same network.")
@@ -589,8 +588,9 @@ def _pretrained_anew(experiment: Experiment, arm: dict, stores: dict[str, Store]
 def _hash(experiment: Experiment, cell: Cell, stores: dict[str, Store]) -> str:
     """What tells a cell from the same cell of another experiment: 12 hexadecimal digits."""
     arm, making = experiment.arms[cell.arm], _making(experiment)
-    known = making | {"arms": making["arms"][cell.arm], "cell": cell, "stores": [stores[k].hash for k in sorted(stores)],
-                                  "encoder": encoder_origin(_given_encoder(experiment, arm, stores))}
+    known = making | {"arms": making["arms"][cell.arm], "cell": cell,
+                      "stores": [stores[k].hash for k in sorted(stores)],
+                      "encoder": encoder_origin(_given_encoder(experiment, arm, stores))}
     for name in ("seeds", "label_fractions", "cohort", "pretraining_cohort", "delta", "primary", "control"):
         del known[name]
     if experiment.halves is None:  # a cell of an earlier version has no such key

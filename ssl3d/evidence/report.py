@@ -14,9 +14,10 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import matplotlib.pyplot as plt
@@ -53,6 +54,7 @@ from ssl3d.evidence.statistics import (
     frozen_steps,
     interval_in_words,
     metric_of,
+    people_in_words,
     score_matrices,
     steps_to_reach,
     surface_table,
@@ -236,7 +238,7 @@ def _how_trained(out: Path) -> list[str]:
     return [line[0].upper() + line[1:] + "." for line in lines]
 
 # %% ../../nbs/74_report.ipynb #61dc007b
-def _recipe_of(row: dict) -> dict[str, str]:
+def _recipe_of(row: Mapping[str, Any]) -> dict[str, str]:
     """The options of a training by name, from a row of `trainings.csv`: those that all arms of a comparison share."""
     named = dict(option.split(" ", 1) for option in str(row.get("options") or "").split("; ") if option)
     rate = {"lr": row["lr"]} if row.get("lr") and not int(row["tried"]) else {}
@@ -587,13 +589,12 @@ def _how_done(out: Path, diary: Rows) -> list[str]:
 # %% ../../nbs/74_report.ipynb #ec4ec6c7
 def _how_large(rows: Rows) -> str:
     """How much an experiment compared, in a line."""
-    counted = {"arm": "arm", "label_fraction": "share of the labels", "seed": "seed", "subject": "test person"}
-    many = {"share of the labels": "shares of the labels", "test person": "test people"}
+    counted = {"arm": "arm", "label_fraction": "share of the labels", "seed": "seed"}
     told = []
     for column, one in counted.items():
         n = len({row[column] for row in rows})
-        told.append(f"{n} {one if n == 1 else many.get(one, one + 's')}")
-    return f"{', '.join(told)}. Score: {METRICS[metric_of(rows)]}."
+        told.append(f"{n} {one if n == 1 else one.replace('share', 'shares') if ' ' in one else one + 's'}")
+    return f"{', '.join(told)}, {people_in_words(rows)}. Score: {METRICS[metric_of(rows)]}."
 
 # %% ../../nbs/74_report.ipynb #5e36087d
 def html_report(out: str | Path, title: str, baseline: str | None = None) -> str:

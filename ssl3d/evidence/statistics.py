@@ -6,9 +6,9 @@
 __all__ = ['Rows', 'METRICS', 'DELTAS', 'SPREADS', 'metric_of', 'score_matrix', 'in_common', 'arm_rows', 'score_matrices',
            'paired', 'standard_error', 'critical', 'bootstrap_means', 'bootstrap_interval', 'p_value', 'holm',
            'p_equivalent', 'smallest_difference', 'effect_size', 'spread_in', 'foreseen', 'foreseen_in_words',
-           'failed_trainings', 'failures', 'verdict', 'control_in_words', 'told_failures', 'interval_in_words',
-           'difference_in_words', 'detectable_in_words', 'verdict_table', 'learning_curves_of', 'frozen_steps',
-           'frozen_in_words', 'steps_to_reach', 'has_surface', 'surface_answers', 'interval_of_pairs',
+           'failed_trainings', 'failures', 'people_in_words', 'verdict', 'control_in_words', 'told_failures',
+           'interval_in_words', 'difference_in_words', 'detectable_in_words', 'verdict_table', 'learning_curves_of',
+           'frozen_steps', 'frozen_in_words', 'steps_to_reach', 'has_surface', 'surface_answers', 'interval_of_pairs',
            'compare_distances', 'surface_table', 'scores_by_class', 'table_one']
 
 # %% ../../nbs/72_statistics.ipynb #4619f78c
@@ -401,6 +401,20 @@ def _pairs(rows: Rows, baseline: str) -> dict[tuple[float, str], tuple[np.ndarra
     return {which: pair for which, pair in found.items() if pair is not None}
 
 
+def _most_in_a_seed(rows: Rows) -> int:
+    """How many people one seed tests, at most: fewer than all where each seed draws its own."""
+    tested: dict[int, set] = {}
+    for row in rows:
+        tested.setdefault(row["seed"], set()).add(row["subject"])
+    return max(map(len, tested.values()), default=0)
+
+
+def people_in_words(rows: Rows) -> str:
+    """How many people were tested, and how many in each seed where these are fewer."""
+    everybody, each = len({row["subject"] for row in rows}), _most_in_a_seed(rows)
+    return f"{everybody} test subject{'s' * (everybody != 1)}" + (f" ({each} in each seed)" if each < everybody else "")
+
+
 def _n_people(differences: np.ndarray, rows: Rows) -> int:
     """How many people differences rest on: their columns, or all people of an arm where each seed tests its own."""
     return differences.shape[1] if differences.shape[1] > 1 else len({row["subject"] for row in rows})
@@ -475,6 +489,7 @@ def verdict(
                         "delta": within, "role": role, "comparisons": n_claims,
                         "smallest": smallest_difference(d, n_claims if role == "primary" else 1),
                         "seeds": d.shape[0], "subjects": _n_people(d, arm_rows(rows, arm, fraction)),
+                        "each_seed": _most_in_a_seed(arm_rows(rows, arm, fraction)),
                         "failed": _mostly_failed(rows, arm, fraction, failed),
                         "baseline_failed": _mostly_failed(rows, baseline, fraction, failed),
                         "failures": failures(rows, arm, fraction, failed),
@@ -544,6 +559,8 @@ def verdict_table(answers: list[dict]) -> str:
               for a in answers]
     seeds, subjects = (" to ".join(map(str, sorted({min(a[k] for a in answers), max(a[k] for a in answers)})))
                        for k in ("seeds", "subjects"))
+    each = max(a["each_seed"] for a in answers)
+    drawn = f" ({each} in each seed)" if each < min(a["subjects"] for a in answers) else ""
     failed = [f"Failed with {100 * fraction:g} % of the labels: {arm}, {words}."
               for fraction, arm, words in told_failures(answers)]
     claims = "one comparison" if n["comparisons"] == 1 else f"all {n['comparisons']} comparisons"
@@ -552,10 +569,10 @@ def verdict_table(answers: list[dict]) -> str:
     alone = ["No difference is given where there is no interval: one seed does not tell how far seeds differ."]
     return "\n".join([*lines, *failed, *(alone if any(np.isnan(a["low"]) for a in answers) else []),
                       f"Score of the arm and of {n['baseline']}: {METRICS[n['metric']]}. Seeds: {seeds}, test "
-                      f"subjects: {subjects}. The interval is of one", f"comparison; the verdict allows for {claims} "
-                      f"(Holm). Equivalent: the difference is shown to be below {n['delta']:g},", "either way. "
-                      "Inconclusive: neither that nor a difference is shown. Detectable: the true difference that",
-                      "about 80 % of such experiments would show."])
+                      f"subjects: {subjects}{drawn}. The interval is of one",
+                      f"comparison; the verdict allows for {claims} (Holm). Equivalent: the difference is shown to "
+                      f"be below {n['delta']:g},", "either way. Inconclusive: neither that nor a difference is shown. "
+                      "Detectable: the true difference that", "about 80 % of such experiments would show."])
 
 # %% ../../nbs/72_statistics.ipynb #25316411
 def learning_curves_of(

@@ -417,8 +417,9 @@ def _check_covered(report: Imported, least: float, prefix: str | None, encoder: 
     raise InputError(f"{file}: covers {_percent(report.covered)} of the encoder, and least is {_percent(least)}, so "
                      f"nothing is loaded. {report}\nNames in the file: {_some(tensors)}. Names here: "
                      f"{_some(encoder.state_dict())}. Give an encoder of its widths, or rename={{old: new}} where only "
-                     f"the names differ. Where its layers differ (as of a DynUNet without res_block, or a SegResNet or "
-                     f"SwinUNETR of other widths), make that network and wrap it: as_encoder(network, example).{fresh}")
+                     f"the names differ. Where its layers differ (a DynUNet without res_block is "
+                     f"'dynunet-basic'), and no encoder here has them, make that network and wrap it: "
+                     f"as_encoder(network, example).{fresh}")
 
 # %% ../../nbs/37_checkpoints.ipynb #3a6d193a
 def _transposed(encoder: nn.Module, tensors: dict[str, torch.Tensor], file: Folder) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from ..seeds import seeded
 
 # %% ../../nbs/35_exchange.ipynb #a7eb26cc
 def _dynunet_name(name: str, levels: int) -> str:
-    """The name that MONAI's `DynUNet` (with `res_block=True`) gives to a weight of our `Segmenter`."""
+    """The name that MONAI's `DynUNet` (with `res_block` as `residual` here) gives to a weight of our `Segmenter`."""
     blocks = ["input_block", *(f"downsamples.{i}" for i in range(levels - 2)), "bottleneck"]
     part, kind, rest = name.split(".", 2)
     if part == "encoder":
@@ -48,8 +48,8 @@ def load_dynunet(
              if theirs not in weights or weights[theirs].shape != here[ours].shape]
     if wrong:
         raise InputError(f"{len(wrong)} weight(s) of the DynUNet do not fit, the first is {wrong[0]}. Widths, "
-                         "dimensions, channels and normalisation have to be the same, and res_block=True. "
-                         "Nothing was loaded.")
+                         "dimensions, channels and normalisation have to be the same, and res_block as `residual` is "
+                         "here. Nothing was loaded.")
     network.load_state_dict({ours: weights[theirs] for ours, theirs in names.items()})
     return sorted(name for name in set(weights) - set(names.values()) if not name.startswith("skip_layers"))
 

@@ -27,7 +27,7 @@ from ..data.voxels import fingerprint
 from ..errors import InputError
 from ..files import Folder, as_folder, read_json, write_json, write_whole
 from .cards import encoder_file, is_hub_folder, network_digest, read_card
-from .encoders import ANY_WIDTHS, ENCODERS, UNetEncoder, make_encoder, maps_of
+from .encoders import ANY_WIDTHS, DOUBLED, ENCODERS, UNetEncoder, make_encoder, maps_of
 from .unet import HEAD, READERS
 from ..settings import Training
 
@@ -152,7 +152,7 @@ def empty_encoder(
 # %% ../../nbs/33_weights.ipynb #1ec4c22e
 def _check_claim(card: dict, file: Path) -> None:
     """Refuse a card that claims more numbers than its file of weights has bytes, before memory is taken for them."""
-    if card["architecture"] not in ANY_WIDTHS:
+    if card["architecture"] not in (*ANY_WIDTHS, *DOUBLED):
         return
     least = sum(a * b for a, b in pairwise([card["in_channels"], *card["widths"]]))  # a convolution of one voxel each
     if least > file.stat().st_size:
