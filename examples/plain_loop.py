@@ -35,7 +35,8 @@ train, test = (torch.stack([brains[case] for case in store.split(part)]) for par
 loader = DataLoader(train, batch_size=8, shuffle=True)
 
 mine = network(store.channels)
-task = ssl3d.tasks.Rotation(ssl3d.as_encoder(mine, example=train[:1]))  # your network, and a head on top
+encoder = ssl3d.as_encoder(mine, example=train[:1])
+task = ssl3d.tasks.Rotation(encoder)  # your network, and a head on top
 optimiser = torch.optim.Adam(task.parameters(), lr=1e-3)
 for epoch in range(1, 41):
     task.train()
@@ -52,6 +53,9 @@ for epoch in range(1, 41):
             scores = task.scores(task(inputs), targets)
         print(f"epoch {epoch}: loss {loss:.3f}, accuracy {scores['accuracy']:.3f}, chance {scores['chance']:.3f}")
 
+# A run, as ssl3d.pretrain leaves one: ssl3d.finetune(..., encoder=ssl3d.load_encoder(out / "run", encoder)) begins with
+# it, ssl3d.Run(out / "run").export("hub", ...) hands it on, and its card knows on whom it was trained.
+ssl3d.keep_encoder(encoder, out / "run", store=store, task="rotation")
 torch.save(mine.state_dict(), out / "mine.pt")  # the weights have the names that they have in your network
 again = network(store.channels)
 again.load_state_dict(torch.load(out / "mine.pt", weights_only=True))

@@ -13,6 +13,7 @@ From arrays to an encoder
     pretrain          train an encoder by a proxy task
     make_encoder      a fresh encoder by its name, from a seed
     as_encoder        any torch module of your own as an encoder
+    keep_encoder      an encoder from a loop of your own, kept as a run
     load_encoder      the encoder of a pretraining run, of a hub folder, or of the Hugging Face Hub
     read_checkpoint   weights of somebody else's checkpoint, as an encoder
     live              watch runs while they train, in JupyterLab
@@ -65,7 +66,7 @@ _MODULES = {  # for mypy and editors, tools/make_stub.py writes them into __init
     "networks.checkpoints": ("read_checkpoint",),
     "networks.encoders": ("as_encoder", "make_encoder"),
     "networks.unet": ("Segmenter",),
-    "networks.weights": ("load_encoder",),
+    "networks.weights": ("keep_encoder", "load_encoder"),
     "plots.slices": ("planes",),
     "plots.widgets": ("view",),
     "training.monitor": ("live",),

@@ -28,6 +28,7 @@ from ssl3d.networks.checkpoints import read_checkpoint as read_checkpoint
 from ssl3d.networks.encoders import as_encoder as as_encoder
 from ssl3d.networks.encoders import make_encoder as make_encoder
 from ssl3d.networks.unet import Segmenter as Segmenter
+from ssl3d.networks.weights import keep_encoder as keep_encoder
 from ssl3d.networks.weights import load_encoder as load_encoder
 from ssl3d.plots.slices import planes as planes
 from ssl3d.plots.widgets import view as view
@@ -160,7 +161,7 @@ def finetune(
     sources: Sequence[int] | None = None,
     scaled: bool | None = None,
     head_bias: Optional[Literal['frequency', 'zero']] = None,
-    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet', 'resenc', 'plainunet']] = None,
+    architecture: Optional[Literal['unet', 'dynunet', 'dynunet-basic', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet', 'resenc', 'plainunet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     patch: int | None = None,
@@ -224,10 +225,12 @@ def finetune(
             and with the paper's preset zero. Default: None.
 
     Network:
-        architecture: encoder (backbone) network; resenc and plainunet are nnU-Net's; if not given unet, and
-            with the paper's preset densenet121-batchnorm for pictures. Default: None.
-        widths: filters (channels) per level of the encoders unet, dynunet, resenc and plainunet (from 2).
-            Default: (32, 64, 128, 256, 512).
+        architecture: encoder (backbone) network; dynunet is MONAI's with shortcuts (res_block), dynunet-basic
+            without; resenc and plainunet are nnU-Net's; if not given unet, and with the paper's preset
+            densenet121-batchnorm for pictures. Default: None.
+        widths: filters (channels) per level of the encoders unet, dynunet, dynunet-basic, resenc and plainunet;
+            swinunetr and segresnet take five and four, each twice the one before (from 2). Default: (32, 64,
+            128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
         patch: side in voxels of the windows to train on, one of each image in a step, for volumes that do not
             fit into memory; whole images if not given (from 8). Default: None.
@@ -421,7 +424,7 @@ def pretrain(
     out: str | os.PathLike[str],
     *,
     encoder: str | os.PathLike[str] | Callable[..., Any] | None = None,
-    architecture: Optional[Literal['unet', 'dynunet', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet', 'resenc', 'plainunet']] = None,
+    architecture: Optional[Literal['unet', 'dynunet', 'dynunet-basic', 'densenet121', 'densenet121-batchnorm', 'resnet18', 'resnet50', 'swinunetr', 'segresnet', 'resenc', 'plainunet']] = None,
     widths: Sequence[int] = (32, 64, 128, 256, 512),
     slices: bool = False,
     patch: int | None = None,
@@ -461,10 +464,12 @@ def pretrain(
             which a copy is trained; random weights if not given. Default: None.
 
     Network:
-        architecture: encoder (backbone) network; resenc and plainunet are nnU-Net's; if not given unet, and
-            with the paper's preset densenet121-batchnorm for pictures. Default: None.
-        widths: filters (channels) per level of the encoders unet, dynunet, resenc and plainunet (from 2).
-            Default: (32, 64, 128, 256, 512).
+        architecture: encoder (backbone) network; dynunet is MONAI's with shortcuts (res_block), dynunet-basic
+            without; resenc and plainunet are nnU-Net's; if not given unet, and with the paper's preset
+            densenet121-batchnorm for pictures. Default: None.
+        widths: filters (channels) per level of the encoders unet, dynunet, dynunet-basic, resenc and plainunet;
+            swinunetr and segresnet take five and four, each twice the one before (from 2). Default: (32, 64,
+            128, 256, 512).
         slices: train a 2D network on axial slices of volumes. Default: False.
         patch: side in voxels of the windows to train on, one of each image in a step, for volumes that do not
             fit into memory; whole images if not given (from 8). Default: None.
@@ -607,7 +612,7 @@ class Run(_Run):
         """Write it in the form that MONAI, the Hugging Face Hub or nnU-Net read, without a name of anybody in it.
 
         What to write:
-            licence: licence of the weights by its SPDX identifier, as the scans allow it; if none is named, nobody
+            licence: licence of the weights by its SPDX identifier, one that the scans allow; without one nobody
                 else may use them. Default: None.
             data: what the scans are, in a sentence for others to read, without names. Default: None.
             store: prepared store on whose validation people the encoder is probed, so that its page has a score

@@ -49,6 +49,26 @@ def again(kind: type, name: str, default: Any) -> Any:
     """The option of another class with another default; its help and its check stay the same."""
     return field(default=default, metadata=next(f for f in fields(kind) if f.name == name).metadata)
 
+# %% ../nbs/04_settings.ipynb #879578db
+@runtime_checkable
+class Logger(Protocol):
+    """A logger of Lightning, as `lightning.pytorch.loggers.WandbLogger`."""
+
+    @property
+    def log_metrics(self) -> Callable[..., Any]: ...  # numbers by name, step
+
+    @property
+    def log_hyperparams(self) -> Callable[..., Any]: ...  # settings by name
+
+    @property
+    def log_graph(self) -> Callable[..., Any]: ...  # a network
+
+    @property
+    def save(self) -> Callable[..., Any]: ...
+
+    @property
+    def finalize(self) -> Callable[..., Any]: ...  # how a training ended
+
 # %% ../nbs/04_settings.ipynb #d38f65bc
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a type, as an option means it: True is no number, a list may be a tuple."""
@@ -70,26 +90,6 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is Logger:
         return isinstance(value, Logger) and not isinstance(value, type)
     return True if kind is Any else isinstance(value, origin or kind)
-
-# %% ../nbs/04_settings.ipynb #879578db
-@runtime_checkable
-class Logger(Protocol):
-    """A logger of Lightning, as `lightning.pytorch.loggers.WandbLogger`."""
-
-    @property
-    def log_metrics(self) -> Callable[..., Any]: ...  # numbers by name, step
-
-    @property
-    def log_hyperparams(self) -> Callable[..., Any]: ...  # settings by name
-
-    @property
-    def log_graph(self) -> Callable[..., Any]: ...  # a network
-
-    @property
-    def save(self) -> Callable[..., Any]: ...
-
-    @property
-    def finalize(self) -> Callable[..., Any]: ...  # how a training ended
 
 # %% ../nbs/04_settings.ipynb #109dda46
 _NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", NoneType: "None",
@@ -396,8 +396,8 @@ class Training(Seeded, Optimising, Running):
         "pictures", "network")
     widths: tuple[int, ...] = option(
         (32, 64, 128, 256, 512), "filters (channels) per level of the encoders unet, dynunet, dynunet-basic, resenc "
-        "and plainunet; of swinunetr (five levels) and segresnet (four), each twice the one before, as "
-        "48,96,192,384,768", "network", least=2, example="8,16,32,64,128")
+        "and plainunet; swinunetr and segresnet take five and four, each twice the one before", "network", least=2,
+        example="8,16,32,64,128")
     slices: bool = option(False, "train a 2D network on axial slices of volumes", "network")
     patch: int | None = option(None, "side in voxels of the windows to train on, one of each image in a step, for "
                                "volumes that do not fit into memory; whole images if not given", "network", least=8)
@@ -572,8 +572,8 @@ class Embedding(Reading, Running):
 class Exporting(Settings):
     """Options of a run's `export`."""
 
-    licence: str | None = option(None, "licence of the weights by its SPDX identifier, as the scans allow it; if none "
-                                 "is named, nobody else may use them", "what to write", example="cc-by-4.0")
+    licence: str | None = option(None, "licence of the weights by its SPDX identifier, one that the scans allow; "
+                                 "without one nobody else may use them", "what to write", example="cc-by-4.0")
     data: str | None = option(None, "what the scans are, in a sentence for others to read, without names",
                               "what to write", example="'T1 of 120 heads, two scanners'")
     store: str | os.PathLike[str] | None = option(

@@ -117,7 +117,7 @@ def test_an_encoder_of_other_widths_is_kept_and_made_again(name, widths, tmp_pat
 def further(name):
     """A network with more than one of our encoders has, that encoder, and what its own network is as an encoder."""
     if name == "shortcut":
-        return dynunet(), make_encoder("unet", 3, SMALL[0], SMALL), make_encoder("dynunet", 3, 1, SMALL)
+        return dynunet(), make_encoder("dynunet", 3, SMALL[0], SMALL), make_encoder("dynunet", 3, 1, SMALL)
     if name == "swin":
         network = SwinUNETR(1, 2, spatial_dims=2, use_v2=True)
         own = as_encoder(network.swinViT, torch.rand(1, 1, 64, 64))
@@ -144,8 +144,9 @@ def test_what_the_file_has_beyond_the_encoder_is_told_and_its_own_network_takes_
 def test_a_fresh_first_convolution_is_refused_and_told(tmp_path):
     encoder, weights = make_encoder("dynunet", 3, 1, SMALL), dynunet().state_dict()
     stem = weights.pop("input_block.conv1.conv.weight")
-    for given in (weights, DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=SMALL).state_dict()):  # no shortcuts
-        with pytest.raises(InputError, match=r"(?s)covers 9\d.\d% .*least=0.9") as e:
+    basic = DynUNet(3, 1, 2, [3] * 3, [1, 2, 2], [2, 2], filters=SMALL).state_dict()  # no shortcuts
+    for given, cure in ((weights, "rename="), (basic, "as 'dynunet-basic'")):
+        with pytest.raises(InputError, match=rf"(?s)covers 9\d.\d% .*{cure}.*least=0.9") as e:
             read(given, encoder, tmp_path)
         assert ": missing" in str(e.value) and "A convolution that reads the image" in str(e.value)
         least = float(re.search(r"give least=([\d.]+)", str(e.value))[1])
@@ -399,14 +400,31 @@ def test_a_kept_encoder_is_an_arm_of_an_experiment(store, kept, tmp_path):
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in near), "it began with the weights of the file"
 
 
-def test_an_encoder_of_ones_own_gets_weights_but_no_folder(tmp_path):
+@pytest.mark.parametrize("architecture, theirs, ours, said", [
+    ("segresnet", (16, 32, 64, 128), (32, 64, 128, 256), r"begins? with|widths \[16, 32, 64, 128\]"),
+    ("swinunetr", (48, 96, 192, 384, 768), (24, 48, 96, 192, 384), r"widths \[48, 96, 192, 384, 768\]"),
+    ("unet", (16, 32, 48), SMALL, "levels have 16, 32, 48 filters"),
+])  # fmt: skip
+def test_a_file_of_other_widths_says_which(architecture, theirs, ours, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        read(make_encoder(architecture, 2, 1, theirs).state_dict(), make_encoder(architecture, 2, 1, ours), tmp_path)
+
+
+def test_the_names_of_a_dynunet_in_a_unet_are_told(tmp_path):
+    made, told = read(dynunet().state_dict(), make_encoder("unet", 3, 1, SMALL), tmp_path)
+    assert made.imported.covered == 1 and "make the encoder as 'dynunet'" in told[0]
+
+
+def test_an_encoder_of_ones_own_gets_weights_and_a_folder(tmp_path):
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.ReLU())
     encoder = as_encoder(network, torch.rand(1, 1, 16, 16))
     weight = torch.arange(36.0).reshape(4, 1, 3, 3)
     torch.save({"backbone.0.weight": weight, "backbone.0.bias": torch.zeros(4)}, tmp_path / "a.pth")
     made = read_checkpoint(tmp_path / "a.pth", encoder)
     assert torch.equal(made.network[0].weight, weight) and not torch.equal(network[0].weight, weight)
-    with pytest.raises(InputError, match="network of your own, which a folder cannot describe"):
-        read_checkpoint(tmp_path / "a.pth", encoder, out=tmp_path / "out")
+    read_checkpoint(tmp_path / "a.pth", encoder, out=tmp_path / "out")
+    assert torch.equal(load_encoder(tmp_path / "out", encoder).network[0].weight, weight)
+    with pytest.raises(InputError, match="a network of its owner"):
+        load_encoder(tmp_path / "out")
     with pytest.raises(InputError, match="as_encoder"):
         read_checkpoint(tmp_path / "a.pth", network)

@@ -74,7 +74,9 @@ def test_every_encoder_works_in_3d_and_segments(name):
 @pytest.mark.parametrize("name, widths, near", [
     ("swinunetr", (50, 100, 200, 400, 800), "[48, 96, 192, 384, 768]"), ("segresnet", (16, 32), "[16, 32, 64, 128]"),
     ("segresnet", (4, 8, 16, 32), "[8, 16, 32, 64]"), ("swinunetr", (24, 48, 96, 192, 385), "[24, 48, 96, 192, 384]"),
-    ("resnet18", (8, 16), "are for"),
+    ("resnet18", (8, 16), "are for"), ("swinunetr", (), "two numbers at least"), ("segresnet", None, "two numbers"),
+    ("dynunet-basic", (0, 0), "a whole number from 1"), ("unet", (8.0, 16.0), "a whole number from 1"),
+    ("swinunetr", (-24, -48, -96, -192, -384), "a whole number from 1"), ("unet", "24", "two numbers at least"),
 ])  # fmt: skip
 def test_widths_that_an_encoder_cannot_have_are_refused(name, widths, near):
     with pytest.raises(InputError, match=re.escape(near)):

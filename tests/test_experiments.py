@@ -40,11 +40,13 @@ from ssl3d.evidence.experiments import (
     stores_of_seed,
     write_experiment,
 )
-from ssl3d.evidence.report import html_report, keep_answer, page_line
+from ssl3d.evidence.report import html_report, keep_answer, page_line, unlike_in_words
 from ssl3d.evidence.statistics import verdict
 from ssl3d.files import read_json, read_table
 from ssl3d.networks.cards import image_keys, provenance, read_card
+from ssl3d.networks.encoders import make_encoder
 from ssl3d.networks.floors import floors_of
+from ssl3d.networks.weights import keep_encoder
 from ssl3d.training import loop
 from ssl3d.training.pretrain import pretrain
 from ssl3d.training.runs import read_log
@@ -544,7 +546,7 @@ def test_an_encoder_of_another_network_is_refused(toy, tmp_path):
     encoder = toy[0] / "pretraining/rotation-0"
     arms = {"scratch": {}, "given": {"encoder": str(encoder)}}
     other = replace(TOY, arms=arms, seeds=1, label_fractions=[0.2], network={"widths": [4, 8, 16]})
-    with pytest.raises(InputError, match="arm 'given'.*same network"):
+    with pytest.raises(InputError, match="arm 'given'.*All arms have the same one: give network: .*widths: .8, 16, 32"):
         run_experiment(other, tmp_path / "out", progress=False)
     unset = replace(other, arms={"scratch": {}, "given": {"encoder": "$NO_SUCH_PLACE/x"}})
     with pytest.raises(InputError, match="arm 'given'.*NO_SUCH_PLACE"):
@@ -879,3 +881,41 @@ def test_numbers_of_numpy_can_be_written(tmp_path):
     again = read_experiment(tmp_path / "x.yaml")
     assert again.label_fractions == [0.5, 1] and again.cohort["window"] == [0, 200] and again.seeds == 2
     assert [cell.name for cell in cells_of(given)] == [cell.name for cell in cells_of(again)]
+
+
+def test_an_experiment_that_is_refused_can_be_mended_in_its_folder(tmp_path, encoder_of_unet):
+    wrong = replace(TOY, arms={"scratch": {}, "theirs": {"encoder": str(encoder_of_unet)}}, network={"widths": [4, 8]},
+                    seeds=1, label_fractions=[1.0])  # fmt: skip
+    with pytest.raises(InputError, match=r"arm 'theirs': .*widths 8, 16, 32, .* widths 4, 8\. .*: \{arch"):
+        run_experiment(wrong, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out/experiment.yaml").exists() and not (tmp_path / "out/cells").exists()
+    mended = replace(wrong, network={"widths": [*SMALL]}, cohort={"source": str(SAMPLES), "size": 24})
+    rows = run_experiment(mended, tmp_path / "out", progress=False)
+    assert {row["arm"] for row in rows} == {"scratch", "theirs"}
+    assert Store(tmp_path / "out/store").settings["size"] == 24
+
+
+@pytest.fixture
+def encoder_of_unet(tmp_path):
+    return keep_encoder(make_encoder("unet", 3, 4, SMALL), tmp_path / "kept")
+
+
+def test_a_logger_belongs_to_no_description(tmp_path):
+    class Told:
+        log_metrics = log_hyperparams = log_graph = save = finalize = print
+
+    with pytest.raises(InputError, match="its logger is a name: csv or tensorboard"):
+        check_experiment(replace(TOY, finetuning={"steps": 4, "logger": Told()}))
+    for given in ({"logger": "csv"}, {}):  # one that is watched goes on without
+        arms = {"scratch": {"finetuning": given} if given else {}}
+        experiments._begin(replace(TOY, arms=arms, finetuning=given), tmp_path)
+
+
+def test_arms_with_other_options_are_told(tmp_path):
+    arms = {"scratch": {}, "strong": {"finetuning": {"augment": "full", "clip": 12}}, "same": {"finetuning": {
+        "augment": "light", "mirror": [], "weight_decay": 0}}}  # fmt: skip
+    some = replace(TOY, arms=arms, finetuning={"steps": 2}, seeds=1, label_fractions=[1.0])
+    run_experiment(some, tmp_path / "out", progress=False)
+    told = unlike_in_words(read_table(tmp_path / "out/trainings.csv"))
+    assert "augment (scratch light, strong full, same light)" in told and "clip (scratch none, strong 12" in told
+    assert "weight_decay" not in told and "mirror" not in told

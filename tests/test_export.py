@@ -19,6 +19,7 @@ from conftest import SMALL, python, write_nifti
 from safetensors.torch import load_file, save_file
 from test_predict import oblique, phantom
 
+import ssl3d
 from ssl3d.cli import main
 from ssl3d.data.prepare import prepare
 from ssl3d.data.splits import person_key
@@ -450,6 +451,56 @@ def test_a_changed_card_is_refused(pretrained, hub, tmp_path, change, said):
     assert re.search(f"(?s){said}", str(e.value)) and "Get " in str(e.value) or "another library" in str(e.value)
 
 
+def test_an_encoder_of_a_loop_of_ones_own_is_kept_with_the_people_it_saw(store, ward, tmp_path):
+    encoder = make_encoder("resenc", 3, 1, SMALL) if has("dynamic_network_architectures") else \
+        make_encoder("unet", 3, 1, SMALL)  # fmt: skip
+    kept = ssl3d.keep_encoder(encoder, tmp_path / "kept", store=store, task="puzzle")
+    run = ssl3d.Run(kept)
+    assert run.card["n_people"] == len(store.split("train")) and not run.card["labelled"]
+    assert "trained elsewhere and kept here" in run.summary() and "by puzzle" in run.summary()
+    with pytest.raises(InputError, match="was not trained here, so there is no curve"):
+        run.plot()
+    again = prepare(ward / "cases.csv", tmp_path / "again", size=24, seed=5, progress=False)
+    with pytest.raises(InputError, match="keeps for testing"):
+        finetune(again, tmp_path / "leak", encoder=kept, steps=1, **FAST)
+    assert finetune(store, tmp_path / "few", encoder=run, steps=1, **FAST).settings["encoder"].startswith("puzzle")
+    page = (run.export("hub", tmp_path / "hub", licence="mit", store=store) / "README.md").read_text()
+    assert "third party" not in page and "Task: puzzle" in page and "another cohort" not in page
+    assert f"{run.card['n_cases']} cases of {run.card['n_people']} people" in page and patient(0)[:6] not in page
+    if has("dynamic_network_architectures"):
+        text = (run.export("nnunet", tmp_path / "nnunet", licence="mit") / "README.md").read_text()
+        assert f"task: puzzle, steps: not known, {run.card['n_cases']} scans" in text
+    with pytest.raises(InputError, match="labels of"):  # told by the caller: the loop has read labels
+        told = ssl3d.keep_encoder(encoder, tmp_path / "labelled", store=again, labelled=True)
+        ssl3d.Run(told).export("hub", tmp_path / "hub2", licence="mit", store=store)
+
+
+def test_an_encoder_of_which_nothing_is_known_is_kept_as_such(store, tmp_path):
+    wrong = make_encoder("unet", 3, 2, SMALL)
+    with pytest.raises(InputError, match="1 channel.*sees 3D and 2.*leave store out"):
+        ssl3d.keep_encoder(wrong, tmp_path / "kept", store=store.folder)
+    assert not (tmp_path / "kept").exists()
+    kept = ssl3d.keep_encoder(make_encoder("unet", 3, 1, SMALL), tmp_path / "kept")
+    assert load_encoder(kept).card["unknown"].startswith("who was seen") and ssl3d.Run(kept).card["task"] == "own"
+    with pytest.raises(InputError, match="not empty"):
+        ssl3d.keep_encoder(wrong, kept)
+
+
+def test_a_hub_folder_is_as_good_as_a_run(pretrained, hub, scan, tmp_path):
+    shared = ssl3d.Run(hub)
+    assert "that was shared, unet, trained by rotation" in shared.summary()
+    names, vectors = shared.features([scan], progress=False)
+    assert np.allclose(vectors, pretrained.features([scan], progress=False)[1])
+    with pytest.raises(InputError, match="is a hub folder already. To share it once more, copy it"):
+        shared.export("hub", tmp_path / "again", licence="mit")
+    with pytest.raises(InputError, match="holds an encoder, which has nothing to predict"):
+        shared.export("monai", tmp_path / "bundle")
+    with pytest.raises(InputError, match="is 'unet', and nnU-Net reads its own only"):
+        shared.export("nnunet", tmp_path / "nnunet")
+    kept = ssl3d.Run(ssl3d.keep_encoder(shared.encoder, tmp_path / "kept"))
+    assert kept.card["sealed"] == shared.card["sealed"] and kept.card["task"] == "rotation"
+
+
 @pytest.fixture(scope="module")
 def hub(pretrained, tmp_path_factory):
     return pretrained.export("hub", tmp_path_factory.mktemp("hub") / "hub", licence="mit")
@@ -488,7 +539,7 @@ def test_files_of_two_encoders_are_told(pretrained, few, hub, tmp_path):
     ("https://example.org/a.zip", "a" * 40, "is an address"), ("../x", "a" * 40, "taken for a folder. Leave revision"),
     ("org/na me", "a" * 40, "taken for a folder"), ("a/b/c", None, "no such folder.*load_encoder.'org/name', revision"),
     ("none", None, "no such folder"), (None, None, "is of type NoneType"), ("", None, "empty path"),
-    (__file__, None, "is a file. Give the folder that it is in"),
+    (__file__, None, "is a file. Give the folder of a run .*read_checkpoint"),
 ])  # fmt: skip
 def test_what_is_no_encoder_is_told_in_one_way(given, revision, said):
     with pytest.raises(InputError, match=said):

@@ -28,7 +28,7 @@ from ..data.store import Store
 from .finetune import read_network_card
 from ..errors import InputError, one_of, warn
 from ..files import Folder, new_folder, reading
-from ..networks.cards import differences, encoder_file, known_cases, match_channels
+from ..networks.cards import differences, encoder_file, is_hub_folder, known_cases, match_channels
 from ..networks.exchange import dynunet_names
 from ssl3d.networks.hub import (
     About,
@@ -69,8 +69,8 @@ def _network_card(run: Run) -> dict:
 # %% ../../nbs/67_export.ipynb #e8437621
 def _segmenting(run: Run) -> tuple[dict, nn.Module]:
     """The card and the network of a run that can become a bundle; raises `InputError` for any other."""
-    if run.settings["command"] == "pretrain":
-        raise InputError(f"{run}: is a pretraining run, which has nothing to predict, and a bundle predicts. "
+    if run.settings["command"] != "finetune":
+        raise InputError(f"{run}: holds an encoder, which has nothing to predict, and a bundle predicts. "
                          "Fine-tune it first (ssl3d.finetune(store, out, encoder=run)), or hand its encoder on: "
                          "run.export('hub', folder), in a shell --to hub.")
     card = _network_card(run)
@@ -82,8 +82,9 @@ def _segmenting(run: Run) -> tuple[dict, nn.Module]:
                          "volumes. run.predict makes its masks here; run.export('hub', folder) hands its encoder on.")
     if card["architecture"] not in ("unet", "dynunet", "dynunet-basic") or len(card["widths"]) < 3:
         raise InputError(f"{run}: its network is '{card['architecture']}' of {len(card['widths'])} levels with the "
-                         "decoder of ssl3d, which MONAI cannot build by name. Train with architecture='unet' or "
-                         "'dynunet' and three widths at least, or hand the encoder on: run.export('hub', folder).")
+                         "decoder of ssl3d, which MONAI cannot build by name. Train with architecture='unet', "
+                         "'dynunet' or 'dynunet-basic' and three widths at least, or hand the encoder on: "
+                         "run.export('hub', folder).")
     with reading(run / "network.json"):
         whole = run.network
     return card, whole if not card["patch"] else whole.network
@@ -477,7 +478,7 @@ def _probe_store(run: Run, store: Store, target: str) -> tuple[str, list[str]]:
     told = differences(card, store, run.folder)
     what = [f"linear probe of {target}, validation people"]
     what += [f"{len(known.seen)} of {len(held)} cases seen in training without labels"] if known.seen else []
-    what += ["images of another cohort or split"] if card.get("store") != store.hash else []
+    what += ["images of another cohort or split"] if card.get("store") not in (None, store.hash) else []
     return ", ".join(what + ["prepared in another way"] * bool(told)), told
 
 # %% ../../nbs/67_export.ipynb #675eee76
@@ -515,6 +516,8 @@ def export_hub(
 ) -> Path:
     """Write the encoder of a run as a hub folder: weights, a card without names, and a page that says what it is."""
     opened, place, how = _opened(run), new_folder(folder), _owned(how)
+    if is_hub_folder(opened.folder):
+        raise InputError(f"{opened}: is a hub folder already. To share it once more, copy it.")
     card = _card(opened)
     if card["architecture"] == "own":
         read_weights(encoder_file(opened.folder))

@@ -492,6 +492,15 @@ def export_nnunet(
     return out
 
 # %% ../../nbs/69_nnunet.ipynb #c84406c7
+def _origin_in_words(card: Mapping[str, Any]) -> str:
+    """What trained an encoder, and on how many scans."""
+    if "imported" in card:
+        return "Its encoder has the weights of another program's checkpoint, whose scans are not known."
+    scans = "an unknown number of" if card.get("unknown") else card.get("n_cases", len(card.get("trained_on", ())))
+    return f"Its encoder was pretrained with ssl3d (task: {card.get('task', 'not known')}, steps: " \
+        f"{card.get('steps', 'not known')}, {scans} scans)."
+
+
 def _readme(source: _Source, axes: Sequence[int], plans: Plans | None, fits: Sequence[str],
             said: Sequence[str]) -> str:
     """What the exported folder says of itself."""
@@ -502,10 +511,8 @@ def _readme(source: _Source, axes: Sequence[int], plans: Plans | None, fits: Seq
     letters = "".join("xyz"[axis] for axis in axes) if dims == 3 else "those of a picture (rows, columns)"
     lines = [
         "# Pretrained weights for nnU-Net", "",
-        f"`{WEIGHTS}` holds the weights of a {kind}. Its encoder was pretrained with ssl3d (task: "
-        f"{card.get('task', 'not known')}, steps: {card.get('steps', 'not known')}, "
-        f"{len(card.get('trained_on', ()))} scans, channels: "
-        f"{', '.join(names) or encoder.in_channels}). Its decoder is {decoder}. The last layers are not in it, since "
+        f"`{WEIGHTS}` holds the weights of a {kind}. {_origin_in_words(card)} Its channels: "
+        f"{', '.join(names) or encoder.in_channels}. Its decoder is {decoder}. The last layers are not in it, since "
         "nnU-Net makes them anew.", "",
         "## Train", "", *_commands(plans, fits, kind, dims), "",
         "## The network that the plans have to describe", "",
@@ -536,6 +543,8 @@ def _commands(plans: Plans | None, fits: Sequence[str], kind: str, dims: int) ->
                    for each in fits]
         return ["In this folder, for fold 0 (and then 1 to 4):", "", "```", *trained, "```"]
     configuration = "2d" if dims == 2 else "3d_fullres"
-    return ["With your data set in nnU-Net's layout, as number 1 for example, in this folder:", "", "```",
+    return ["The plans that nnU-Net makes have to describe the network below. So plan first, and export again with the "
+            "option plans (`ssl3d export RUN --to nnunet --plans FILE`): it says what does not fit, and what to do. "
+            "With your data set in nnU-Net's layout, as number 1 for example, in this folder:", "", "```",
             f"nnUNetv2_plan_and_preprocess -d 1 -pl {planner} -c {configuration} --verify_dataset_integrity",
             f"nnUNetv2_train 1 {configuration} 0 -p {name} -pretrained_weights {WEIGHTS}", "```"]

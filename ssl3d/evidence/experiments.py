@@ -13,6 +13,7 @@ __all__ = ['STEPS', 'SHORT', 'Experiment', 'read_experiment', 'write_experiment'
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -203,6 +204,10 @@ def _check_settings(what: str, given: dict, *kinds: type[Settings], ours: set[st
                 check_option(*known[name], value)
             except InputError as e:
                 raise InputError(f"{what}: {e}") from None
+        several = value if isinstance(value, (list, tuple)) else [value]
+        if name == "logger" and not all(isinstance(each, str) for each in several):
+            raise InputError(f"{what}: logger is {value!r:.60}. An experiment is written down and made by several "
+                             "processes, so its logger is a name: csv or tensorboard.")
 
 # %% ../../nbs/70_experiments.ipynb #44e3407c
 def _frozen(settings: dict) -> tuple | None:
@@ -372,17 +377,21 @@ def _making(experiment: Experiment) -> dict:
     for given in (content["pretraining"], content["finetuning"], *content["arms"].values(),
                   *(arm.get("finetuning", {}) for arm in content["arms"].values())):
         given.pop("logger", None)
+    for arm in content["arms"].values():
+        if not arm.get("finetuning", True):
+            del arm["finetuning"]
     return content
 
 
-def _begin(experiment: Experiment, out: Path) -> None:
+def _begin(experiment: Experiment, out: Path) -> bool:  # whether it is a new one
     """Start the folder of an experiment, or go on with it; it may have got more arms, shares and seeds.
 
-    A folder that holds nothing but the `pretraining` of another experiment can be started: encoders that were made of
-    the same scans with the same settings are not made again.
+    A folder that holds nothing but the `pretraining` and the stores of another experiment can be started: encoders that
+    were made of the same scans with the same settings are not made again.
     """
     file = out / "experiment.yaml"
-    if file.exists():
+    begun = file.exists()
+    if begun:
         before, now = _making(read_experiment(file)), _making(experiment)
         for name in ("seeds", "label_fractions"):
             del before[name], now[name]
@@ -391,9 +400,11 @@ def _begin(experiment: Experiment, out: Path) -> None:
             content |= {f"arm {name}": content["arms"][name] for name in shared}
             del content["arms"]
         refuse_difference(out, before, now)
-    elif not is_free(out) and {entry.name for entry in out.iterdir() if entry.suffix != ".lock"} != {"pretraining"}:
+    elif not is_free(out) and not {entry.name for entry in out.iterdir()
+                                   if entry.suffix != ".lock"} <= {"pretraining", "store", "store-pretraining"}:
         raise InputError(f"{out}: is not empty and is no experiment. Name a new folder for it.")
     write_experiment(experiment, file)
+    return not begun
 
 # %% ../../nbs/70_experiments.ipynb #fb215457
 def _folder(text: str | Path) -> str:
@@ -406,14 +417,23 @@ def _folder(text: str | Path) -> str:
     return path
 
 # %% ../../nbs/70_experiments.ipynb #2b05b376
-def _open_store(cohort: dict, out: Path, progress: bool) -> Store:
-    """The store of a cohort, made in `out` where its source is a folder of scans."""
+def _open_store(cohort: dict, out: Path, progress: bool, new: bool = False) -> Store:
+    """The store of a cohort, made in `out` where its source is a folder of scans.
+
+    What an experiment that was refused has left there is used, or made again in a `new` one that has other settings.
+    """
     settings = dict(cohort)
     source = _folder(settings.pop("source"))
     if (Path(source) / "manifest.json").exists():
         if settings:
             raise InputError(f"{source}: is a store already, so {', '.join(settings)} cannot be set any more.")
         return Store(source)
+    try:
+        return prepare(source, out, progress=progress, **settings)
+    except InputError:
+        if not new or not (out / "manifest.json").exists() or (out.parent / "pretraining").exists():
+            raise
+    shutil.rmtree(out)
     return prepare(source, out, progress=progress, **settings)
 
 # %% ../../nbs/70_experiments.ipynb #1cf77725
@@ -436,6 +456,11 @@ def _network(experiment: Experiment, stores: dict[str, Store]) -> dict:
     return {"architecture": architecture_of(how, stores["cohort"].spatial_dims)} | experiment.network
 
 # %% ../../nbs/70_experiments.ipynb #0177dddf
+def _network_in_words(network: list) -> str:  # architecture and widths
+    """A network by its name and its widths, if it has any."""
+    return f"{network[0]}" + (f" of widths {', '.join(map(str, network[1:]))}" if network[1:] else "")
+
+
 def _given_encoder(experiment: Experiment, arm: dict, stores: dict[str, Store]) -> Path | None:
     """The folder of the encoder that an arm names, if it is of the experiment's network; None where it names none."""
     if "encoder" not in arm:
@@ -444,8 +469,9 @@ def _given_encoder(experiment: Experiment, arm: dict, stores: dict[str, Store]) 
     card, network = read_card(folder), {"widths": WIDTHS} | _network(experiment, stores)
     wanted, has = ([each["architecture"], *widths_of(each["architecture"], each["widths"])] for each in (network, card))
     if has != wanted:
-        raise InputError(f"{folder}: its encoder is {has}, and the network of this experiment is {wanted}. Give every "
-                         "arm the same network.")
+        block = ", ".join([f"architecture: {has[0]}", *([f"widths: {has[1:]}"] if has[1:] else [])])
+        raise InputError(f"{folder}: its encoder is {_network_in_words(has)}, and the network of this experiment is "
+                         f"{_network_in_words(wanted)}. All arms have the same one: give network: {{{block}}}.")
     return folder
 
 # %% ../../nbs/70_experiments.ipynb #0e030f28
@@ -958,30 +984,48 @@ def people_tested(experiment: Experiment, store: Store) -> tuple[str, int]:
     return goal.judged_by.partition(" of ")[0], len({store.cases[name]["subject"] for name in cases})
 
 # %% ../../nbs/70_experiments.ipynb #aebfbc80
-def open_experiment(
-    experiment: Experiment,
-    out: Path,  # its folder
-    progress: bool = True,  # show progress bars
-) -> dict[str, Store]:
-    """Start the folder of an experiment, or go on with it, and prepare its stores."""
-    check_experiment(experiment)
-    out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out / "experiment.lock"):  # who comes second finds it all done
-        _begin(experiment, out)
-        stores = {"cohort": _open_store(experiment.cohort, out / "store", progress)}
-        if experiment.pretraining_cohort is not None:
-            other = _open_store(experiment.pretraining_cohort, out / "store-pretraining", progress)
-            stores["pretraining_cohort"] = other
+def _check_stores(experiment: Experiment, stores: dict[str, Store]) -> None:
+    """Refuse an experiment that these stores do not allow, before anything is trained."""
     goal = _goal(experiment)
     if not goal.labelled(stores["cohort"], [*stores["cohort"].cases]):
         wanted = "masks" if goal.voxelwise else f"label of target {getattr(goal, 'asked', experiment.goal)}"
         raise InputError(f"{experiment.cohort['source']}: has no {wanted}, and the goal is {experiment.goal}. Say "
                          "where they are (masks, or table and columns).")
     drawn = [stores_of_seed(experiment, stores, seed) for seed in range(experiment.seeds if experiment.halves else 1)]
+    for name, arm in experiment.arms.items():
+        try:
+            _given_encoder(experiment, arm, drawn[0])
+        except InputError as e:
+            raise InputError(f"arm {name!r}: {e}") from None
     _check_search(experiment, drawn[0], goal)
     for mine in drawn:
         _check_labels(experiment, mine)
     _check_plans(experiment, drawn[0])
+
+
+def open_experiment(
+    experiment: Experiment,
+    out: Path,  # its folder
+    progress: bool = True,  # show progress bars
+) -> dict[str, Store]:
+    """Start the folder of an experiment, or go on with it, and prepare its stores.
+
+    One that is refused is not begun, so that its description can be mended.
+    """
+    check_experiment(experiment)
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "experiment.lock"):  # who comes second finds it all done
+        new = _begin(experiment, out)
+        stores = {"cohort": _open_store(experiment.cohort, out / "store", progress, new)}
+        if experiment.pretraining_cohort is not None:
+            other = _open_store(experiment.pretraining_cohort, out / "store-pretraining", progress, new)
+            stores["pretraining_cohort"] = other
+    try:
+        _check_stores(experiment, stores)
+    except InputError:
+        if new:
+            (out / "experiment.yaml").unlink(missing_ok=True)
+        raise
     return stores
 
 # %% ../../nbs/70_experiments.ipynb #57972bc2
@@ -1030,7 +1074,23 @@ def _labels_before(experiment: Experiment, cell: Cell, stores: dict[str, Store],
 
 # %% ../../nbs/70_experiments.ipynb #5dcc2404
 _TOLD = ("batch_size", "augment", "mirror", "optimiser", "schedule", "lr_warmup", "weight_decay", "clip", "head_bias",
-         "patch", "precision", "class_weights", "balanced", "upward", "head", "ordinal")  # options that arms share
+         "patch", "precision", "class_weights", "tolerance", "balanced", "upward", "head", "ordinal", "tracked")
+_FORMERLY = {"upward": "residual", "tracked": "nobody"}  # options that a run names only where it has another value
+
+
+def _told(name: str, value: Any) -> str:
+    """The value of an option as text; the same for values that mean the same."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ",".join(_told(name, each) for each in (sorted(value) if name == "mirror" else value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _options_in_words(settings: Mapping[str, Any]) -> str:
+    """The options of a training that all arms of a comparison should share; those that its run names."""
+    known = _FORMERLY | {name: settings[name] for name in _TOLD if name in settings}
+    return "; ".join(f"{name} {_told(name, known[name])}" for name in _TOLD if name in known)
 
 
 def _training(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> dict:
@@ -1042,7 +1102,7 @@ def _training(experiment: Experiment, cell: Cell, stores: dict[str, Store], out:
             "steps": settings["steps"], "frozen_steps": settings["warmup_steps"], "lr": settings["lr"],
             "tried": len(experiment.lrs or ()), "never_predicted": "; ".join(card.get("never_predicted", ())),
             "pretraining": _verdict_of(experiment, cell, stores, out),
-            "options": "; ".join(f"{name} {settings.get(name)}" for name in _TOLD)}
+            "options": _options_in_words(settings)}
 
 # %% ../../nbs/70_experiments.ipynb #58d90c79
 def _verdict_of(experiment: Experiment, cell: Cell, stores: dict[str, Store], out: Path) -> str:

@@ -242,18 +242,23 @@ def _recipe_of(row: Mapping[str, Any]) -> dict[str, str]:
     """The options of a training by name, from a row of `trainings.csv`: those that all arms of a comparison share."""
     named = dict(option.split(" ", 1) for option in str(row.get("options") or "").split("; ") if option)
     rate = {"lr": row["lr"]} if row.get("lr") and not int(row["tried"]) else {}
-    steps = {f"steps with {100 * row['label_fraction']:g} % of the labels": row.get("steps", "")}
+    steps = {"steps": row["steps"]} if row.get("steps") not in (None, "") else {}
     return {name: str(value) for name, value in (named | rate | steps).items()}
 
 
 def unlike_in_words(trainings: Rows) -> str:
-    """A warning where arms were fine-tuned with different options, which it names; else empty."""
-    found: dict[str, dict[str, set[str]]] = {}  # option -> arm -> values
+    """A warning where arms were fine-tuned with different options for the same people, which it names; else empty."""
+    alike: dict[tuple, dict[str, dict[str, str]]] = {}  # the same people -> arm -> option -> value
     for row in trainings:
-        for name, value in _recipe_of(row).items():
-            found.setdefault(name, {}).setdefault(row["arm"], set()).add(value)
+        alike.setdefault((row["label_fraction"], row["seed"], row["fold"]), {})[row["arm"]] = _recipe_of(row)
+    found: dict[str, dict[str, set[str]]] = {}  # option -> arm -> values
+    for recipes in alike.values():
+        for name in dict.fromkeys(name for recipe in recipes.values() for name in recipe):
+            values = {arm: recipe[name] for arm, recipe in recipes.items() if name in recipe}
+            for arm, value in values.items() if len({*values.values()}) > 1 else ():
+                found.setdefault(name, {}).setdefault(arm, set()).add(value)
     told = [f"{name} ({', '.join(f'{arm} {_span([*values])}' for arm, values in arms.items())})"
-            for name, arms in found.items() if len({frozenset(values) for values in arms.values()}) > 1]
+            for name, arms in found.items()]
     if not told:
         return ""
     return f"Caution: the arms were not fine-tuned alike. They differ in {'; '.join(told)}. A difference in their " \

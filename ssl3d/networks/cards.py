@@ -60,7 +60,8 @@ def _no_encoder(place: Path) -> str:
             "Hugging Face Hub is encoder=ssl3d.load_encoder('org/name', revision='COMMIT'); for a shell, fetch it " \
             "before: hf download org/name --revision COMMIT --local-dir FOLDER."
     if place.is_file():
-        return f"is a file. Give the folder that it is in, {place.parent}."
+        return f"is a file. Give the folder of a run ({place.parent}?). A file of weights becomes one by " \
+            "ssl3d.read_checkpoint(FILE, encoder, out=FOLDER)."
     shared = {name: (place / name).is_file() for name in ("config.json", "model.safetensors")}
     if any(shared.values()):
         found, lacks = sorted(shared, key=shared.__getitem__, reverse=True)

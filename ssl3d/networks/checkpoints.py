@@ -17,21 +17,20 @@ from typing import NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
-import yaml
 from torch import nn
 
 from ..data.voxels import fingerprint
 from ..errors import InputError, one_of, real_number, warn, whole_number
-from ..files import Folder, as_folder, as_json, new_folder, write_whole
+from ..files import Folder, as_folder, new_folder
 from .cards import SEEN, is_hub_folder
-from .encoders import ENCODERS, UNetEncoder
+from .encoders import DOUBLED, UNetEncoder
 from .exchange import dynunet_names, permuted
 from ssl3d.networks.weights import (
     broken_weight,
     channels_copied,
     check_own,
     input_convolutions,
-    save_encoder,
+    save_as_run,
 )
 
 # %% ../../nbs/37_checkpoints.ipynb #de1e1f73
@@ -185,7 +184,7 @@ class Imported(NamedTuple):
     covered: float  # share of the encoder's numbers that come from the file
     prefix: str  # what stands before its names in the file
     unused: list[str]  # names in the file that the encoder has no place for, as of a decoder
-    cautions: list[str]  # what is as it should be only perhaps
+    cautions: list[str]  # what may be wrong although the names fit
 
     def __str__(self) -> str:
         kinds = dict.fromkeys(row["what"] for row in self.rows)
@@ -239,7 +238,7 @@ def compared(
     used = {tensors[match.names[name]].data_ptr() for name in taken}
     unused = [name for name, tensor in tensors.items() if tensor.data_ptr() not in used]
     fresh = [name for name in readers if name not in taken]
-    return Imported(rows, covered, match.prefix, unused, _cautions(match, tensors, fresh))
+    return Imported(rows, covered, match.prefix, unused, _cautions(encoder, match, tensors, fresh))
 
 # %% ../../nbs/37_checkpoints.ipynb #1028dfc6
 def _left_over(match: Match, tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -257,17 +256,24 @@ def _left_over(match: Match, tensors: Mapping[str, torch.Tensor]) -> list[str]:
                                                for other, each in used.items())]
 
 # %% ../../nbs/37_checkpoints.ipynb #b07ce9da
-def _cautions(match: Match, tensors: Mapping[str, torch.Tensor], fresh: Sequence[str]) -> list[str]:
+_SHORTCUTS = "Blocks with shortcuts are those of 'dynunet': make the encoder as that."
+_DYNUNET = "Its names are those of MONAI's DynUNet. By default, that normalises each channel, and the encoder 'unet' " \
+    "groups of channels. If nothing else was chosen there, make the encoder as 'dynunet'."
+
+
+def _cautions(encoder: nn.Module, match: Match, tensors: Mapping[str, torch.Tensor], fresh: Sequence[str]) -> list[str]:
     """What a user should know although the names fit."""
     left = _left_over(match, tensors)
     lost = [name.rpartition(".")[0] for name in left if name.endswith(".running_mean")]
     more = [name for name in left if not name.endswith((".running_mean", ".running_var"))]
     own = "To have them as they were, read the file into its own network: ssl3d.as_encoder(network, example)."
-    said = []
+    without = isinstance(encoder, UNetEncoder) and not encoder.residual
+    said = [_DYNUNET] if isinstance(encoder, UNetEncoder) and encoder.norm[0] == "group" and any(
+        ".input_block." in f".{name}" for name in match.names.values()) else []
     if fresh and match.names:
         said.append(f"A convolution that reads the image, {fresh[0]}, does not come from the file and stays fresh, "
-                    "so no map is what the file's network makes. Where the file calls it otherwise, give "
-                    "rename={old: new}.")
+                    "so no map is what the file's network makes." + (
+                        " Where the file calls it otherwise, give rename={old: new}." * (fresh[0] not in match.names)))
     if lost:
         said.append(f"{len(lost)} layers of the file have batch normalisation, as {lost[0]}, and this encoder has "
                     "another one there: their running statistics have no place, and the maps are others than in the "
@@ -275,7 +281,7 @@ def _cautions(match: Match, tensors: Mapping[str, torch.Tensor], fresh: Sequence
     if more:
         said.append(f"The encoder's part of the file holds what has no place here, as {', '.join(more[:3])} "
                     f"({len(more)} in all): the file's network has other names, or more layers, and then its maps may "
-                    f"be others. {own}")
+                    f"be others. {_SHORTCUTS if without and '.conv3.' in ' '.join(more) else own}")
     if match.rivals:
         said.append(f"Weights are taken from under '{match.prefix}', and others lie under "
                     f"{', '.join(map(repr, match.rivals))}. Say which: prefix={match.prefix!r} or "
@@ -368,7 +374,7 @@ def read_checkpoint(
 ) -> nn.Module:  # with `.imported`, which can be printed, and a card
     """An encoder with the weights of somebody else's checkpoint; nothing in the file is executed.
 
-    Warns of all that is as it should be only perhaps. Raises `InputError`, loading nothing, for a file that is not
+    Warns of what may be wrong although the names fit. Raises `InputError`, loading nothing, for a file that is not
     plain weights or covers too little of the encoder.
     """
     place = as_folder(file, "file")
@@ -398,9 +404,29 @@ def read_checkpoint(
     for caution in report.cautions:
         warn(f"{place}: {caution}")
     if out is not None:
-        _keep(made, out, {"file": str(place), "rename": rename, "prefix": prefix, "transpose": transpose,
-                          "sources": sources, "least": least})
+        save_as_run(made, new_folder(out, "out"), made.card, {
+            "file": str(place), "rename": rename, "prefix": prefix, "transpose": transpose, "sources": sources,
+            "least": least})
     return made
+
+# %% ../../nbs/37_checkpoints.ipynb #086fdc98
+def _cure(report: Imported, encoder: nn.Module) -> str:
+    """What would make an encoder fit a file that covers too little of it."""
+    missing = [row["name"] for row in report.rows if row["what"] == "missing"]
+    odd = {row["name"]: row["there"][0] for row in report.rows if row["what"] == "of another shape" and row["there"]}
+    first = next((row["there"][0] for row in report.rows if len(row["there"]) > 2), None)
+    kind = getattr(encoder, "architecture", "own")
+    if isinstance(encoder, UNetEncoder) and {name.split(".")[2] for name in missing} == {"conv3", "norm3"}:
+        return "Its blocks have no shortcuts, as those of a DynUNet without res_block: make the encoder as " \
+            "'dynunet-basic'."
+    if odd and kind in DOUBLED and first is not None:
+        return f"Its first level has {first} filters: make the encoder with widths " \
+            f"{[first * 2**level for level in range(len(DOUBLED[kind]))]}."
+    if odd and isinstance(encoder, UNetEncoder):
+        levels = [row["there"][0] for row in report.rows if row["name"].endswith(".conv1.conv.weight") and row["there"]]
+        return f"Its levels have {', '.join(map(str, levels))} filters: make the encoder with these widths."
+    return "Give an encoder of its widths, or rename={old: new} where only the names differ. Where no encoder here " \
+        "has its layers, make that network and wrap it: ssl3d.as_encoder(network, example)."
 
 # %% ../../nbs/37_checkpoints.ipynb #3e8ee0ce
 def _check_covered(report: Imported, least: float, prefix: str | None, encoder: nn.Module,
@@ -413,13 +439,10 @@ def _check_covered(report: Imported, least: float, prefix: str | None, encoder: 
         raise InputError(f"{file}: under prefix {prefix!r} is no weight of the encoder. Most are found under "
                          f"{found!r}.")
     fresh = f" Or give least={int(1000 * report.covered) / 1000}, where the rest may stay fresh." \
-        if report.covered > 0.001 else ""
+        if report.covered > 0.5 else ""
     raise InputError(f"{file}: covers {_percent(report.covered)} of the encoder, and least is {_percent(least)}, so "
                      f"nothing is loaded. {report}\nNames in the file: {_some(tensors)}. Names here: "
-                     f"{_some(encoder.state_dict())}. Give an encoder of its widths, or rename={{old: new}} where only "
-                     f"the names differ. Where its layers differ (a DynUNet without res_block is "
-                     f"'dynunet-basic'), and no encoder here has them, make that network and wrap it: "
-                     f"as_encoder(network, example).{fresh}")
+                     f"{_some(encoder.state_dict())}. {_cure(report, encoder)}{fresh}")
 
 # %% ../../nbs/37_checkpoints.ipynb #3a6d193a
 def _transposed(encoder: nn.Module, tensors: dict[str, torch.Tensor], file: Folder) -> dict[str, torch.Tensor]:
@@ -433,18 +456,3 @@ def _transposed(encoder: nn.Module, tensors: dict[str, torch.Tensor], file: Fold
 def _some(names: Mapping[str, object]) -> str:
     """Some names, for a message."""
     return ", ".join([*names][:4])
-
-# %% ../../nbs/37_checkpoints.ipynb #3c837209
-def _keep(encoder: nn.Module, out: Folder, how: dict) -> None:
-    """Keep an imported encoder in a folder, which is a run from then on; raises `InputError` for a taken one."""
-    folder = new_folder(out, "out")
-    if getattr(encoder, "architecture", "own") not in ENCODERS:
-        raise InputError(f"out: the encoder is a network of your own, which a folder cannot describe. Leave out, and "
-                         "give the encoder itself to finetune. Architectures that can be kept: "
-                         f"{', '.join(ENCODERS)}.")
-    settings = yaml.safe_dump({"command": "import"} | as_json(how), sort_keys=False, allow_unicode=True)
-    try:
-        save_encoder(encoder, folder, encoder.card)
-        write_whole(folder / "settings.yaml", lambda f: f.write(settings.encode()))
-    except OSError as e:
-        raise InputError(f"{folder}: cannot be written: {e}. Give another folder.") from None

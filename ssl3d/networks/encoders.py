@@ -514,6 +514,10 @@ def widths_of(
     widths: Sequence[int],  # that are wanted; those of WIDTHS also stand for the usual ones of the architecture
 ) -> tuple[int, ...]:  # of its maps, fine to coarse; () where it has none but its own
     """The widths that an encoder gets; raises `InputError` for those that its architecture cannot have."""
+    if not isinstance(widths, (list, tuple)) or len(widths) < 2:
+        raise InputError(f"widths are {widths!r}: give two numbers at least, one for each level, as {WIDTHS}.")
+    for width in widths:
+        whole_number(1, widths=width)
     if architecture in ANY_WIDTHS:
         return tuple(widths)
     usual = DOUBLED.get(architecture, ())

@@ -234,7 +234,8 @@ def _shape_in_words(card: Mapping[str, Any]) -> str:
 def _training_in_words(card: Mapping[str, Any], about: About) -> str:
     """The last training, with its options and what came of it."""
     if "imported" in card:
-        return f"{card['imported']['covered']:.0%} of the encoder come from that file."
+        return f"{card['imported']['covered']:.0%} of the encoder's weights come from the checkpoint that is named " \
+            "below."
     given = {name: value for name, value in (card.get("options") or {}).items() if value is not None}
     options = ", ".join(f"{name}: {value}" for name, value in given.items()) or "none"
     verdict = (card.get("health") or {}).get("verdict")
@@ -255,6 +256,8 @@ def _use_in_words(card: Mapping[str, Any]) -> list[str]:
     code = f"import ssl3d\n\n{wrap}{load}\nmaps = encoder.eval()(images)  # (B, channels, *space) in [0, 1] to maps, " \
         f'fine to coarse\n\nstore = ssl3d.prepare("SCANS", "store"{options})\n' \
         'run = ssl3d.finetune(store, "runs/few", encoder=encoder)'
+    if how and not own:
+        code += '\nids, vectors = ssl3d.Run("FOLDER").features("SCANS")  # one vector for each scan'
     return [f"```\n{first}\n```", f"```python\n{code}\n```"]
 
 # %% ../../nbs/39_hub.ipynb #83dccccf

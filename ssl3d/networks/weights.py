@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['broken_weight', 'weights_of', 'save_weights', 'save_encoder', 'read_weights', 'check_fit', 'load_weights',
-           'check_own', 'empty_encoder', 'hub_snapshot', 'load_encoder', 'given_card', 'own_module', 'given_encoder',
-           'check_shape', 'encoder_name', 'encoder_origin', 'input_convolutions', 'channels_copied', 'widen',
-           'decoder_file', 'decoder_origin', 'load_decoder']
+           'check_own', 'empty_encoder', 'hub_snapshot', 'load_encoder', 'save_as_run', 'keep_encoder', 'given_card',
+           'own_module', 'given_encoder', 'check_shape', 'encoder_name', 'encoder_origin', 'input_convolutions',
+           'channels_copied', 'widen', 'decoder_file', 'decoder_origin', 'load_decoder']
 
 # %% ../../nbs/33_weights.ipynb #4f43d1c9
 import copy
@@ -21,13 +21,15 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+import yaml
 from torch import nn
 
+from ..data.store import Store
 from ..data.voxels import fingerprint
 from ..errors import InputError
-from ..files import Folder, as_folder, read_json, write_json, write_whole
-from .cards import encoder_file, is_hub_folder, network_digest, read_card
-from .encoders import ANY_WIDTHS, DOUBLED, ENCODERS, UNetEncoder, make_encoder, maps_of
+from ..files import Folder, as_folder, as_json, new_folder, read_json, write_json, write_whole
+from .cards import SEEN, encoder_file, is_hub_folder, network_digest, provenance, read_card
+from .encoders import ANY_WIDTHS, DOUBLED, ENCODERS, UNetEncoder, make_encoder, maps_of, widths_of
 from .unet import HEAD, READERS
 from ..settings import Training
 
@@ -154,6 +156,7 @@ def _check_claim(card: dict, file: Path) -> None:
     """Refuse a card that claims more numbers than its file of weights has bytes, before memory is taken for them."""
     if card["architecture"] not in (*ANY_WIDTHS, *DOUBLED):
         return
+    widths_of(card["architecture"], card["widths"])
     least = sum(a * b for a, b in pairwise([card["in_channels"], *card["widths"]]))  # a convolution of one voxel each
     if least > file.stat().st_size:
         raise InputError(f"{file}: has {file.stat().st_size} bytes, and a network of widths {card['widths']} has "
@@ -165,7 +168,7 @@ def _load_encoder(place: Path, own: nn.Module | None = None) -> nn.Module:
     card, file = read_card(place), encoder_file(place)
     shared = is_hub_folder(place)
     try:
-        if shared and own is None:
+        if own is None:
             _check_claim(card, file)
         encoder = empty_encoder(card, own, place)
         load_weights(encoder, file)
@@ -232,6 +235,55 @@ def load_encoder(
         raise InputError(f"{place}: revision is about a repository of the Hugging Face Hub, as 'org/name', and this is "
                          "taken for a folder. Leave revision out.")
     return _load_encoder(place, own)
+
+# %% ../../nbs/33_weights.ipynb #5020e70f
+_SHAPE = ("architecture", "spatial_dims", "in_channels", "widths", "network")  # of a card: what the encoder itself says
+
+
+def _card_to_keep(encoder: nn.Module, store: Store | None, task: str, labelled: bool) -> dict:
+    """The card of an encoder that is in memory: whom it has seen, or that this is not known."""
+    before = {name: value for name, value in getattr(encoder, "card", {}).items() if name not in _SHAPE}
+    if store is None:
+        unknown = {"task": task, **{what: [] for what in SEEN}, "unknown": "who was seen and how images were prepared: "
+                   "a training loop of its owner made it"}
+        return before or unknown
+    if encoder.in_channels != store.channels or encoder.spatial_dims > store.spatial_dims:
+        raise InputError(f"{store.folder}: has images in {store.spatial_dims}D of {store.channels} channel(s), and the "
+                         f"encoder sees {encoder.spatial_dims}D and {encoder.in_channels}. Give the store that your "
+                         "loop has read, or leave store out.")
+    seen = store.split("train")
+    return {"task": task, "slices": encoder.spatial_dims < store.spatial_dims} | \
+        provenance(store, seen, before or None, seen if labelled else ())
+
+# %% ../../nbs/33_weights.ipynb #bef61e5d
+def save_as_run(encoder: nn.Module, folder: Path, card: dict, settings: dict) -> None:
+    """Write an encoder as a run that was not trained here; raises `InputError` where that cannot be written."""
+    text = yaml.safe_dump({"command": "import"} | as_json(settings), sort_keys=False, allow_unicode=True)
+    try:
+        save_encoder(encoder, folder, card)
+        write_whole(folder / "settings.yaml", lambda f: f.write(text.encode()))
+    except OSError as e:
+        raise InputError(f"{folder}: cannot be written: {e}. Give another folder.") from None
+
+
+def keep_encoder(
+    encoder: nn.Module,  # from `make_encoder`, `as_encoder` or `load_encoder`
+    out: Folder,  # a new folder, which is a run from then on
+    store: Store | Folder | None = None,  # whose training people your loop has shown to it
+    task: str = "own",  # what it was trained to do, in a word or two
+    labelled: bool = False,  # whether the loop has read the labels of these people
+) -> Path:  # the folder
+    """Keep an encoder as a run keeps it: weights, settings, and a card that says whom it has seen.
+
+    Without a store the encoder keeps the card that it came with; one without a card has seen nobody knows whom. Raises
+    `InputError` for a folder that is taken, and for a store that the encoder cannot have read.
+    """
+    check_own(encoder)
+    folder = new_folder(out, "out")
+    opened = store if isinstance(store, Store | None) else Store(store)
+    card = _card_to_keep(encoder, opened, task, labelled)
+    save_as_run(encoder, folder, card, {"task": card["task"], "store": opened and opened.hash})
+    return folder
 
 # %% ../../nbs/33_weights.ipynb #bb2716f9
 def given_card(encoder: Folder | Callable | None) -> dict:
@@ -336,7 +388,8 @@ def widen(
     sources = tuple(k % old for k in range(in_channels)) if sources is None else tuple(sources)
     if len(sources) != in_channels or not all(k in range(old) for k in sources):
         raise InputError(f"sources are {sources}: {in_channels} channels need as many numbers from 0 to {old - 1}.")
-    if in_channels != old and isinstance(encoder, UNetEncoder) and old == encoder.channels[0]:
+    if in_channels != old and isinstance(encoder, UNetEncoder) and encoder.residual and \
+            old == encoder.channels[0]:
         raise InputError(f"the encoder's first block adds the image to its {old} maps, and takes {old} channels only. "
                          "Pretrain with wider widths.")
     changed, layers = [], input_convolutions(encoder)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -162,22 +162,55 @@ class _Stop(pl.Callback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # %% ../../nbs/51_loop.ipynb #be01fe64
-def _tell_loggers(trainer: pl.Trainer, tell: Callable[[Any], object]) -> None:
-    """Do something for each logger of a training, without touching its random numbers; one that fails is left out."""
-    for logger in [*trainer.loggers]:
+class _Careful(Logger):
+    """A logger of Lightning that leaves the random numbers of a training alone, and falls silent where it fails."""
+
+    def __init__(self, logger: Any):
+        super().__init__()
+        self.logger, self.silent = logger, False
+
+    def do(self, tell: Callable[[Any], Any], otherwise: Any = None) -> Any:
+        """What the logger answers; `otherwise` where it fails, or has failed."""
+        if self.silent:
+            return otherwise
         try:
             with torch.random.fork_rng():
-                tell(logger)
+                return tell(self.logger)
         except Exception as e:  # each has its own, as for a network that is gone
-            trainer.loggers = [each for each in trainer.loggers if each is not logger]
-            warn(f"logger: {type(logger).__name__} failed in step {trainer.global_step} ({type(e).__name__}: {e}). The "
-                 "training goes on and does not call it again. The run's own log.csv has all of the numbers.")
+            self.silent = True
+            warn(f"logger: {type(self.logger).__name__} failed ({type(e).__name__}: {e}). The training goes on without "
+                 "it. The run's own log.csv has all of the numbers.")
+            return otherwise
 
+    @property
+    def name(self) -> Any:
+        return self.do(lambda logger: logger.name)
 
+    @property
+    def version(self) -> Any:
+        return self.do(lambda logger: logger.version)
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.do(lambda logger: logger.log_metrics(metrics, step=step))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        self.do(lambda logger: logger.log_hyperparams(params, *args, **kwargs))
+
+    def log_graph(self, model: torch.nn.Module, input_array: torch.Tensor | None = None) -> None:
+        self.do(lambda logger: logger.log_graph(model, input_array))
+
+    def save(self) -> None:
+        self.do(lambda logger: logger.save())
+
+    def finalize(self, status: str) -> None:
+        self.do(lambda logger: logger.finalize(status))
+
+# %% ../../nbs/51_loop.ipynb #a0e35d17
 def _tell(trainer: pl.Trainer, values: dict[str, float], kind: str = "") -> None:
     """Give the loggers of a training what was measured in its step."""
     named = {f"{kind}{name}": float(value) for name, value in values.items()}
-    _tell_loggers(trainer, lambda logger: logger.log_metrics(named, step=trainer.global_step))
+    for logger in trainer.loggers:
+        logger.log_metrics(named, step=trainer.global_step)
 
 # %% ../../nbs/51_loop.ipynb #e6af22a2
 class _Keep(pl.Callback):
@@ -266,7 +299,8 @@ def _loggers(
     first = begun + 1 if begun else 0  # the first step that is told; TensorBoard hides those from it on
     board = {"save_dir": out, "name": "", "version": "tensorboard", "purge_step": first}
     several = logger if isinstance(logger, (list, tuple)) else [logger]
-    return [TensorBoardLogger(**board) if each == "tensorboard" else each for each in several if each != "csv"]
+    return [_Careful(TensorBoardLogger(**board) if each == "tensorboard" else each) for each in several
+            if each != "csv"]
 
 # %% ../../nbs/51_loop.ipynb #42ca5fb0
 PICTURES = 10  # that loggers are shown in a run
@@ -283,11 +317,11 @@ def _takes_pictures(logger: Any) -> bool:
 
 
 def _show(logger: Any, axes: list, step: int) -> None:
-    """Give a logger the figure of some axes, or a picture of it; nothing where it takes neither."""
+    """Give a logger the figure of some axes, or a picture of it."""
     figure = axes[0].figure
     if _takes_figures(logger):
         logger.experiment.add_figure("picture", figure, global_step=step, close=False)
-    elif hasattr(logger, "log_image"):
+    else:
         held = io.BytesIO()
         figure.savefig(held, format="png")
         logger.log_image("picture", [Image.open(held)], step=step)
@@ -301,21 +335,23 @@ class _Report(pl.Callback):
 
     def on_train_start(self, trainer, module):
         if trainer.is_global_zero and (self.out / "settings.yaml").exists():
-            settings = read_settings(self.out)
-            _tell_loggers(trainer, lambda logger: logger.log_hyperparams(settings))
+            for logger in trainer.loggers:
+                logger.log_hyperparams(read_settings(self.out))
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         step = trainer.global_step
         wanted = step in (1, self.n_steps) or step % -(-self.n_steps // PICTURES) == 0
         if self.picture is None or not wanted or not trainer.is_global_zero:
             return
-        if not any(map(_takes_pictures, trainer.loggers)):
+        seeing = [each for each in trainer.loggers if each.do(_takes_pictures, otherwise=False)]
+        if not seeing:
             return
         with _unnoticed(module.network), plt.rc_context({"interactive": False}):
             axes = self.picture(module.network, batch, step)
-            if axes:
-                _tell_loggers(trainer, lambda logger: _show(logger, axes, step))
-                plt.close(axes[0].figure)
+            for logger in seeing if axes else ():
+                logger.do(lambda theirs: _show(theirs, axes, step))
+        if axes:
+            plt.close(axes[0].figure)
 
 # %% ../../nbs/51_loop.ipynb #354e031b
 class _Progress(TQDMProgressBar):

@@ -66,12 +66,13 @@ def read_settings(
     try:
         settings = _Settings(file, yaml.safe_load(file.read_text(encoding="utf-8")))
     except NotADirectoryError:
-        raise InputError(f"{os.fspath(out)}: is a file. Give the folder of a run, which holds its settings.yaml.") \
+        raise InputError(f"{os.fspath(out)}: is a file. Give the folder of a run, which holds its settings.yaml. "
+                         "Weights of another program become one by ssl3d.read_checkpoint(FILE, encoder, out=FOLDER).") \
             from None
     except FileNotFoundError:
-        cure = "It is a shared encoder: take ssl3d.load_encoder(FOLDER), and to share it once more copy the folder." \
-            if is_hub_folder(Path(out)) else "Is this the folder of a run?"
-        raise InputError(f"{out}: has no settings.yaml. {cure}") from None
+        if is_hub_folder(Path(out)):  # an encoder that was shared, with its card: as good as a run
+            return _Settings(Path(out) / "config.json", {"command": "import"})
+        raise InputError(f"{out}: has no settings.yaml. Is this the folder of a run?") from None
     except (yaml.YAMLError, TypeError, ValueError) as e:
         raise InputError(f"{file}: is no run's, or is damaged ({' '.join(str(e).split())}). Name the folder of a run, "
                          "or a new one to begin a run in.") from None
@@ -368,6 +369,8 @@ class Run(os.PathLike[str]):
         """
         from ssl3d.plots.charts import keep_picture
 
+        if self.settings["command"] == "import":
+            raise InputError(f"{self}: was not trained here, so there is no curve to draw. {self.summary()}")
         with reading(self.folder):
             axes = _drawn(self)
         if file is not None:
@@ -431,6 +434,9 @@ def _in_a_line(run: Run) -> str:
     """What a run says of itself."""
     if (run / FAILED).exists():
         return f"{run}: {(run / FAILED).read_text(encoding='utf-8')}"
+    if run.settings["command"] == "import" and "imported" not in run.card:
+        where = "that was shared" if is_hub_folder(run.folder) else "that was trained elsewhere and kept here"
+        return f"{run}: an encoder {where}, {run.card['architecture']}, trained by {run.card['task']}."
     if run.settings["command"] == "import":
         told = run.card["imported"]
         cautions = " ".join(["", *told["cautions"]])

@@ -80,6 +80,7 @@ SHOWN = {  # in all other notebooks nothing
     "46_exemplar.ipynb": Seen(games=1),
     "47_cpc.ipynb": Seen(games=1),
     "54_monitor.ipynb": Seen(live=1),
+    "index.ipynb": Seen(games=1),
     "lessons/brain_tumour.ipynb": Seen(games=2, live=2, niivue=1),
     "lessons/pancreas.ipynb": Seen(games=2, live=2),
     "lessons/retinopathy.ipynb": Seen(games=2, live=1),
