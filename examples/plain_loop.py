@@ -32,15 +32,13 @@ def network(channels: int) -> nn.Sequential:
 store = ssl3d.prepare(scans, out / "store", size=32, progress=False)  # arrays with values in [0, 1], split by person
 brains = {case: torch.tensor(store.image(case)).float() / store.unit for case in store.cases}  # (C, 32, 32, 32) each
 train, test = (torch.stack([brains[case] for case in store.split(part)]) for part in ("train", "test"))
-loader = DataLoader(train, batch_size=8, shuffle=True)
 
 mine = network(store.channels)
-encoder = ssl3d.as_encoder(mine, example=train[:1])
-task = ssl3d.tasks.Rotation(encoder)  # your network, and a head on top
+task = ssl3d.tasks.Rotation(ssl3d.as_encoder(mine, example=train[:1]))  # your network, and a head on top
 optimiser = torch.optim.Adam(task.parameters(), lr=1e-3)
 for epoch in range(1, 41):
     task.train()
-    for images in loader:
+    for images in DataLoader(train, batch_size=8, shuffle=True):
         inputs, targets = task.make(images)  # brains that are turned, and the numbers of the turns
         loss = task.loss(task(inputs), targets)
         optimiser.zero_grad()
@@ -53,9 +51,7 @@ for epoch in range(1, 41):
             scores = task.scores(task(inputs), targets)
         print(f"epoch {epoch}: loss {loss:.3f}, accuracy {scores['accuracy']:.3f}, chance {scores['chance']:.3f}")
 
-# A run, as ssl3d.pretrain leaves one: ssl3d.finetune(..., encoder=ssl3d.load_encoder(out / "run", encoder)) begins with
-# it, ssl3d.Run(out / "run").export("hub", ...) hands it on, and its card knows on whom it was trained.
-ssl3d.keep_encoder(encoder, out / "run", store=store, task="rotation")
+ssl3d.keep_encoder(task.encoder, out / "run", store=store, task="rotation")  # as pretrain leaves it: can be exported
 torch.save(mine.state_dict(), out / "mine.pt")  # the weights have the names that they have in your network
 again = network(store.channels)
 again.load_state_dict(torch.load(out / "mine.pt", weights_only=True))

@@ -486,11 +486,16 @@ def test_an_encoder_of_which_nothing_is_known_is_kept_as_such(store, tmp_path):
         ssl3d.keep_encoder(wrong, kept)
 
 
+def test_the_encoder_of_a_fine_tuned_run_sees_whole_scans_after_a_hub_too(few, scan, tmp_path):
+    shared = ssl3d.Run(few.export("hub", tmp_path / "hub", licence="mit"))
+    assert np.array_equal(*(run.features([scan], progress=False)[1] for run in (few, shared)))
+
+
 def test_a_hub_folder_is_as_good_as_a_run(pretrained, hub, scan, tmp_path):
     shared = ssl3d.Run(hub)
     assert "that was shared, unet, trained by rotation" in shared.summary()
     names, vectors = shared.features([scan], progress=False)
-    assert np.allclose(vectors, pretrained.features([scan], progress=False)[1])
+    assert np.array_equal(vectors, pretrained.features([scan], progress=False)[1]), "cropped, as in its training"
     with pytest.raises(InputError, match="is a hub folder already. To share it once more, copy it"):
         shared.export("hub", tmp_path / "again", licence="mit")
     with pytest.raises(InputError, match="holds an encoder, which has nothing to predict"):
@@ -630,7 +635,7 @@ def test_a_licence_that_the_hub_does_not_know(pretrained, tmp_path):
     ("encoder.json", {"widths": "8"}, "encoder.json: its widths is '8'"),
     ("encoder.json", {"widths": [8, 16, 64]}, "does not fit this network"),
     ("encoder.json", {"task": ...}, "encoder.json: has no task"),
-    ("encoder.safetensors", "", "encoder.safetensors: cannot be read"),
+    ("encoder.safetensors", "", "encoder.safetensors: has 0 bytes"),
     ("settings.yaml", "command: finetune\n", "settings.yaml: has no seed"),
     ("encoder.json", {"preparation": 5}, "encoder.json: its preparation is 5"),
     ("network.safetensors", "", "network.safetensors: cannot be read"),

@@ -252,8 +252,9 @@ def _card_to_keep(encoder: nn.Module, store: Store | None, task: str, labelled: 
                          f"encoder sees {encoder.spatial_dims}D and {encoder.in_channels}. Give the store that your "
                          "loop has read, or leave store out.")
     seen = store.split("train")
-    return {"task": task, "slices": encoder.spatial_dims < store.spatial_dims} | \
-        provenance(store, seen, before or None, seen if labelled else ())
+    about = provenance(store, seen, before or None, seen if labelled else ())
+    whole = {"preparation": about["preparation"] | {"crop": False}}  # `store.image` gives whole images
+    return {"task": task, "slices": encoder.spatial_dims < store.spatial_dims} | about | whole
 
 # %% ../../nbs/33_weights.ipynb #bef61e5d
 def save_as_run(encoder: nn.Module, folder: Path, card: dict, settings: dict) -> None:
@@ -269,7 +270,7 @@ def save_as_run(encoder: nn.Module, folder: Path, card: dict, settings: dict) ->
 def keep_encoder(
     encoder: nn.Module,  # from `make_encoder`, `as_encoder` or `load_encoder`
     out: Folder,  # a new folder, which is a run from then on
-    store: Store | Folder | None = None,  # whose training people your loop has shown to it
+    store: Store | Folder | None = None,  # whose training people your loop has shown to it, as `store.image` gives them
     task: str = "own",  # what it was trained to do, in a word or two
     labelled: bool = False,  # whether the loop has read the labels of these people
 ) -> Path:  # the folder

@@ -33,6 +33,7 @@ from ..files import Folder, as_folder, write_whole
 from ..networks.cards import SEEN, is_grey, is_placed, met, near_known
 from ..networks.windows import window_of
 from ..settings import Embedding, Reading, Shown
+from ..tasks import NAMES
 from ..tasks.base import check_images, check_range
 from .loop import pairs, read_batch
 from .probes import pool, pool_windows
@@ -216,9 +217,9 @@ def preparation_of(run: Folder) -> Preparation:
     if not how or "image_channels" not in card:
         raise InputError(f"{opened}: was not trained on a store, so how its images were prepared is not known. Prepare "
                          "them as for its training, and give features the tensor (images, channels, *space).")
-    content = opened.settings["command"] == "pretrain" and how["crop"]
+    here = opened.settings["command"] == "pretrain" or "library_name" in card and card["task"] in NAMES
     percentiles = how["percentiles"] and tuple(how["percentiles"])
-    return Preparation(how["size"], percentiles, how.get("window"), how["dtype"], content,
+    return Preparation(how["size"], percentiles, how.get("window"), how["dtype"], here and how["crop"],
                        card["image_dims"], card["image_channels"], tuple(card["channel_names"]), card.get("scans"),
                        {what: frozenset(card.get(what, ())) for what in SEEN} | {"sealed": card.get("sealed", [])},
                        how.get("spacing") and tuple(how["spacing"]))
