@@ -14,7 +14,6 @@ from PIL import Image
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-
 def joined(outputs: list[dict]) -> list[dict]:
     """Outputs with text that was printed in pieces as one."""
     whole = []
@@ -23,6 +22,9 @@ def joined(outputs: list[dict]) -> list[dict]:
             whole[-1]["text"] = [*whole[-1]["text"], *out["text"]]
         else:
             whole.append(out)
+    for out in whole:
+        if "text" in out:  # by lines, wherever it was cut
+            out["text"] = "".join(out["text"]).splitlines(keepends=True)
     return whole
 
 
