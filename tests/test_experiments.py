@@ -15,6 +15,7 @@ from conftest import ROOT, SAMPLES, SMALL, ssl3d
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from ssl3d.data.prepare import prepare
 from ssl3d.data.splits import person_key
 from ssl3d.data.store import Store
 from ssl3d.downstream.extremes import extremes, mean_scores, read_examples
@@ -893,6 +894,14 @@ def test_an_experiment_that_is_refused_can_be_mended_in_its_folder(tmp_path, enc
     rows = run_experiment(mended, tmp_path / "out", progress=False)
     assert {row["arm"] for row in rows} == {"scratch", "theirs"}
     assert Store(tmp_path / "out/store").settings["size"] == 24
+
+
+def test_a_store_that_lies_in_the_folder_of_somebody_is_left_alone(tmp_path):
+    mine = prepare(SAMPLES, tmp_path / "out/store", size=24, progress=False)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out/store").rglob("*")}
+    with pytest.raises(InputError, match="is not empty and is no experiment"):
+        run_experiment(replace(TOY, cohort={"source": str(SAMPLES), "size": 16}), tmp_path / "out", progress=False)
+    assert before == {file: file.stat().st_mtime_ns for file in mine.folder.rglob("*")}
 
 
 @pytest.fixture

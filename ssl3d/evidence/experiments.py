@@ -371,6 +371,9 @@ def cells_of(experiment: Experiment) -> list[Cell]:
             for arm in experiment.arms for label_fraction in experiment.label_fractions]
 
 # %% ../../nbs/70_experiments.ipynb #eb31e142
+_REFUSED = "refused.yaml"  # in a folder whose experiment was refused before anything was trained: its description
+
+
 def _making(experiment: Experiment) -> dict:
     """An experiment as YAML and JSON know it, without what only watches its trainings."""
     content = _plain(experiment)
@@ -386,8 +389,8 @@ def _making(experiment: Experiment) -> dict:
 def _begin(experiment: Experiment, out: Path) -> bool:  # whether it is a new one
     """Start the folder of an experiment, or go on with it; it may have got more arms, shares and seeds.
 
-    A folder that holds nothing but the `pretraining` and the stores of another experiment can be started: encoders that
-    were made of the same scans with the same settings are not made again.
+    A folder that holds nothing but the `pretraining` of another experiment can be started: encoders that were made of
+    the same scans with the same settings are not made again. So can one whose experiment was refused.
     """
     file = out / "experiment.yaml"
     begun = file.exists()
@@ -400,8 +403,8 @@ def _begin(experiment: Experiment, out: Path) -> bool:  # whether it is a new on
             content |= {f"arm {name}": content["arms"][name] for name in shared}
             del content["arms"]
         refuse_difference(out, before, now)
-    elif not is_free(out) and not {entry.name for entry in out.iterdir()
-                                   if entry.suffix != ".lock"} <= {"pretraining", "store", "store-pretraining"}:
+    elif not is_free(out) and not (out / _REFUSED).exists() and \
+            {entry.name for entry in out.iterdir() if entry.suffix != ".lock"} != {"pretraining"}:
         raise InputError(f"{out}: is not empty and is no experiment. Name a new folder for it.")
     write_experiment(experiment, file)
     return not begun
@@ -417,10 +420,10 @@ def _folder(text: str | Path) -> str:
     return path
 
 # %% ../../nbs/70_experiments.ipynb #2b05b376
-def _open_store(cohort: dict, out: Path, progress: bool, new: bool = False) -> Store:
+def _open_store(cohort: dict, out: Path, progress: bool) -> Store:
     """The store of a cohort, made in `out` where its source is a folder of scans.
 
-    What an experiment that was refused has left there is used, or made again in a `new` one that has other settings.
+    What an experiment that was refused has left there is used, or made again for other settings.
     """
     settings = dict(cohort)
     source = _folder(settings.pop("source"))
@@ -431,7 +434,7 @@ def _open_store(cohort: dict, out: Path, progress: bool, new: bool = False) -> S
     try:
         return prepare(source, out, progress=progress, **settings)
     except InputError:
-        if not new or not (out / "manifest.json").exists() or (out.parent / "pretraining").exists():
+        if not (out.parent / _REFUSED).exists() or not (out / "manifest.json").exists():
             raise
     shutil.rmtree(out)
     return prepare(source, out, progress=progress, **settings)
@@ -1016,16 +1019,17 @@ def open_experiment(
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "experiment.lock"):  # who comes second finds it all done
         new = _begin(experiment, out)
-        stores = {"cohort": _open_store(experiment.cohort, out / "store", progress, new)}
+        stores = {"cohort": _open_store(experiment.cohort, out / "store", progress)}
         if experiment.pretraining_cohort is not None:
-            other = _open_store(experiment.pretraining_cohort, out / "store-pretraining", progress, new)
+            other = _open_store(experiment.pretraining_cohort, out / "store-pretraining", progress)
             stores["pretraining_cohort"] = other
     try:
         _check_stores(experiment, stores)
     except InputError:
         if new:
-            (out / "experiment.yaml").unlink(missing_ok=True)
+            (out / "experiment.yaml").replace(out / _REFUSED)
         raise
+    (out / _REFUSED).unlink(missing_ok=True)
     return stores
 
 # %% ../../nbs/70_experiments.ipynb #57972bc2
